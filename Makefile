@@ -1,0 +1,39 @@
+# Two commands on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# Two workers with one torch thread each: what a laptop and a CI machine can both do.
+export OMP_NUM_THREADS ?= 1
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
+.PHONY: demo install test slow lint docs clean
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,docs]'
+	touch $(STAMP)
+
+install: $(STAMP)
+
+demo: install
+	env -u OMP_NUM_THREADS $(BIN)/datastill demo
+
+test: install lint
+	$(PYTEST)
+
+slow: install
+	$(PYTEST) -m slow
+
+lint: install
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+
+docs: install
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+clean:
+	rm -rf $(VENV) runs build dist docs/_build .pytest_cache .mypy_cache .ruff_cache

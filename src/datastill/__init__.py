@@ -1,0 +1,48 @@
+"""Datastill: dataset distillation under one contract."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from datastill._version import __version__
+
+_LAZY = {
+    "load_real": "datastill.data",
+    "distill": "datastill.run",
+    "estimate": "datastill.run",
+    "evaluate": "datastill.evaluate",
+    "load_distilled": "datastill.core.artifact",
+    "methods": "datastill.core.registry",
+    "protocols": "datastill.evaluate.protocols",
+}
+
+if TYPE_CHECKING:
+    from datastill.core.artifact import load_distilled
+    from datastill.core.registry import methods
+    from datastill.data import load_real
+    from datastill.evaluate import evaluate
+    from datastill.evaluate.protocols import protocols
+    from datastill.run import distill, estimate
+
+__all__ = [
+    "__version__",
+    "distill",
+    "estimate",
+    "evaluate",
+    "load_distilled",
+    "load_real",
+    "methods",
+    "protocols",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: the command line must answer `--help` without importing torch."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'datastill' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,43 @@
+"""Errors that a user can mend: one clear sentence that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DatastillError(Exception):
+    """Base of every error that datastill raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(DatastillError, ValueError):
+    """Something the user gave cannot be used; the text says what and how to mend it."""
+
+    exit_code = 2
+
+
+class MissingExtra(InputError, ImportError):
+    """An optional dependency is needed here; the text names the extra to install."""
+
+
+class Diverged(DatastillError, ArithmeticError):
+    """Too many non-finite steps; the last good set is on disk."""
+
+    exit_code = 3
+
+
+class Interrupted(DatastillError):
+    """The user stopped the run; it was saved and can be resumed."""
+
+    exit_code = 130
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence that offers the known names nearest to `name`, or all of them when none is near."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return "Did you mean " + " or ".join(repr(c) for c in close) + "?"
+    return "Known: " + ", ".join(names) + "."

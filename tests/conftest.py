@@ -1,0 +1,51 @@
+"""Shared fixtures: real data where it is at hand, and a guard that no test leaves the global generators changed."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def data_root() -> Path | None:
+    """Where the real benchmark sets are: DATASTILL_DATA, else ../shared/data beside the checkout."""
+    given = os.environ.get("DATASTILL_DATA")
+    root = Path(given) if given else SHARED
+    return root if root.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of real data sets; skips where it is absent, fails where it is required."""
+    root = data_root()
+    if root is None:
+        message = "no real data: set DATASTILL_DATA to a folder of Hub-style parquet sets"
+        if os.environ.get("DATASTILL_REQUIRE_DATA"):
+            pytest.fail(message)
+        pytest.skip(message)
+    os.environ["DATASTILL_DATA"] = str(root)
+    return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests never touch the user's cache."""
+    os.environ.setdefault("DATASTILL_CACHE", str(tmp_path_factory.mktemp("cache")))
+    os.environ.setdefault("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("hf")))
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _global_generators_untouched():
+    """No public call may change a global generator: checked around every test."""
+    before = (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())  # noqa: NPY002
+    yield
+    assert torch.equal(before[0], torch.get_rng_state()), "the global torch generator was changed"
+    assert (before[1] == np.random.get_state()[1]).all(), "the global numpy generator was changed"  # noqa: NPY002
+    assert before[2] == random.getstate(), "the global python generator was changed"
