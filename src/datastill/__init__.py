@@ -11,18 +11,18 @@ _LAZY = {
     "load_real": "datastill.data",
     "distill": "datastill.run",
     "estimate": "datastill.run",
-    "evaluate": "datastill.evaluate",
+    "evaluate": "datastill.evaluation",
     "load_distilled": "datastill.core.artifact",
     "methods": "datastill.core.registry",
-    "protocols": "datastill.evaluate.protocols",
+    "protocols": "datastill.evaluation.protocols",
 }
 
 if TYPE_CHECKING:
     from datastill.core.artifact import load_distilled
     from datastill.core.registry import methods
     from datastill.data import load_real
-    from datastill.evaluate import evaluate
-    from datastill.evaluate.protocols import protocols
+    from datastill.evaluation import evaluate
+    from datastill.evaluation.protocols import protocols
     from datastill.run import distill, estimate
 
 __all__ = [

@@ -1,0 +1,243 @@
+"""The one loop: over independent blocks, then over steps. See docs/architecture.md."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from datastill.core.checkpoint import Checkpointer, Snapshot
+from datastill.core.context import Context
+from datastill.core.errors import Interrupted
+from datastill.core.guard import Guard
+from datastill.core.interrupt import stop_between_steps
+from datastill.core.plan import Block, Callback, Codes, Grads, Plan, Stepper, Synthetic, Task
+from datastill.core.rng import Rng
+
+
+@dataclass
+class Outcome:
+    """What synthesis made.
+
+    Attributes:
+        codes: leaves of the whole synthetic set, on the CPU, in its order.
+        y: final labels, (N,) or (N, C).
+        extra: further named tensors for the artifact (the indices of the real start, say).
+        losses: loss of every step, (blocks, steps) float32.
+        skipped: steps that were not finite.
+        seconds: time spent on steps, earlier parts of a resumed run included.
+    """
+
+    codes: Codes
+    y: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    losses: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    skipped: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class _Running:
+    """A block at work."""
+
+    context: Context
+    steppers: dict[str, Stepper]
+    guard: Guard
+    losses: list[float]
+    extra: dict[str, Tensor]
+    seconds: float = 0.0
+
+    def snapshot(self, finished: bool) -> Snapshot:
+        context = self.context
+        groups = {
+            "codes": {n: leaf.detach() for n, leaf in context.codes.items()},
+            "state": context.state,
+            "extra": self.extra,
+            "losses": {"losses": torch.tensor(self.losses, dtype=torch.float32)},
+        }
+        for name, stepper in self.steppers.items():
+            groups[f"update:{name}"] = stepper.state()
+        if context.plan.surrogates is not None:
+            groups["surrogates"] = dict(context.plan.surrogates.state())
+        for callback in context.callbacks:
+            if callback.name:
+                groups[f"callback:{callback.name}"] = callback.state()
+        meta = {
+            "step": context.step,
+            "finished": finished,
+            "skipped": self.guard.skipped,
+            "in_a_row": self.guard.in_a_row,
+            "seconds": self.seconds,
+        }
+        return Snapshot(groups, meta)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        context = self.context
+        for name, value in snapshot.group("codes").items():
+            context.codes[name].copy_(value)
+        context.state = {n: t.to(context.device) for n, t in snapshot.group("state").items()}
+        self.extra = snapshot.group("extra")
+        self.losses = snapshot.group("losses")["losses"].tolist()
+        for name, stepper in self.steppers.items():
+            stepper.load(snapshot.group(f"update:{name}"))
+        if context.plan.surrogates is not None:
+            context.plan.surrogates.load(snapshot.group("surrogates"))
+        for callback in context.callbacks:
+            if callback.name:
+                callback.load(snapshot.group(f"callback:{callback.name}"))
+        context.step = int(snapshot.meta["step"])
+        self.guard.skipped = context.skipped = int(snapshot.meta["skipped"])
+        self.guard.in_a_row = int(snapshot.meta["in_a_row"])
+        self.seconds = float(snapshot.meta["seconds"])
+
+
+def synthesise(
+    plan: Plan,
+    task: Task,
+    *,
+    callbacks: Sequence[Callback] = (),
+    checkpointer: Checkpointer | None = None,
+    prepared: dict[str, dict[str, Tensor]] | None = None,
+    stop_after: int | None = None,
+) -> Outcome:
+    """Run every block of a plan and put the synthetic set together.
+
+    Args:
+        stop_after: end each block after so many steps, without changing the schedule (estimates, tests).
+
+    Raises:
+        Diverged: too many non-finite steps in a row.
+        Interrupted: Ctrl-C; a checkpoint was written if there is a checkpointer.
+    """
+    y = task.labels
+    done: list[tuple[Block, _Running]] = []
+    for block in plan.partition.blocks(y):
+        running = _start(plan, task, block, callbacks, prepared or {})
+        stored = checkpointer.read(block.key) if checkpointer is not None else None
+        if stored is not None:
+            running.restore(stored)
+        if stored is None or not stored.meta["finished"]:
+            _run_block(running, checkpointer, stop_after)
+        done.append((block, running))
+    return _assemble(plan, y, done)
+
+
+def _start(
+    plan: Plan, task: Task, block: Block, callbacks: Sequence[Callback], prepared: dict[str, dict[str, Tensor]]
+) -> _Running:
+    context = Context(task, plan, block, Rng(task.seed), callbacks, steps=plan.steps, prepared=prepared)
+    images, extra = plan.init.images(task, block, context)
+    leaves = plan.decoder.encode(images.to(task.device))
+    context.codes = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+    steppers = {name: plan.update[name].bind(leaf) for name, leaf in context.codes.items() if name in plan.update}
+    if plan.surrogates is not None:
+        plan.surrogates.begin(context)
+    return _Running(context, steppers, Guard(), [], extra)
+
+
+def _run_block(running: _Running, checkpointer: Checkpointer | None, stop_after: int | None) -> None:
+    context = running.context
+    last = context.steps if stop_after is None else min(context.steps, stop_after)
+    started = time.perf_counter() - running.seconds
+    with stop_between_steps() as stop:
+        while context.step < last:
+            one_step(context, running.steppers, running.guard)
+            running.losses.append(context.loss)
+            context.step += 1
+            running.seconds = time.perf_counter() - started
+            for callback in context.callbacks:
+                callback.after_step(context)
+            unfinished = context.step < last
+            if checkpointer is not None and unfinished and (stop.requested or checkpointer.due(context.step)):
+                checkpointer.write(context.block.key, running.snapshot(finished=False))
+            if stop.requested and unfinished:
+                raise Interrupted(f"Stopped after step {context.step} of {context.steps}.")
+    if checkpointer is not None:
+        checkpointer.write(context.block.key, running.snapshot(finished=True))
+
+
+def one_step(context: Context, steppers: dict[str, Stepper], guard: Guard) -> None:
+    """One image update: draw a surrogate, match, guard, update, project, advance."""
+    plan, codes = context.plan, context.codes
+    assert plan.objective is not None
+    generator = context.generator("decode")
+    record = plan.decoder.draw(generator)
+    if plan.surrogates is not None:
+        context.surrogate = plan.surrogates.draw(context)
+    undo = _copy(codes, steppers) if any(s.early for s in steppers.values()) else None
+    for stepper in steppers.values():
+        stepper.before()
+    loss, grads = gradients(context, record)
+    context.loss = float(loss.sum())
+    if guard.accepts(loss, grads, context.step):
+        with torch.no_grad():
+            for name, stepper in steppers.items():
+                stepper.after(grads[name], context.progress)
+            plan.decoder.project(codes, context, "step")
+    elif undo is not None:
+        undo()
+    context.skipped = guard.skipped
+    if plan.surrogates is not None:
+        plan.surrogates.advance(context)
+
+
+def gradients(context: Context, record: object) -> tuple[Tensor, Codes]:
+    """The loss, and the gradients of the codes: through autograd, or through the decoder's `backward`."""
+    plan, codes = context.plan, context.codes
+    assert plan.objective is not None
+    y = plan.labels.during(context)
+    with torch.enable_grad():
+        leaves = {name: leaf.detach().requires_grad_() for name, leaf in codes.items()}
+        context.synthetic = plan.decoder.decode(leaves, y, record)
+        out = plan.objective(context)
+        if isinstance(out, Grads):
+            with torch.no_grad():
+                grads = dict(plan.decoder.backward(codes, y, record, out.x))
+            return out.loss.detach(), {**grads, **out.leaves}
+        names = [name for name in leaves if name in plan.update]
+        found = torch.autograd.grad(out.sum(), [leaves[n] for n in names])
+    context.synthetic = Synthetic(context.synthetic.x.detach(), context.synthetic.y)
+    return out.detach(), dict(zip(names, found, strict=True))
+
+
+def _copy(codes: Codes, steppers: dict[str, Stepper]) -> Callable[[], None]:
+    """What to call to bring codes and update rules back to where they are now."""
+    kept = {name: leaf.detach().clone() for name, leaf in codes.items()}
+    states = {name: {k: v.clone() for k, v in s.state().items()} for name, s in steppers.items()}
+
+    def undo() -> None:
+        for name, value in kept.items():
+            codes[name].copy_(value)
+        for name, stepper in steppers.items():
+            stepper.load(states[name])
+
+    return undo
+
+
+def _assemble(plan: Plan, y: Tensor, done: list[tuple[Block, _Running]]) -> Outcome:
+    """Blocks back into the order of the synthetic set; leaves are indexed by image along their first axis."""
+    codes: Codes = {}
+    extra: dict[str, Tensor] = {}
+    for target, source in ((codes, "codes"), (extra, "extra")):
+        parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for block, running in done:
+            named = running.context.codes if source == "codes" else running.extra
+            for name, tensor in named.items():
+                parts.setdefault(name, []).append((block.index, tensor.detach().cpu()))
+        for name, pieces in parts.items():
+            whole = torch.empty(len(y), *pieces[0][1].shape[1:], dtype=pieces[0][1].dtype)
+            for index, tensor in pieces:
+                whole[index] = tensor
+            target[name] = whole
+    losses = torch.tensor([running.losses for _, running in done], dtype=torch.float32)
+    return Outcome(
+        codes=codes,
+        y=plan.labels.final(y),
+        extra=extra,
+        losses=losses,
+        skipped=sum(running.guard.skipped for _, running in done),
+        seconds=sum(running.seconds for _, running in done),
+    )

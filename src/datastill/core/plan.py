@@ -1,0 +1,299 @@
+"""What a method asks for (`Plan`) and what it is asked to do (`Task`): the axes, as contracts.
+
+Every axis is an ordinary object with the few methods named here; there is no base class to inherit from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from datastill.core.batch import Batch
+
+if TYPE_CHECKING:
+    from datastill.core.context import Context
+    from datastill.data.real import RealSet
+    from datastill.models.base import Network
+    from datastill.models.factory import NetworkFactory
+
+Codes = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be distilled: the data, the size, the network, the seed, the device."""
+
+    real: RealSet
+    ipc: int
+    network: NetworkFactory
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    folder: Path | None = None  #: where prepared units are kept; None keeps them in memory only
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.real.classes
+
+    @property
+    def labels(self) -> Tensor:
+        """Class positions of the synthetic set, class by class, (C * ipc,)."""
+        return torch.arange(self.classes).repeat_interleave(self.ipc)
+
+    @property
+    def chunk(self) -> int:
+        """Images per forward pass where passes may be cut: activations stay in a CPU's cache.
+
+        16 images of the field's usual network (50M multiply-accumulates) measured best on CPUs, more for
+        smaller networks in proportion; resolved from sizes, never from timing.
+        """
+        if self.device.type != "cpu":
+            return 2048
+        return max(16, min(4096, round(16 * 50e6 / max(1.0, self.network.macs))))
+
+
+@dataclass(frozen=True)
+class Block:
+    """Synthetic images that are optimised together, apart from all others."""
+
+    key: int
+    index: Tensor  #: positions in the synthetic set, (n,)
+    y: Tensor  #: class positions, (n,)
+
+    @property
+    def classes(self) -> list[int]:
+        """The classes in this block, ascending."""
+        return [int(c) for c in self.y.unique()]
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """The decoded view of the synthetic set that an objective sees: images in the Space, and labels."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class Grads:
+    """What an objective may return instead of a loss: gradients with respect to the *decoded* images.
+
+    Attributes:
+        loss: detached loss, a scalar or one value per class, for the log and the guard.
+        x: d loss / d decoded images, shaped like `Synthetic.x`.
+        leaves: gradients of further named leaves (learned labels, a synthetic learning rate).
+    """
+
+    loss: Tensor
+    x: Tensor
+    leaves: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Init(Protocol):
+    """Where the synthetic images start."""
+
+    def images(self, task: Task, block: Block, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images (n, c, h, w) in the Space for the block, and named tensors to keep in the artifact."""
+        ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+class Decoder(Protocol):
+    """From codes (named leaves) to images."""
+
+    def encode(self, images: Tensor) -> Codes:
+        """Codes whose decoding is `images`."""
+        ...
+
+    def draw(self, generator: torch.Generator) -> Any:
+        """The random part of a decoding (a crop, a noise), or None."""
+        ...
+
+    def decode(self, codes: Codes, y: Tensor, record: Any = None) -> Synthetic:
+        """Images and their labels; differentiable with respect to the codes."""
+        ...
+
+    def backward(self, codes: Codes, y: Tensor, record: Any, grads: Tensor) -> Codes:
+        """Gradients of the codes for gradients of the decoded images."""
+        ...
+
+    def project(self, codes: Codes, context: Context, when: str) -> None:
+        """Bring codes back into their valid set, in place; `when` is "step" or "outer"."""
+        ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+class Objective(Protocol):
+    """What is matched. Steps no optimiser and changes no weights."""
+
+    def __call__(self, context: Context) -> Tensor | Grads:
+        """A scalar, a vector per class, or gradients of the decoded images."""
+        ...
+
+
+class Surrogates(Protocol):
+    """Where the networks come from on which the match is made."""
+
+    def begin(self, context: Context) -> None: ...
+
+    def draw(self, context: Context) -> Network: ...
+
+    def advance(self, context: Context) -> None: ...
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+class Sampler(Protocol):
+    """Which real samples a step sees."""
+
+    def draw(self, real: RealSet, context: Context) -> Batch: ...
+
+
+class Augment(Protocol):
+    """Augmentation as explicit records (see `augment.dsa`)."""
+
+    def draw(
+        self, rows: int, shape: tuple[int, int, int], generator: torch.Generator, one_op: bool = False
+    ) -> Any: ...
+
+    def apply(self, x: Tensor, record: Any, rows: Tensor | None = None) -> Tensor: ...
+
+
+class Labels(Protocol):
+    """Labels while synthesising, and at the end."""
+
+    def during(self, context: Context) -> Tensor: ...
+
+    def final(self, y: Tensor) -> Tensor: ...
+
+
+class UpdateRule(Protocol):
+    """How one named leaf moves."""
+
+    def bind(self, leaf: Tensor) -> Stepper: ...
+
+
+class Stepper(Protocol):
+    """An update rule bound to a leaf, with its state."""
+
+    early: bool  #: whether `before` moves the leaf ahead of its gradient
+
+    def before(self) -> None: ...
+
+    def after(self, grad: Tensor, progress: float) -> None: ...
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+class Partition(Protocol):
+    """Which synthetic images form a block. Part of the run's hash: other layouts are other methods."""
+
+    def blocks(self, y: Tensor) -> Iterator[Block]: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+class Unit(Protocol):
+    """Something prepared once before synthesis, named by the hash of what it depends on."""
+
+    def key(self, task: Task) -> dict[str, Any]:
+        """Everything that the result depends on, JSON-able."""
+        ...
+
+    def run(self, task: Task) -> dict[str, Tensor]:
+        """Do the work; a pure function of the task."""
+        ...
+
+
+class Callback:
+    """Hooks into the loop, with state that is checkpointed. Override what you need."""
+
+    name = ""  #: unique within a run when `state` is used
+
+    def before_real_batch(self, batch: Batch, context: Context) -> Batch:
+        """Change the real samples that a step sees (backdoors, re-weighting)."""
+        return batch
+
+    def after_net_update(self, network: Network, context: Context) -> None:
+        """A surrogate was trained."""
+
+    def after_step(self, context: Context) -> None:
+        """An image update is done: `context.step`, `context.loss`, `context.codes`."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors to keep in a checkpoint."""
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`."""
+
+
+@dataclass(frozen=True)
+class AllAtOnce:
+    """One block: everything is optimised together, as bi-level matching does."""
+
+    def blocks(self, y: Tensor) -> Iterator[Block]:
+        """The one block."""
+        yield Block(0, torch.arange(len(y)), y)
+
+    def describe(self) -> dict[str, Any]:
+        """For the run's hash."""
+        return {"partition": "all"}
+
+
+@dataclass(frozen=True)
+class ClassMajor:
+    """Blocks of `size` classes, for objectives in which classes do not meet; bounds the memory."""
+
+    size: int
+
+    def blocks(self, y: Tensor) -> Iterator[Block]:
+        """One block per group of classes."""
+        for key, group in enumerate(y.unique().split(self.size)):
+            index = torch.isin(y, group).nonzero().squeeze(1)
+            yield Block(key, index, y[index])
+
+    def describe(self) -> dict[str, Any]:
+        """For the run's hash."""
+        return {"partition": "class-major", "size": self.size}
+
+
+@dataclass(frozen=True)
+class HardLabels:
+    """Labels that stay as they are."""
+
+    def during(self, context: Context) -> Tensor:
+        """The block's labels."""
+        return context.block.y
+
+    def final(self, y: Tensor) -> Tensor:
+        """The labels themselves."""
+        return y
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A method's choices along the axes; `steps=0` means that the initialisation is the result."""
+
+    init: Init
+    decoder: Decoder
+    objective: Objective | None = None
+    surrogates: Surrogates | None = None
+    sampler: Sampler | None = None
+    augment: Augment | None = None
+    labels: Labels = field(default_factory=HardLabels)
+    update: Mapping[str, UpdateRule] = field(default_factory=dict)
+    partition: Partition = field(default_factory=AllAtOnce)
+    steps: int = 0
+    prepare: Sequence[Unit] = ()

@@ -1,0 +1,176 @@
+"""Methods are found by walking the `methods` folder; nothing here imports torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from datastill.core.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from datastill.core.plan import Plan, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Hyper-parameters of one published method, and the plan that they make.
+
+    Subclasses are frozen dataclasses whose defaults are the paper's; each field is documented where it
+    stands by a `#:` comment, which is also the help of the command line.
+    """
+
+    #: Values of the paper where the default is a cheaper one.
+    paper_values: ClassVar[dict[str, Any]] = {}
+
+    def build(self, task: Task) -> Plan:
+        """The method's row of the decomposition table: which objective, surrogates, sampler and so on."""
+        raise TypeError(f"{type(self).__name__} must define build(task).")
+
+    def macs_per_step(self, task: Task) -> float:
+        """Multiply-accumulates of one step, for `recipe="auto"` and estimates; 0 where steps cost nothing."""
+        return 0.0
+
+    def scaled(self, task: Task, seconds: float) -> Method:
+        """This method with fewer or cheaper steps, so that it takes about `seconds` at the nominal speed."""
+        steps = getattr(self, "steps", 0)
+        if not steps:
+            return self
+        affordable = int(seconds / nominal_seconds(self.macs_per_step(task), task.device.type))
+        return dataclasses.replace(self, steps=max(20, min(steps, affordable)))  # type: ignore[call-arg]
+
+
+# What `recipe="auto"` takes a device to do: fixed numbers, so that one seed gives one result everywhere.
+NOMINAL_MACS_PER_SECOND = {"cpu": 50e9, "mps": 500e9, "cuda": 5e12}
+NOMINAL_STEP_SECONDS = 0.01
+
+
+def nominal_seconds(macs: float, device: str) -> float:
+    """Seconds of one step at the nominal speed of a device type."""
+    return NOMINAL_STEP_SECONDS + macs / NOMINAL_MACS_PER_SECOND.get(device, 50e9)
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """A registered method, as `datastill methods` lists it."""
+
+    name: str
+    cls: type[Method]
+    paper: str
+    family: str
+
+    @property
+    def summary(self) -> str:
+        """The first line of the class's docstring."""
+        return (inspect.getdoc(self.cls) or "").split("\n")[0]
+
+    @property
+    def cost(self) -> str:
+        """What a step costs, from the line of the module's docstring that starts with 'Cost:'."""
+        text = inspect.getdoc(sys.modules[self.cls.__module__]) or ""
+        found = re.search(r"Cost:\s*(.+?)(?:\n\s*\n|\n\s*[-*] |\Z)", text, re.S)
+        return " ".join(found.group(1).split()) if found else ""
+
+
+_REGISTRY: dict[str, MethodInfo] = {}
+M = TypeVar("M", bound=type[Method])
+
+
+def method(name: str, *, paper: str, family: str) -> Callable[[M], M]:
+    """Register a method class under `name`. `paper` is its source, `family` groups it in listings."""
+
+    def register(cls: M) -> M:
+        known = _REGISTRY.get(name)
+        if known and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise InputError(f"Two methods are called {name!r}: {known.cls.__module__} and {cls.__module__}.")
+        cls.registered_name = name  # type: ignore[attr-defined]
+        _REGISTRY[name] = MethodInfo(name, cls, paper, family)
+        return cls
+
+    return register
+
+
+def methods() -> dict[str, MethodInfo]:
+    """All methods by name, discovered in `datastill.methods`."""
+    import datastill.methods as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        if not module.name.startswith("_"):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+    return dict(sorted(_REGISTRY.items()))
+
+
+def get_method(name: str) -> MethodInfo:
+    """One method by name, or from a file of the user's: `path/to/file.py` or `path/to/file.py:name`.
+
+    Raises:
+        InputError: no method has that name; the nearest are named.
+    """
+    path, _, wanted = name.partition(":")
+    if path.endswith(".py"):
+        return _from_file(Path(path), wanted)
+    known = methods()
+    if name not in known:
+        raise InputError(f"There is no method {name!r}. {nearest(name, known)}")
+    return known[name]
+
+
+def _from_file(path: Path, wanted: str) -> MethodInfo:
+    if not path.is_file():
+        raise InputError(f"There is no method file {path}; check the path.")
+    before = set(_REGISTRY)
+    module_name = f"datastill_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    spec.loader.exec_module(module)
+    found = {n: i for n, i in _REGISTRY.items() if i.cls.__module__ == module_name or n not in before}
+    if wanted and wanted not in found:
+        raise InputError(f"{path} registers no method {wanted!r}. {nearest(wanted, found)}")
+    if not found or (len(found) > 1 and not wanted):
+        raise InputError(
+            f"{path} registers {len(found)} methods with @method(...); it must register one, or name it as {path}:NAME."
+        )
+    return found[wanted or next(iter(found))]
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The `#:` comment of every field, from the source of the class and its bases."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if base is object or not dataclasses.is_dataclass(base):
+            continue
+        try:
+            lines = inspect.getsource(base).splitlines()
+        except OSError:
+            continue
+        above: list[str] = []
+        for line in lines:
+            comment = re.match(r"\s*#:\s?(.*)", line)
+            if comment:
+                above.append(comment.group(1).strip())
+                continue
+            found = re.match(r"\s*(\w+)\s*:[^#]*(?:#:\s*(.*))?$", line)
+            if found and (found.group(2) or above):
+                docs[found.group(1)] = " ".join([*above, (found.group(2) or "").strip()]).strip()
+            above = []
+    return docs
+
+
+def with_overrides(instance: Method, overrides: dict[str, Any]) -> Method:
+    """`dataclasses.replace` with a clear error for an unknown hyper-parameter."""
+    known = {f.name for f in dataclasses.fields(instance)}
+    for name in overrides:
+        if name not in known:
+            label = getattr(instance, "registered_name", type(instance).__name__)
+            raise InputError(f"{label} has no hyper-parameter {name!r}. {nearest(name, known)}")
+    return dataclasses.replace(instance, **overrides)

@@ -1,0 +1,141 @@
+"""From encoded images to arrays: one way for files, parquet, arrays and datasets alike."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datastill.core.errors import InputError
+from datastill.data.raw import Request
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+#: Modes that become L or RGB without a loss, so nobody need be asked.
+_SILENT = {"L": "L", "RGB": "RGB", "1": "L", "P": "RGB"}
+
+
+class ImageError(InputError):
+    """An image that cannot be used; the text names it."""
+
+
+class CorruptImage(ImageError):
+    """An image that cannot be decoded, which `skip_bad` may pass over."""
+
+
+def decode_image(data: bytes | Image.Image, name: str, request: Request) -> np.ndarray:
+    """One image as (c, h, w) uint8.
+
+    EXIF orientation is applied, palettes become RGB and 1-bit images L. Conversions asked for by
+    `request.mode` drop an alpha channel and take the upper 8 of 16 bits.
+
+    Args:
+        data: an encoded file, or an open image.
+        name: what errors call it.
+        request: gives mode and size.
+
+    Raises:
+        CorruptImage: it cannot be decoded.
+        ImageError: its mode needs `mode=`.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data)) if isinstance(data, bytes) else data
+            image = ImageOps.exif_transpose(image)
+            image.load()
+    except Exception as error:  # decoders raise whatever they like: OSError, SyntaxError, struct.error, ...
+        raise CorruptImage(
+            f"{name} is not a readable image ({_short(error)}); mend or remove it, or skip such images with "
+            "skip_bad (--skip-bad)."
+        ) from error
+    return to_array(resize(convert(image, name, request.mode), request.size))
+
+
+def convert(image: Image.Image, name: str, mode: str | None) -> Image.Image:
+    """The image in `mode`, or in L or RGB where that loses nothing."""
+    if mode is None:
+        silent = _SILENT.get(image.mode)
+        if silent is None:
+            what = f"of mode {image.mode!r} ({_MEANING.get(image.mode, 'not plain grey or colour')})"
+            raise ImageError(f"{name} is {what}; pass mode='RGB' or mode='L' to convert all images.")
+        mode = silent
+    if image.mode == mode:
+        return image
+    if image.mode == "F":
+        raise ImageError(f"{name} holds floating-point pixels; store 8-bit images, or load arrays in [0, 1].")
+    if image.mode.startswith("I"):
+        return _eight_bits(image).convert(mode)
+    if image.mode == "P":
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns of transparency
+    return image.convert(mode)
+
+
+_MEANING = {
+    "RGBA": "with transparency",
+    "LA": "with transparency",
+    "PA": "with transparency",
+    "CMYK": "for print",
+    "I;16": "16 bits per pixel",
+    "I": "more than 8 bits per pixel",
+    "F": "floating point",
+}
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.int64)  # Pillow itself would clip at 255
+    return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
+
+
+def resize(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    """Scaled to cover (height, width), then cropped about the centre: the aspect ratio is kept."""
+    if size is None or image.size == (size[1], size[0]):
+        return image
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image, (size[1], size[0]), method=Image.Resampling.BILINEAR)
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """(c, h, w) uint8 of an L or RGB image."""
+    array = np.asarray(image)
+    return array[None].copy() if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def refit(array: np.ndarray, request: Request) -> np.ndarray:
+    """A (c, h, w) array, uint8 or float32, in the mode and size that were asked for."""
+    c = len(array)
+    if request.mode == "RGB" and c == 1:
+        array = np.repeat(array, 3, axis=0)
+    elif request.mode == "L" and c == 3:
+        array = _luma(array)
+    elif request.mode is not None and c != len(request.mode):
+        raise ImageError(
+            f"Images of {c} channels have no mode {request.mode!r}; leave mode out or pick channels."
+        )
+    if request.size is None or array.shape[1:] == request.size:
+        return array
+    from PIL import Image
+
+    return np.stack([np.asarray(resize(Image.fromarray(plane), request.size)) for plane in array])
+
+
+def _luma(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint8:
+        from PIL import Image
+
+        return to_array(Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0))).convert("L"))
+    weights = np.array([0.299, 0.587, 0.114], dtype=array.dtype)
+    return np.einsum("c,chw->hw", weights, array)[None]
+
+
+def _short(error: Exception) -> Any:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 80 else type(error).__name__

@@ -1,0 +1,102 @@
+"""Real sets out of any map-style torch Dataset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datastill.core.errors import InputError
+from datastill.core.rng import Rng, isolated
+from datastill.data.arrays import channels_first, eight_bits_or_unit, pair_of_splits
+from datastill.data.classes import read_labels
+from datastill.data.decode import decode_image, refit
+from datastill.data.raw import Raw, Request, Split
+from datastill.data.store import DecodeStore, MemoryStore, Store
+
+
+def is_dataset(value: Any) -> bool:
+    """Whether this is map-style: it has a length and items."""
+    return hasattr(value, "__getitem__") and hasattr(value, "__len__") and not hasattr(value, "shape")
+
+
+def from_items(source: Any, request: Request) -> Raw:
+    """A dataset of (image, label) items, or a tuple or dict of two for train and test.
+
+    Images may be PIL images, arrays or tensors: uint8, or floats in [0, 1]. Whatever a transform draws
+    from torch's global generator is drawn once per image, from a seed of its own.
+    """
+    train, test = pair_of_splits(source)
+    names = getattr(train, "classes", None)
+    named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return Raw(
+        type(train).__name__,
+        "",
+        _read_split(train, request, "train"),
+        None if test is None else _read_split(test, request, "test"),
+        names=tuple(names) if named else None,  # type: ignore[arg-type]
+    )
+
+
+def _read_split(dataset: Any, request: Request, where: str) -> Split:
+    if not is_dataset(dataset):
+        raise InputError(
+            f"The {where} split is a {type(dataset).__name__}; give a dataset with __len__ and __getitem__, "
+            "or (images, labels)."
+        )
+    count = len(dataset)
+    if not count:
+        raise InputError(f"The {where} dataset has no items; give at least one per class.")
+
+    def item(i: int) -> tuple[np.ndarray, Any]:
+        with isolated(Rng(request.seed).derive("item", i)):
+            found = dataset[i]
+        if not isinstance(found, tuple | list) or len(found) < 2:
+            raise InputError(
+                f"Item {i} of the {where} dataset is not (image, label) but a {type(found).__name__}; "
+                "wrap the dataset so that its items are (image, label)."
+            )
+        return _as_array(found[0], f"Image {i} of the {where} dataset", request), found[1]
+
+    labels: list[Any] = []
+    images: list[np.ndarray] = []
+    shape: tuple[int, ...] = ()
+    for i in range(count):
+        image, label = item(i)
+        shape = shape or image.shape
+        if image.shape != shape:
+            raise InputError(
+                f"Images mix shapes: item 0 of the {where} dataset is {shape} and item {i} is {image.shape} "
+                "(channels, height, width); pass size=32 and mode='RGB' to make them alike."
+            )
+        labels.append(label)
+        if request.storage != "decode":
+            images.append(image)
+    store: Store
+    if request.storage == "decode":
+        store = DecodeStore(count, (shape[0], shape[1], shape[2]), lambda i: item(i)[0])
+    else:
+        store = MemoryStore(torch.from_numpy(_alike(images)))
+    return Split(store, read_labels([v.item() if isinstance(v, Tensor) and v.numel() == 1 else v for v in labels]))
+
+
+def _alike(images: list[np.ndarray]) -> np.ndarray:
+    """One array; float32 as soon as one image is float, 0..255 scaled to [0, 1]."""
+    if len({image.dtype for image in images}) == 1:
+        return np.stack(images)
+    return np.stack([i if i.dtype == np.float32 else i.astype(np.float32) / 255 for i in images])
+
+
+def _as_array(image: Any, name: str, request: Request) -> np.ndarray:
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return decode_image(image, name, request)
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().numpy()
+    if not isinstance(image, np.ndarray) or image.ndim not in (2, 3):
+        raise InputError(f"{name} is a {type(image).__name__}; give PIL images, arrays or tensors of (c, h, w).")
+    array = eight_bits_or_unit(channels_first(image[None], name), f"The values of {name[0].lower()}{name[1:]}")
+    return refit(np.ascontiguousarray(array[0]), request)

@@ -1,0 +1,252 @@
+"""`load_real`: one way in for folders, parquet, the Hub, arrays, datasets and named sources."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datastill.core.errors import InputError
+from datastill.core.space import Space
+from datastill.data.arrays import from_arrays, is_pair
+from datastill.data.classes import Classes
+from datastill.data.raw import Raw, Request, Split, make_request
+from datastill.data.real import RealSet
+from datastill.data.sources import call_source, sources, split_options
+from datastill.data.spaces import resolve_space
+from datastill.data.store import Store, SubsetStore
+from datastill.data.stratify import hold_out, members_by_class
+
+
+def load_real(
+    source: Any,
+    *,
+    size: int | tuple[int, int] | None = None,
+    mode: str | None = None,
+    skip_bad: bool = False,
+    storage: str = "auto",
+    space: str | Space = "auto",
+    holdout: float = 0.2,
+    seed: int = 0,
+    class_names: Sequence[str] | None = None,
+    limit: int | None = None,
+) -> RealSet:
+    """Load a real set; its test split is `.test`.
+
+    Args:
+        source: "digits"; a folder of class sub-folders (with or without train/ and test/); a folder of
+            parquet files in the layout of the Hugging Face Hub; the name of such a folder in
+            `DATASTILL_DATA`, or of a set on the Hub; arrays or tensors `(x, y)`,
+            `((x, y), (x_test, y_test))` or `{"train": (x, y), "test": (x, y)}`; or any map-style torch
+            Dataset of (image, label), or two of them in a tuple or dict. A name may carry options:
+            "digits:train=1297", "cifar100:label=coarse_label".
+        size: side, or (height, width), that all images are scaled to cover and then centre-cropped to.
+        mode: "L" or "RGB" to convert all images; needed where modes are mixed or have transparency.
+        skip_bad: leave out images that cannot be decoded, with a warning and a note.
+        storage: "auto" (decoded once; in memory below 1 GiB, else memory-mapped), "memory", "memmap" or
+            "decode" (at every access). Arrays are in memory in any case.
+        space: "auto" (per-channel mean and std: conventional for well-known sets, else measured on the
+            training images), "normalised" (the same), "raw", "zca", or a Space.
+        holdout: fraction that becomes the test split where the source has none; 0 for no test split.
+        seed: of the hold-out and of `limit`.
+        class_names: names by integer label, or in the sorted order of string labels.
+        limit: keep at most this many training images per class.
+
+    Raises:
+        InputError: the source cannot be used; one sentence says what is wrong and what to do.
+    """
+    request = make_request(size, mode, skip_bad, storage, seed)
+    if not 0 <= holdout < 1:
+        raise InputError(f"holdout={holdout} is not a fraction below 1; 0.2 holds out a fifth, 0 nothing.")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise InputError(f"limit={limit!r} must be a whole number of images per class of at least 1.")
+    raw = read_source(source, request)
+    options = {
+        "size": list(request.size) if request.size else None,
+        "mode": mode,
+        "skip_bad": skip_bad or None,
+        "space": space if isinstance(space, str) and space != "auto" else None,
+        "holdout": holdout if holdout != 0.2 else None,
+        "seed": seed or None,
+        "class_names": list(class_names) if class_names is not None else None,
+        "limit": limit,
+    }
+    return assemble(
+        raw,
+        space=space,
+        holdout=holdout,
+        seed=seed,
+        limit=limit,
+        class_names=class_names,
+        options={key: value for key, value in options.items() if value is not None},
+    )
+
+
+def read_source(source: Any, request: Request) -> Raw:
+    """Dispatch on what `source` is; see `load_real`."""
+    if isinstance(source, str | os.PathLike):
+        return _read_named(source, request)
+    if type(source).__module__.split(".")[0] == "datasets":
+        from datastill.data.parquet import from_datasets
+
+        return from_datasets(source, "dataset", request)
+    if isinstance(source, Mapping):
+        parts = list(source.values())
+    elif isinstance(source, tuple | list) and not is_pair(source):
+        parts = list(source)
+    else:
+        parts = [source]
+    if parts and all(is_pair(part) for part in parts):
+        return from_arrays(source, request)
+    from datastill.data.items import from_items, is_dataset
+
+    if parts and len(parts) <= 2 and all(is_dataset(part) and not isinstance(part, tuple | list) for part in parts):
+        return from_items(source, request)
+    raise InputError(
+        f"A {type(source).__name__} is no source of images; give a path, a name, (images, labels) or a torch Dataset."
+    )
+
+
+def _read_named(source: str | os.PathLike[str], request: Request) -> Raw:
+    text = os.fspath(source)
+    if not isinstance(text, str) or not text.strip():
+        raise InputError("The source is empty; give a path or a name such as 'digits'.")
+    if isinstance(source, str):
+        name, options = split_options(text) if not Path(text).expanduser().exists() else (text, {})
+        known = sources().get(name)
+        if known is not None:
+            return replace(call_source(known, name, options, request), source=text)
+    else:
+        name, options = text, {}
+    path = Path(name).expanduser()
+    if path.exists():
+        return replace(_read_folder(path.resolve(), path.resolve().name, request, options))
+    if not isinstance(source, str) or _looks_like_path(name):
+        raise InputError(f"There is no folder {name}; check the path.")
+    kept = _under_data(name)
+    if kept is not None:
+        return replace(_read_folder(kept, name, request, options), name=name, source=text)
+    return replace(_read_hub(name, request, options), source=text)
+
+
+def _looks_like_path(text: str) -> bool:
+    return text.startswith(("/", ".", "~")) or text.count("/") > 1 or text.endswith("/") or os.sep not in "/" + text
+
+
+def _under_data(name: str) -> Path | None:
+    """The folder of that name in `DATASTILL_DATA`; letter case and -/_ may differ."""
+    root = os.environ.get("DATASTILL_DATA")
+    if not root or not Path(root).expanduser().is_dir():
+        return None
+    folder = Path(root).expanduser()
+    if (folder / name).is_dir():
+        return folder / name
+    wanted = name.lower().replace("-", "_")
+    return next(
+        (c for c in sorted(folder.iterdir()) if c.is_dir() and c.name.lower().replace("-", "_") == wanted), None
+    )
+
+
+def _read_folder(folder: Path, name: str, request: Request, options: dict[str, str]) -> Raw:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; give the folder that holds the images or parquet files.")
+    from datastill.data.folder import from_folder
+    from datastill.data.parquet import find_parquet, from_parquet
+
+    if options or find_parquet(folder):
+        raw = call_source(from_parquet, name, options, folder, name, request)
+    else:
+        raw = from_folder(folder, request)
+    tail = ":" + ",".join(f"{k}={v}" for k, v in options.items()) if options else ""
+    return replace(raw, source=f"{folder}{tail}")
+
+
+def _read_hub(name: str, request: Request, options: dict[str, str]) -> Raw:
+    from datastill.data.parquet import from_hub
+
+    root = os.environ.get("DATASTILL_DATA")
+    where = f"not under DATASTILL_DATA ({root})" if root else "not under DATASTILL_DATA (which is not set)"
+    try:
+        return call_source(from_hub, name, options, name, request)
+    except ConnectionError as error:
+        reason = "and the Hugging Face Hub cannot be reached; check the name, the path or the connection"
+        raise InputError(f"{name!r} is not a folder here, {where}, {reason}.") from error
+
+
+def assemble(
+    raw: Raw,
+    *,
+    space: str | Space = "auto",
+    holdout: float = 0.2,
+    seed: int = 0,
+    limit: int | None = None,
+    class_names: Sequence[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> RealSet:
+    """Classes, hold-out, limit and Space: from what a source read to a RealSet. Arguments as `load_real`."""
+    notes = [*raw.notes, *_skipped(raw.train, "train")]
+    classes = Classes(raw.train.labels, class_names if class_names is not None else raw.names)
+    notes += classes.notes
+    store: Store = raw.train.store
+    labels = classes.positions(raw.train.labels, "train")
+    test: tuple[Store, torch.Tensor] | None = None
+    count = len(classes.ids)
+    if raw.test is not None:
+        notes += _skipped(raw.test, "test")
+        _refuse_other_shape(store, raw.test.store)
+        test = raw.test.store, classes.positions(raw.test.labels, "test")
+    elif holdout:
+        kept, held = hold_out(labels, count, round(holdout * len(labels)), seed, "holdout")
+        if len(held):
+            test = SubsetStore(store, held), labels[held]
+            store, labels = SubsetStore(store, kept), labels[kept]
+            notes.append(f"test split: a seeded stratified hold-out of {100 * holdout:g} %, {len(held)} images")
+    if limit is not None:
+        members = [m[_draw(len(m), limit, seed, c)] for c, m in enumerate(members_by_class(labels, count))]
+        rows = torch.cat(members).sort().values
+        store, labels = SubsetStore(store, rows), labels[rows]
+        notes.append(f"limited to at most {limit} training images per class")
+    common = {
+        "class_names": classes.names,
+        "label_ids": tuple(classes.ids),
+        "space": resolve_space(space, raw.name, store),
+        "name": raw.name,
+    }
+    return RealSet(
+        store=store,
+        labels=labels,
+        source=raw.source,
+        options=dict(options or {}),
+        test=None if test is None else RealSet(store=test[0], labels=test[1], **common),  # type: ignore[arg-type]
+        notes=tuple(notes),
+        **common,  # type: ignore[arg-type]
+    )
+
+
+def _draw(count: int, limit: int, seed: int, c: int) -> torch.Tensor:
+    from datastill.core.rng import Rng
+
+    return torch.randperm(count, generator=Rng(seed).generator("limit", c))[:limit]
+
+
+def _skipped(split: Split, where: str) -> list[str]:
+    if not split.skipped:
+        return []
+    shown = ", ".join(split.skipped[:5]) + (", ..." if len(split.skipped) > 5 else "")
+    plural = "s" * (len(split.skipped) > 1)
+    note = f"{len(split.skipped)} unreadable image{plural} of the {where} split skipped: {shown}"
+    warnings.warn(note, stacklevel=4)
+    return [note]
+
+
+def _refuse_other_shape(train: Store, test: Store) -> None:
+    if train.shape != test.shape:
+        raise InputError(
+            f"Training images are {train.shape} and test images {test.shape} (channels, height, width); "
+            "pass size= or mode= to make them alike."
+        )

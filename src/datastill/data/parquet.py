@@ -1,0 +1,219 @@
+"""Parquet folders in the layout of the Hugging Face Hub, and the Hub itself, through `datasets`."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datastill.core.errors import InputError, nearest
+from datastill.data.cache import Listing, materialise
+from datastill.data.decode import CorruptImage, decode_image
+from datastill.data.raw import Raw, Request, Split
+
+_SPLIT = re.compile(r"^(train|test|validation|valid|val|dev)(?:[-_.].*)?$", re.IGNORECASE)
+
+
+def find_parquet(folder: Path, config: str | None = None) -> dict[str, list[Path]]:
+    """Parquet files by split ("train", "test", "validation"); {} where the folder has none.
+
+    They may lie in the folder itself, in `data/`, or in one sub-folder per configuration.
+    """
+    if config is not None:
+        return _by_split(folder / config)
+    found = _by_split(folder) or _by_split(folder / "data")
+    if found:
+        return found
+    configs = {child.name: _by_split(child) for child in sorted(folder.iterdir()) if child.is_dir()}
+    configs = {name: files for name, files in configs.items() if files}
+    if len(configs) > 1:
+        raise InputError(
+            f"{folder} has several configurations ({', '.join(configs)}); choose one with "
+            f"{folder}:config={next(iter(configs))}."
+        )
+    return next(iter(configs.values()), {})
+
+
+def _by_split(folder: Path) -> dict[str, list[Path]]:
+    files = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        match = _SPLIT.match(file.stem)
+        name = match.group(1).lower() if match else "train"
+        found.setdefault(name if name in ("train", "test") else "validation", []).append(file)
+    return found
+
+
+def from_parquet(
+    folder: Path,
+    name: str,
+    request: Request,
+    *,
+    config: str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+) -> Raw:
+    """A local folder of parquet files; `image` and `label` name the columns where they are not obvious."""
+    files = find_parquet(folder, config)
+    if "train" not in files:
+        raise InputError(f"{folder} has no training split; name its parquet files train-*.parquet.")
+    test = "test" if "test" in files else "validation"
+    notes = () if "test" in files or test not in files else ("test split: the validation files",)
+    train_split, names = _local_split(files["train"], name, request, image, label)
+    test_split = _local_split(files[test], name, request, image, label)[0] if test in files else None
+    return Raw(name, "", train_split, test_split, names, notes)
+
+
+def _local_split(
+    files: list[Path], name: str, request: Request, image: str | None, label: str | None
+) -> tuple[Split, tuple[str, ...] | None]:
+    stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    key = ["parquet", stats, image, label]
+    with contextlib.ExitStack() as stack:
+
+        def listing() -> Listing:
+            return list_dataset(_read_files(files, request, stack), request, name, image, label)
+
+        return materialise(key, listing, request, re.sub(r"\W", "_", name))
+
+
+def _read_files(files: list[Path], request: Request, stack: contextlib.ExitStack) -> Any:
+    """A `datasets.Dataset` of the files. Its own copy on disk goes once the images are decoded."""
+    import datasets
+
+    with _quiet():
+        where = None
+        if request.storage != "decode":
+            where = stack.enter_context(tempfile.TemporaryDirectory(prefix="datastill-", ignore_cleanup_errors=True))
+        try:
+            return datasets.load_dataset(
+                "parquet", data_files=[str(f) for f in files], split="train", cache_dir=where
+            )
+        except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+            reason = " ".join(str(error.__cause__ or error).split())[:200]
+            raise InputError(f"{files[0].parent} cannot be read as parquet ({reason}).") from error
+
+
+def from_hub(
+    name: str,
+    request: Request,
+    *,
+    config: str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+) -> Raw:
+    """A data set of the Hub by name, downloaded by `datasets` into its own cache.
+
+    Raises:
+        ConnectionError: the Hub cannot be reached.
+        InputError: it has no such set, or the set has no usable image and label columns.
+    """
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, config)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise InputError(f"there is no data set {name!r} on the Hub that can be read without signing in") from error
+    except ValueError as error:
+        raise InputError(f"{name!r} on the Hub cannot be loaded ({' '.join(str(error).split())[:200]})") from error
+    return from_datasets(loaded, name, request, image=image, label=label)
+
+
+def from_datasets(
+    loaded: Any, name: str, request: Request, *, image: str | None = None, label: str | None = None
+) -> Raw:
+    """A `datasets.DatasetDict` or `datasets.Dataset`."""
+    splits = loaded if isinstance(loaded, Mapping) else {"train": loaded}
+    if "train" not in splits:
+        raise InputError(f"{name} has no split 'train', only {', '.join(map(str, splits))}.")
+    chosen = next((s for s in ("test", "validation", "valid", "val") if s in splits), None)
+    notes: tuple[str, ...] = ()
+    test = None
+    train, names = _hub_split(splits["train"], name, request, image, label)
+    if chosen is not None:
+        test = _hub_split(splits[chosen], name, request, image, label)[0]
+        if all(isinstance(v, int) and v < 0 for v in test.labels):
+            test, notes = None, (f"the {chosen} split has no labels and is left out",)
+        elif chosen != "test":
+            notes = (f"test split: the {chosen} split",)
+    return Raw(name, "", train, test, names, notes)
+
+
+def _hub_split(
+    data: Any, name: str, request: Request, image: str | None, label: str | None
+) -> tuple[Split, tuple[str, ...] | None]:
+    key = ["datasets", data._fingerprint, len(data), image, label]
+    return materialise(
+        key, lambda: list_dataset(data, request, name, image, label), request, re.sub(r"\W", "_", name)
+    )
+
+
+def list_dataset(data: Any, request: Request, name: str, image: str | None, label: str | None) -> Listing:
+    """The encoded images and labels of a `datasets.Dataset`."""
+    import datasets
+
+    image = _column(data, image, ("image", "img"), datasets.Image, name, "image")
+    label = _column(data, label, ("label", "fine_label", "labels"), datasets.ClassLabel, name, "label")
+    feature = data.features[label]
+    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    if isinstance(data.features[image], datasets.Image):
+        data = data.cast_column(image, datasets.Image(decode=False))
+    labels = data.with_format(None)[label]
+    column = data.with_format("arrow")
+
+    def called(i: int) -> str:
+        item = column[i].column(image)[0].as_py()
+        path = item.get("path") if isinstance(item, dict) else None
+        return f"{name} image {i}" + (f" ({path})" if path else "")
+
+    def decode(i: int) -> np.ndarray:
+        item = column[i].column(image)[0].as_py()
+        data = item.get("bytes") if isinstance(item, dict) else item
+        if data is None and isinstance(item, dict) and item.get("path"):
+            data = Path(item["path"]).read_bytes()
+        if not isinstance(data, bytes):
+            raise CorruptImage(f"{called(i)} has no encoded image; remove that row or skip such images with skip_bad.")
+        try:
+            return decode_image(data, f"{name} image {i}", request)
+        except InputError as error:
+            raise type(error)(str(error).replace(f"{name} image {i}", called(i), 1)) from error
+
+    from datastill.data.classes import read_labels
+
+    return Listing(read_labels(list(labels)), decode, called, names)
+
+
+def _column(data: Any, given: str | None, usual: tuple[str, ...], kind: type, name: str, what: str) -> str:
+    features = data.features
+    if given is not None:
+        if given not in features:
+            raise InputError(f"{name} has no column {given!r}. {nearest(given, features)}")
+        return given
+    for column in (*usual, *(c for c, feature in features.items() if isinstance(feature, kind))):
+        if column in features:
+            return column
+    raise InputError(
+        f"{name} has no {what} column among {', '.join(features)}; name it with {name}:{what}=COLUMN."
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars and warnings of `datasets`; its settings are what they were, afterwards."""
+    import datasets
+
+    shown = datasets.utils.are_progress_bars_disabled() is False
+    datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

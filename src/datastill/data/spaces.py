@@ -1,0 +1,86 @@
+"""Which Space a real set gets: the field's conventional constants where it has them, else measured ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from datastill.core.errors import InputError, nearest
+from datastill.core.space import Space, normalised
+from datastill.data.store import Store, as_pixels
+from datastill.data.zca import fit_zca
+
+#: Per-channel mean and std of the training pixels, as published code has them. CIFAR-10's std is the
+#: mean of per-image stds, not the true one (.2470 .2435 .2616); kept, so that published numbers compare.
+CONVENTIONAL: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashionmnist": ((0.2861,), (0.3530,)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "tinyimagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+SPACES = ("auto", "raw", "normalised", "zca")
+
+
+def resolve_space(space: str | Space, name: str, store: Store) -> Space:
+    """The Space for a training store.
+
+    Args:
+        space: a Space, or "auto" and "normalised" (per-channel mean and std), "raw", "zca".
+        name: of the set; its last path component decides on conventional constants.
+        store: training images; measured where no constants are known.
+
+    Raises:
+        InputError: an unknown name, or a Space for another number of channels.
+    """
+    if isinstance(space, Space):
+        if space.mean and len(space.mean) != store.shape[0]:
+            raise InputError(
+                f"The space has {len(space.mean)} channels and the images have {store.shape[0]}; "
+                "pass the space that belongs to them, or space='auto'."
+            )
+        return space
+    if space not in SPACES:
+        raise InputError(f"Unknown space {space!r}. {nearest(str(space), SPACES)}")
+    if space == "raw":
+        return Space()
+    base = conventional(name, store.shape[0]) or measure(store)
+    if space == "zca":
+        return fit_zca((as_pixels(chunk) for chunk in store.chunks()), base_space=base)
+    return base
+
+
+def conventional(name: str, channels: int) -> Space | None:
+    """The conventional Space of a well-known set, if `name` is one and the channels agree."""
+    key = name.rstrip("/").rsplit("/", 1)[-1].lower().replace("-", "").replace("_", "")
+    known = CONVENTIONAL.get(key)
+    if known is None or len(known[0]) != channels:
+        return None
+    return normalised(*known, source="conventional")
+
+
+def measure(store: Store) -> Space:
+    """Per-channel mean and std over all pixels, rounded to 6 digits; a constant channel gets std 1."""
+    total = np.zeros(store.shape[0])
+    squares = np.zeros(store.shape[0])
+    for chunk in store.chunks():
+        if chunk.dtype == torch.uint8:  # exact: integers below 2^53 in all
+            by_channel = chunk.transpose(0, 1).flatten(1)
+            histogram = np.stack([np.bincount(row, minlength=256) for row in by_channel.numpy()])
+            total += histogram @ np.arange(256.0)
+            squares += histogram @ np.arange(256.0) ** 2
+        else:
+            total += chunk.double().sum((0, 2, 3)).numpy()
+            squares += chunk.double().square().sum((0, 2, 3)).numpy()
+        unit = 255.0 if chunk.dtype == torch.uint8 else 1.0
+    pixels = len(store) * store.shape[1] * store.shape[2]
+    mean = total / pixels
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 0)) / unit
+    return normalised(
+        tuple(round(float(v), 6) for v in mean / unit),
+        tuple(round(float(v), 6) or 1.0 for v in std),
+        source="measured",
+    )
+

@@ -1,0 +1,1 @@
+"""The numerical engines that methods and evaluation share."""

@@ -1,0 +1,101 @@
+"""One arm of a comparison: train several networks on several sets, and score each on the test split."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from datastill.core.rng import Rng
+from datastill.engines.stacked_networks import train_many
+from datastill.engines.training import Images, Schedule, predict
+from datastill.evaluation.scores import Arm
+
+if TYPE_CHECKING:
+    from datastill.data.real import RealSet
+    from datastill.models.factory import NetworkFactory
+
+#: Told what is being done, how much of it is done, how much there is, and numbers worth showing.
+Progress = Callable[[str, float, float, dict[str, float]], None]
+
+#: Test sets up to this many bytes as float32 are encoded once and kept.
+_KEEP_BYTES = 2**30
+
+
+def silent(task: str, done: float, total: float, numbers: dict[str, float]) -> None:
+    """No progress."""
+
+
+@dataclass(frozen=True)
+class TestSplit:
+    """The test images in the Space of a distilled set, and their labels."""
+
+    __test__ = False
+
+    x: Images
+    y: Tensor
+    classes: int
+
+    @classmethod
+    def of(cls, real: RealSet) -> TestSplit:
+        """The test split of a real set; this is the only place that reads it."""
+        test = real.test
+        assert test is not None
+        count, (c, h, w) = len(test), test.shape
+        if 4 * count * c * h * w <= _KEEP_BYTES:
+            return cls(test.batch(torch.arange(count)).x, test.labels, real.classes)
+        return cls(lambda index: test.batch(index).x, test.labels, real.classes)
+
+    def score(self, network: torch.nn.Module, device: torch.device) -> tuple[float, Tensor]:
+        """Accuracy, and accuracy per class (C,) with NaN for classes without test images."""
+        correct = (predict(network, self.x, len(self.y), device=device).argmax(1).cpu() == self.y).double()
+        count = torch.bincount(self.y, minlength=self.classes).double()
+        right = torch.zeros(self.classes, dtype=torch.double).index_add_(0, self.y, correct)
+        return float(correct.mean()), right / count
+
+
+def run_arm(
+    name: str,
+    sets: Sequence[tuple[Images, Tensor]],
+    test: TestSplit,
+    schedule: Schedule,
+    factory: NetworkFactory,
+    *,
+    networks: int,
+    seed: int,
+    device: torch.device,
+    progress: Progress = silent,
+    stacked: bool | None = None,
+) -> Arm:
+    """Train `networks` fresh networks on each set and score them after the last pass.
+
+    The weights and orders of network k on set s depend on (seed, s, k) alone, so arms pair.
+    """
+    started = time.perf_counter()
+    accuracies = torch.zeros(len(sets), networks, dtype=torch.double)
+    per_class: list[Tensor] = []
+    losses: list[list[float]] = []
+    total = len(sets) * networks
+    done = 0
+
+    def on_pass(k: int, p: int, loss: Tensor) -> None:
+        nonlocal done
+        done += 1
+        if done % 10 == 0:
+            progress(name, done / schedule.passes, total, {"loss": float(loss.mean())})
+
+    for s, (x, y) in enumerate(sets):
+        rngs = [Rng(seed).child("evaluation", s, k) for k in range(networks)]
+        made = [factory(rng.derive("network")) for rng in rngs]
+        losses += train_many(made, x, y, schedule, rngs, device=device, stacked=stacked, on_pass=on_pass)
+        for k, network in enumerate(made):
+            accuracies[s, k], each = test.score(network, device)
+            per_class.append(each)
+        done = (s + 1) * networks * schedule.passes
+        progress(name, (s + 1) * networks, total, {"accuracy": float(accuracies[s].mean())})
+    curve = torch.tensor(losses).mean(0).tolist() if losses else []
+    return Arm(name, accuracies, torch.stack(per_class).mean(0), curve, time.perf_counter() - started)

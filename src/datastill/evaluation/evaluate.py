@@ -1,0 +1,209 @@
+"""`evaluate`: a distilled set against Random under one protocol."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from datastill.core.artifact import DistilledSet, load_distilled
+from datastill.core.cost import Stopwatch, environment, peak_memory_bytes, pick_device
+from datastill.core.errors import InputError
+from datastill.core.files import digest, read_json, write_json
+from datastill.core.space import Space
+from datastill.data import load_real
+from datastill.evaluation.arms import Progress, TestSplit, run_arm, silent
+from datastill.evaluation.protocols import Protocol, get_protocol
+from datastill.evaluation.scores import Arm, Evaluation
+from datastill.models import NetworkFactory, resolve_network
+from datastill.sampling.inits import random_indices
+
+if TYPE_CHECKING:
+    from datastill.data.real import RealSet
+
+Distilled = DistilledSet | str | Path
+
+
+def evaluate(
+    distilled: Distilled | Sequence[Distilled],
+    real: Any = None,
+    *,
+    protocol: str | Protocol = "auto",
+    networks: int = 5,
+    network: Any = None,
+    seed: int = 0,
+    random: bool = True,
+    ceiling: bool = False,
+    device: str = "auto",
+    stacked: bool | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Train fresh networks on distilled sets and on random selections, and score both on the test split.
+
+    Args:
+        distilled: one or more artifacts of one method, or their folders; several (three or more) give an
+            interval over sets.
+        real: the real set, anything that `load_real` takes, or None for the source in the manifest.
+        protocol: a protocol or its name; "auto" takes the one that the artifact asks for.
+        networks: fresh networks per set.
+        network: an architecture; None takes the one that the set was distilled with.
+        seed: of the networks' weights, orders and augmentations; both arms share them.
+        random: whether Random stands beside it, from the same initial subsets.
+        ceiling: whether to train on the whole real set too (30 passes; cached).
+        stacked: train the networks of a set at once; None decides by device.
+
+    Returns:
+        Accuracies as fractions with their spread, the paired difference to Random, and the cost.
+
+    Raises:
+        InputError: classes or image shapes do not agree; no test split; bad arguments.
+    """
+    watch = Stopwatch()
+    if networks < 1:
+        raise InputError(f"networks must be at least 1, not {networks}.")
+    sets = _load(distilled)
+    first = sets[0]
+    data = _real_for(first, real).with_space(first.space)
+    for one in sets:
+        _check_fit(one, data)
+    recipe = get_protocol(_auto_protocol(first)) if protocol == "auto" else protocol
+    recipe = get_protocol(recipe) if isinstance(recipe, str) else recipe
+    where = pick_device(device)
+    factory = _network_for(first, data, network)
+    schedule = recipe.schedule(data.name, data.shape)
+    test = TestSplit.of(data)
+
+    def arm(name: str, pairs: list[tuple[Tensor, Tensor]]) -> Arm:
+        return run_arm(
+            name,
+            pairs,
+            test,
+            schedule,
+            factory,
+            networks=networks,
+            seed=seed,
+            device=where,
+            progress=progress,
+            stacked=stacked,
+        )
+
+    scored = arm(first.manifest["method"], [(one.images, one.targets) for one in sets])
+    baseline = arm("random", [_random_pair(one, data) for one in sets]) if random else None
+    top = _ceiling(data, factory, seed, where, progress) if ceiling else None
+    return Evaluation(
+        distilled=scored,
+        random=baseline,
+        ceiling=top,
+        protocol=recipe.name,
+        network=factory.describe(),
+        data=data.describe(),
+        cost={**watch.read(), "peak_memory_bytes": peak_memory_bytes(where), **environment(where)},
+        names=[one.name + f", seed {one.manifest['seed']}" for one in sets],
+        notes=_notes(sets, data),
+    )
+
+
+def _load(distilled: Distilled | Sequence[Distilled]) -> list[DistilledSet]:
+    many = [distilled] if isinstance(distilled, DistilledSet | str | Path) else list(distilled)
+    if not many:
+        raise InputError("There is no distilled set to evaluate.")
+    return [one if isinstance(one, DistilledSet) else load_distilled(one) for one in many]
+
+
+def _real_for(distilled: DistilledSet, real: Any) -> RealSet:
+    from datastill.data.real import RealSet
+
+    if isinstance(real, RealSet):
+        found = real
+    elif real is not None:
+        found = load_real(real)
+    else:
+        source = distilled.manifest["data"].get("source")
+        if not source:
+            raise InputError("The set does not know where its real data are; give them (--data PATH).")
+        found = load_real(source, **distilled.manifest["data"].get("options", {}))
+    if found.test is None:
+        raise InputError(f"{found.name} has no test split to evaluate on.")
+    return found
+
+
+def _check_fit(distilled: DistilledSet, real: RealSet) -> None:
+    if tuple(distilled.class_names) != tuple(real.class_names):
+        raise InputError(
+            f"The classes of the distilled set ({', '.join(distilled.class_names[:5])}, ...) are not those of "
+            f"{real.name} ({', '.join(real.class_names[:5])}, ...), in the same order; give the data it was made from."
+        )
+    shape = tuple(distilled.images.shape[1:])
+    if shape != tuple(real.shape):
+        raise InputError(
+            f"The distilled images are {shape} (channels, height, width) and those of {real.name} are "
+            f"{tuple(real.shape)}; load the data at that size (--size)."
+        )
+
+
+def _auto_protocol(distilled: DistilledSet) -> str:
+    return str(distilled.manifest.get("student", {}).get("protocol", "dc-v1"))
+
+
+def _network_for(distilled: DistilledSet, real: RealSet, network: Any) -> NetworkFactory:
+    shapes = {"channels": real.shape[0], "classes": real.classes, "size": real.shape[1:]}
+    if network is not None:
+        return resolve_network(network, **shapes)
+    spec = distilled.manifest.get("network", {}).get("spec")
+    if spec is None and "network" in distilled.manifest:
+        name = distilled.manifest["network"].get("name", "a network of yours")
+        raise InputError(f"The set was distilled with {name}; give the network to evaluate with (network=...).")
+    return resolve_network(spec, **shapes)
+
+
+def _random_pair(distilled: DistilledSet, real: RealSet) -> tuple[Tensor, Tensor]:
+    """The random selection of the set's own seed: where a real start began."""
+    index = random_indices(real, distilled.ipc, int(distilled.manifest["seed"]))
+    batch = real.batch(index)
+    return batch.x, batch.y
+
+
+def _notes(sets: list[DistilledSet], real: RealSet) -> list[str]:
+    notes = list(real.notes)
+    made_from = {one.manifest["data"].get("fingerprint") for one in sets}
+    if made_from != {real.fingerprint}:
+        notes.append("The set was made from other data than it is evaluated on; Random comes from the latter.")
+    return notes
+
+
+def ceiling_macs(real: RealSet, factory: NetworkFactory) -> float:
+    """Multiply-accumulates of one ceiling network: forward and backward are about three passes."""
+    return 3.0 * get_protocol("ceiling-v1").passes * len(real) * factory.macs
+
+
+def _ceiling(real: RealSet, factory: NetworkFactory, seed: int, device: torch.device, progress: Progress) -> Arm:
+    """One network on the whole real set under its own protocol; cached by what it depends on."""
+    recipe = get_protocol("ceiling-v1")
+    space: Space = real.space
+    key = digest(
+        {
+            "data": real.fingerprint,
+            "space": space.id,
+            "network": factory.describe(),
+            "protocol": recipe.name,
+            "seed": seed,
+            "device": device.type,
+        }
+    )
+    cache = Path(os.environ.get("DATASTILL_CACHE") or Path.home() / ".cache" / "datastill") / "ceilings"
+    path = cache / f"{key}.json"
+    if path.is_file():
+        record = read_json(path)
+        return Arm("whole set", torch.tensor(record["accuracies"]).double(), torch.tensor(record["per_class"]).double())
+    schedule = recipe.schedule(real.name, real.shape)
+    whole = (lambda index: real.batch(index).x, real.labels)
+    arm = run_arm(
+        "whole set", [whole], TestSplit.of(real), schedule, factory, networks=1, seed=seed, device=device,
+        progress=progress,
+    )  # fmt: skip
+    write_json(path, {"accuracies": arm.accuracies.tolist(), "per_class": [v for v in arm.per_class.nan_to_num(-1).tolist()]})
+    return arm

@@ -1,0 +1,174 @@
+"""Accuracies over sets and networks, their spread, and the paired difference to Random."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def t_interval(values: Tensor, level: float = 0.95) -> float:
+    """Half-width of the t-interval of the mean of `values` (n,); NaN below two values."""
+    from scipy import stats
+
+    n = len(values)
+    if n < 2:
+        return math.nan
+    quantile = float(stats.t.ppf(0.5 + level / 2, n - 1))
+    return quantile * float(values.double().std()) / math.sqrt(n)
+
+
+def spread_over(accuracies: Tensor) -> tuple[Tensor, str]:
+    """The values that an interval is taken over: means of three or more sets, else networks."""
+    if len(accuracies) >= 3:
+        return accuracies.mean(1), "sets"
+    return accuracies.flatten(), "networks"
+
+
+@dataclass
+class Arm:
+    """One side of a comparison: the same protocol on one kind of set.
+
+    Attributes:
+        accuracies: test accuracy as a fraction, (sets, networks).
+        per_class: mean test accuracy of each class, (C,); NaN for a class without test images.
+        losses: mean training loss of each pass, averaged over all networks.
+    """
+
+    name: str
+    accuracies: Tensor
+    per_class: Tensor
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        """Mean over sets and networks."""
+        return float(self.accuracies.mean())
+
+    @property
+    def std_networks(self) -> float:
+        """Mean over sets of the standard deviation over networks; NaN for one network."""
+        return float(self.accuracies.std(1).mean()) if self.accuracies.shape[1] > 1 else math.nan
+
+    @property
+    def std_sets(self) -> float:
+        """Standard deviation of the means of sets; NaN for one set."""
+        return float(self.accuracies.mean(1).std()) if len(self.accuracies) > 1 else math.nan
+
+    @property
+    def interval(self) -> float:
+        """Half-width of the 95 % t-interval of the mean, over sets (three or more) or networks."""
+        return t_interval(spread_over(self.accuracies)[0])
+
+    @property
+    def interval_over(self) -> str:
+        """What the interval is taken over: "sets" or "networks"."""
+        return spread_over(self.accuracies)[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, NaN as None."""
+        return {
+            "name": self.name,
+            "mean": self.mean,
+            "std_networks": _number(self.std_networks),
+            "std_sets": _number(self.std_sets),
+            "interval_95": _number(self.interval),
+            "interval_over": self.interval_over,
+            "accuracies": [[round(a, 6) for a in row] for row in self.accuracies.tolist()],
+            "per_class": [_number(a) for a in self.per_class.tolist()],
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass
+class Evaluation:
+    """What `evaluate` returns. Accuracies are fractions."""
+
+    distilled: Arm
+    random: Arm | None
+    ceiling: Arm | None
+    protocol: str
+    network: dict[str, Any]
+    data: dict[str, Any]
+    cost: dict[str, Any]
+    names: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def mean(self) -> float:
+        """Mean test accuracy of the distilled sets."""
+        return self.distilled.mean
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over all networks of all sets, as papers report it."""
+        values = self.distilled.accuracies.flatten()
+        return float(values.std()) if len(values) > 1 else math.nan
+
+    @property
+    def interval(self) -> float:
+        """Half-width of the 95 % interval of the mean."""
+        return self.distilled.interval
+
+    @property
+    def per_class(self) -> Tensor:
+        """Mean test accuracy of each class, (C,)."""
+        return self.distilled.per_class
+
+    @property
+    def differences(self) -> Tensor:
+        """Distilled minus Random for each set and network, which share weights and orders; (sets, networks)."""
+        if self.random is None:
+            return torch.empty(0, 0)
+        return self.distilled.accuracies - self.random.accuracies
+
+    @property
+    def difference(self) -> float:
+        """Mean paired difference to Random; NaN without it."""
+        return float(self.differences.mean()) if self.random is not None else math.nan
+
+    @property
+    def difference_interval(self) -> float:
+        """Half-width of the 95 % interval of the paired difference."""
+        return t_interval(spread_over(self.differences)[0]) if self.random is not None else math.nan
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: does it beat Random?"""
+        if self.random is None:
+            return "Nothing stands beside it: Random was left out."
+        points, width = 100 * self.difference, 100 * self.difference_interval
+        over = spread_over(self.differences)[1]
+        if math.isnan(width):
+            return f"{points:+.1f} points against Random, from one network: too few to say more."
+        size = f"{points:+.1f} ± {width:.1f} points against Random (95 %, paired, over {over})"
+        if points - width > 0:
+            return f"Beats Random: {size}."
+        if points + width < 0:
+            return f"Worse than Random: {size}."
+        return f"Cannot be told from Random: {size}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, JSON-able."""
+        return {
+            "protocol": self.protocol,
+            "network": self.network,
+            "data": self.data,
+            "sets": self.names,
+            "distilled": self.distilled.to_dict(),
+            "random": self.random.to_dict() if self.random else None,
+            "ceiling": self.ceiling.to_dict() if self.ceiling else None,
+            "difference": _number(self.difference),
+            "difference_interval_95": _number(self.difference_interval),
+            "verdict": self.verdict,
+            "cost": self.cost,
+            "notes": self.notes,
+        }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

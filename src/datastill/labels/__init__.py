@@ -1,0 +1,1 @@
+"""Labels of synthetic images; hard labels are `core.plan.HardLabels`."""

@@ -1,0 +1,71 @@
+"""Dataset Condensation with Distribution Matching (Zhao and Bilen, WACV 2023, arXiv:2110.04181).
+
+L = sum_c || mean_{x in B_c} f(A_c(x)) - mean_{s in S_c} f(A_c(s)) ||^2
+with f the features (the input of the last linear layer) of a new random network every step and A_c one
+augmentation per class and step, shared by both sides.
+
+- Needs: nothing but the real set and a network family.
+- Cost: C * (real_batch forward + 3 * ipc) network passes a step; memory of one chunk of images.
+- Departs: random draws are derived from the seed, not from the clock; the real side runs in chunks and
+  the synthetic side in groups of classes, which changes no number where no layer couples samples; networks
+  with batch norm see all classes in one pass, with true counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from datastill.core.registry import Method, method, nominal_seconds
+
+if TYPE_CHECKING:
+    from datastill.core.plan import Plan, Task
+
+
+@method("dm", paper="arXiv:2110.04181", family="distribution")
+@dataclass(frozen=True, kw_only=True)
+class DM(Method):
+    """Match class means of features under a fresh random network each step."""
+
+    steps: int = 20_000  #: image updates
+    real_batch: int = 256  #: real images per class and step
+    image_lr: float = 1.0  #: SGD learning rate of the pixels; the paper takes 10 above 50 images per class
+    image_momentum: float = 0.5  #: SGD momentum of the pixels
+    init: str = "real"  #: start from distinct "real" images or from "noise"
+    augment: str = "auto"  #: DSA strategy, "none", or "auto": all operations, no flip for digits
+    clamp: bool = False  #: keep pixels inside the valid range after every step
+
+    def build(self, task: Task) -> Plan:
+        """Fresh networks, feature means, pixels."""
+        from datastill.augment.strategies import make_augment
+        from datastill.core.plan import Plan
+        from datastill.core.update import Sgd
+        from datastill.decoders.pixels import Pixels
+        from datastill.objectives.feature_means import FeatureMeans
+        from datastill.sampling.inits import make_init
+        from datastill.sampling.samplers import ClassBatches
+        from datastill.surrogates.fresh import Fresh
+
+        return Plan(
+            init=make_init(self.init),
+            decoder=Pixels(clamp=self.clamp),
+            objective=FeatureMeans(),
+            surrogates=Fresh(task.network),
+            sampler=ClassBatches(self.real_batch),
+            augment=make_augment(self.augment, task.real.name, task.real.shape),
+            update={"images": Sgd(lr=self.image_lr, momentum=self.image_momentum)},
+            steps=self.steps,
+        )
+
+    def macs_per_step(self, task: Task) -> float:
+        """One pass per real image; forward and backward to the pixels, about three, per synthetic one."""
+        real = sum(min(self.real_batch, int(n)) for n in task.real.counts)
+        return task.network.macs * (real + 3 * task.ipc * task.classes)
+
+    def scaled(self, task: Task, seconds: float) -> DM:
+        """Fewer real images per step before fewer steps: at equal cost more, cheaper steps win by far."""
+        cheap = replace(self, real_batch=min(self.real_batch, 32))
+        steps = int(seconds / nominal_seconds(cheap.macs_per_step(task), task.device.type))
+        if steps >= self.steps:
+            return self
+        return replace(cheap, steps=max(20, steps))

@@ -1,0 +1,32 @@
+"""Random selection: the baseline that stands beside every result.
+
+S_c = ipc distinct images of class c, drawn from the seed.
+
+- Needs: nothing.
+- Cost: none.
+- Departs: released codes sometimes take the first images of a class and call them random; these are drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from datastill.core.registry import Method, method
+
+if TYPE_CHECKING:
+    from datastill.core.plan import Plan, Task
+
+
+@method("random", paper="baseline", family="coreset")
+@dataclass(frozen=True, kw_only=True)
+class Random(Method):
+    """Distinct random real images of each class."""
+
+    def build(self, task: Task) -> Plan:
+        """The initialisation is the result."""
+        from datastill.core.plan import Plan
+        from datastill.decoders.pixels import Pixels
+        from datastill.sampling.inits import RandomReal
+
+        return Plan(init=RandomReal(), decoder=Pixels())

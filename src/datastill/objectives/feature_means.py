@@ -1,0 +1,98 @@
+"""Distance between class means of features (Zhao and Bilen, Dataset Condensation with Distribution Matching).
+
+L = sum_c || mean_{x in B_c} f(A_c(x)) - mean_{s in S_c} f(A_c(s)) ||^2, squared and summed over features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from datastill.core.batch import Batch
+from datastill.core.context import Context, class_means
+from datastill.core.plan import Grads
+from datastill.models import couples_samples
+
+if TYPE_CHECKING:
+    from datastill.augment.dsa import DsaRecord
+    from datastill.models.base import Network
+
+
+def squared_distance(real: Tensor, synthetic: Tensor) -> Tensor:
+    """|| real_c - synthetic_c ||^2 per class; both (C, d), the result (C,)."""
+    return (real - synthetic).square().sum(dim=1)
+
+
+@dataclass(frozen=True)
+class FeatureMeans:
+    """Class means of the input of the last linear layer, on one network for both sides.
+
+    Where no layer couples samples, the real side runs in chunks without a graph and the synthetic side in
+    groups of classes, each with its own short backward pass: the same numbers in a bounded memory. With
+    batch statistics all classes must share one forward pass per side, and do.
+    """
+
+    def __call__(self, context: Context) -> Grads:
+        """Loss per class of the block, and its gradient for every synthetic image."""
+        network = cast("Network", context.surrogate)
+        joint = couples_samples(network)
+        record = _draw(context)
+        batch = context.real_batch()
+        with torch.no_grad():
+            features = _real_features(network, batch, context, record, joint)
+            real = context.reduce(features, batch.y, batch.weight)
+        return _synthetic_side(network, real, context, record, joint)
+
+
+def _draw(context: Context) -> DsaRecord | None:
+    """One record per class, shared by both sides (siamese)."""
+    augment = context.plan.augment
+    if augment is None:
+        return None
+    return augment.draw(context.task.classes, context.task.real.shape, context.generator("augment"))
+
+
+def _augmented(x: Tensor, y: Tensor, context: Context, record: DsaRecord | None) -> Tensor:
+    if record is None or context.plan.augment is None:
+        return x
+    return context.plan.augment.apply(x, record, rows=y)
+
+
+def _real_features(
+    network: Network, batch: Batch, context: Context, record: DsaRecord | None, joint: bool
+) -> Tensor:
+    """Features of the real batch, (n, d), without a graph."""
+    size = len(batch) if joint else context.task.chunk
+    parts = [
+        network.embed(_augmented(x, y, context, record))
+        for x, y in zip(batch.x.split(size), batch.y.split(size), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _synthetic_side(
+    network: Network, real: Tensor, context: Context, record: DsaRecord | None, joint: bool
+) -> Grads:
+    assert context.synthetic is not None
+    x, y = context.synthetic.x.detach(), context.synthetic.y.to(context.device)
+    grads = torch.zeros_like(x)
+    losses = []
+    for group in _class_groups(y, len(y) if joint else context.task.chunk):
+        part = torch.isin(y, group).nonzero().squeeze(1)
+        leaf = x[part].requires_grad_()
+        features = network.embed(_augmented(leaf, y[part], context, record))
+        means = class_means(features, y[part], len(real))
+        loss = squared_distance(real[group], means[group])
+        grads[part] = torch.autograd.grad(loss.sum(), leaf)[0]
+        losses.append(loss.detach())
+    return Grads(loss=torch.cat(losses), x=grads)
+
+
+def _class_groups(y: Tensor, limit: int) -> list[Tensor]:
+    """Whole classes, as many at a time as `limit` images hold, at least one."""
+    classes, counts = y.unique(return_counts=True)
+    per_group = max(1, limit // int(counts.max()))
+    return list(classes.split(per_group))

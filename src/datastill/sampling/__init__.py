@@ -1,0 +1,1 @@
+"""Which real samples a step sees, and where synthetic images start."""

@@ -1,0 +1,87 @@
+"""Rules that pick real images by their features; each returns distinct positions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def herding(features: Tensor, k: int) -> Tensor:
+    """Greedy running mean (Welling, ICML 2009): minimise || (j+1) mu - sum of chosen - f_i || at each j.
+
+    Args:
+        features: (n, d) of one class.
+        k: how many to choose, at most n.
+    """
+    mean = features.mean(0)
+    chosen: list[int] = []
+    total = torch.zeros_like(mean)
+    free = torch.ones(len(features), dtype=torch.bool)
+    for j in range(k):
+        distance = ((j + 1) * mean - total - features).square().sum(1)
+        i = int(distance.masked_fill(~free, torch.inf).argmin())
+        chosen.append(i)
+        free[i] = False
+        total = total + features[i]
+    return torch.tensor(chosen)
+
+
+def k_center(features: Tensor, k: int) -> Tensor:
+    """Farthest-first traversal from the sample nearest to the mean: within twice the best covering radius."""
+    nearest_to_mean = int((features - features.mean(0)).square().sum(1).argmin())
+    chosen = [nearest_to_mean]
+    free = torch.ones(len(features), dtype=torch.bool)
+    free[nearest_to_mean] = False
+    reach = (features - features[nearest_to_mean]).square().sum(1)
+    while len(chosen) < k:
+        i = int(reach.masked_fill(~free, -1.0).argmax())
+        chosen.append(i)
+        free[i] = False
+        reach = torch.minimum(reach, (features - features[i]).square().sum(1))
+    return torch.tensor(chosen)
+
+
+def k_means(features: Tensor, k: int, seed: int) -> Tensor:
+    """The sample nearest to each of k centroids; a sample taken already gives way to the next nearest."""
+    from sklearn.cluster import KMeans
+
+    points = features.double().numpy()
+    fitted = KMeans(n_clusters=k, n_init=3, random_state=seed % 2**32).fit(points)
+    centres = torch.from_numpy(fitted.cluster_centers_).to(features)
+    distance = torch.cdist(centres, features)
+    chosen: list[int] = []
+    for row in distance:
+        row = row.clone()
+        row[chosen] = torch.inf
+        chosen.append(int(row.argmin()))
+    return torch.tensor(chosen)
+
+
+def by_count(counts: Tensor, k: int, order: str, generator: torch.Generator) -> Tensor:
+    """The k largest ("most") or smallest ("least") counts, ties in random order."""
+    shuffled = torch.randperm(len(counts), generator=generator)
+    ranked = counts[shuffled].argsort(stable=True, descending=order == "most")
+    return shuffled[ranked[:k]]
+
+
+class ForgettingCounter:
+    """Counts forgetting events (Toneva et al., ICLR 2019): right at the last visit, wrong now.
+
+    A sample that was never right has an infinite count.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.events = torch.zeros(n)
+        self.was_right = torch.zeros(n, dtype=torch.bool)
+        self.ever_right = torch.zeros(n, dtype=torch.bool)
+
+    def visit(self, index: Tensor, right: Tensor) -> None:
+        """The samples at `index` were just classified; `right` says which correctly."""
+        index, right = index.cpu(), right.cpu()
+        self.events[index] += (self.was_right[index] & ~right).float()
+        self.was_right[index] = right
+        self.ever_right[index] |= right
+
+    def counts(self) -> Tensor:
+        """Events per sample, infinite where never right."""
+        return self.events.masked_fill(~self.ever_right, torch.inf)

@@ -1,0 +1,1 @@
+"""Where the networks come from on which a match is made."""

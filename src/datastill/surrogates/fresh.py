@@ -1,0 +1,40 @@
+"""A new random network every step, frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from datastill.core.context import Context
+
+if TYPE_CHECKING:
+    from datastill.models.base import Network
+    from datastill.models.factory import NetworkFactory
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Networks at random initialisation, in train mode, without parameter gradients."""
+
+    factory: NetworkFactory
+
+    def begin(self, context: Context) -> None:
+        """Nothing to begin."""
+
+    def draw(self, context: Context) -> Network:
+        """The network of this step."""
+        network = self.factory(context.seed("surrogate")).to(context.device)
+        return network.requires_grad_(False).train()
+
+    def advance(self, context: Context) -> None:
+        """Nothing to advance: the next step draws a new one."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing to remember."""
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to remember."""
