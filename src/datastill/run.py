@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from datastill.core.allocator import keep_freed_memory
 from datastill.core.artifact import MANIFEST, DistilledSet
 from datastill.core.checkpoint import Checkpointer, plain, refuse_other
 from datastill.core.cost import environment, peak_memory_bytes, pick_device
@@ -141,6 +142,7 @@ def prepare_job(
     """Settle the data, the network and every hyper-parameter, without doing anything yet."""
     from datastill.data.real import RealSet
 
+    keep_freed_memory()
     start, name, family = _instance(method)
     data: RealSet = real if isinstance(real, RealSet) else load_real(real)
     check_ipc(data, ipc)
@@ -216,7 +218,9 @@ def estimate(
     The preparation (a feature network of a coreset) is taken from its count of multiply-accumulates.
     """
     job = prepare_job(method, real, ipc=ipc, network=network, recipe=recipe, seed=seed, device=device, **hyper)
-    paper = prepare_job(method, job.task.real, ipc=ipc, network=network, recipe="paper", seed=seed, device=device, **hyper)
+    paper = prepare_job(
+        method, job.task.real, ipc=ipc, network=network, recipe="paper", seed=seed, device=device, **hyper
+    )
     return estimate_job(job, paper)
 
 
@@ -287,7 +291,8 @@ def _settle(
     if not given:
         if recipe != "auto":
             settled = with_overrides(settled, start.paper_values)
-        settled = with_overrides(settled, dict(found.hyper) if found and recipe != "auto" or found and _steps(start) else {})
+        if found is not None and (recipe != "auto" or _steps(start)):
+            settled = with_overrides(settled, dict(found.hyper))
     settled = with_overrides(settled, hyper)
     notes: list[str] = []
     if recipe == "auto" and not given and "steps" not in hyper and _steps(settled):

@@ -144,9 +144,7 @@ class Dsa:
     def __post_init__(self) -> None:
         for name in self.ops:
             if name not in OPERATIONS:
-                raise InputError(
-                    f"Unknown augmentation {name!r} in {self.strategy!r}. {nearest(name, OPERATIONS)}"
-                )
+                raise InputError(f"Unknown augmentation {name!r} in {self.strategy!r}. {nearest(name, OPERATIONS)}")
         if len(set(self.ops)) < len(self.ops):
             raise InputError(f"The augmentation strategy {self.strategy!r} names an operation twice.")
         if self.mode not in ("single", "multiple"):
@@ -226,9 +224,7 @@ def apply(x: Tensor, record: DsaRecord, rows: Tensor | None = None) -> Tensor:
         InputError: the record was drawn for another image size or number of images.
     """
     if tuple(x.shape[-2:]) != record.size:
-        raise InputError(
-            f"The augmentation was drawn for {record.size} pixels, the images are {tuple(x.shape[-2:])}."
-        )
+        raise InputError(f"The augmentation was drawn for {record.size} pixels, the images are {tuple(x.shape[-2:])}.")
     count = len(record) if rows is None else len(rows)
     if count != len(x):
         raise InputError(f"The augmentation has rows for {count} images, not for {len(x)}.")

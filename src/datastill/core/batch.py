@@ -30,9 +30,7 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         weight = None if self.weight is None else self.weight.to(device)
-        return replace(
-            self, x=self.x.to(device), y=self.y.to(device), index=self.index.to(device), weight=weight
-        )
+        return replace(self, x=self.x.to(device), y=self.y.to(device), index=self.index.to(device), weight=weight)
 
     def of(self, positions: Tensor) -> Batch:
         """The samples at `positions` of this batch, an integer or boolean tensor."""

@@ -44,9 +44,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 def write_error(target: Path, error: OSError) -> InputError:
     """The sentence for a write that failed."""
-    return InputError(
-        f"Cannot write {target}: {error.strerror or error}; free some space or choose another place."
-    )
+    return InputError(f"Cannot write {target}: {error.strerror or error}; free some space or choose another place.")
 
 
 def make_folder(folder: Path) -> Path:

@@ -119,6 +119,9 @@ def synthesise(
         stored = checkpointer.read(block.key) if checkpointer is not None else None
         if stored is not None:
             running.restore(stored)
+        else:
+            for callback in callbacks:
+                callback.start(running.context)
         if stored is None or not stored.meta["finished"]:
             _run_block(running, checkpointer, stop_after)
         done.append((block, running))
@@ -126,7 +129,11 @@ def synthesise(
 
 
 def _start(
-    plan: Plan, task: Task, block: Block, callbacks: Sequence[Callback], prepared: dict[str, dict[str, Tensor]]
+    plan: Plan,
+    task: Task,
+    block: Block,
+    callbacks: Sequence[Callback],
+    prepared: dict[str, dict[str, Tensor]],
 ) -> _Running:
     context = Context(task, plan, block, Rng(task.seed), callbacks, steps=plan.steps, prepared=prepared)
     images, extra = plan.init.images(task, block, context)

@@ -68,7 +68,7 @@ class Block:
     @property
     def classes(self) -> list[int]:
         """The classes in this block, ascending."""
-        return [int(c) for c in self.y.unique()]
+        return sorted(set(self.y.tolist()))
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,7 @@ class Sampler(Protocol):
 class Augment(Protocol):
     """Augmentation as explicit records (see `augment.dsa`)."""
 
-    def draw(
-        self, rows: int, shape: tuple[int, int, int], generator: torch.Generator, one_op: bool = False
-    ) -> Any: ...
+    def draw(self, rows: int, shape: tuple[int, int, int], generator: torch.Generator, one_op: bool = False) -> Any: ...
 
     def apply(self, x: Tensor, record: Any, rows: Tensor | None = None) -> Tensor: ...
 
@@ -221,6 +219,9 @@ class Callback:
 
     name = ""  #: unique within a run when `state` is used
 
+    def start(self, context: Context) -> None:
+        """A block begins, its codes as initialised; not called when a checkpoint is taken up."""
+
     def before_real_batch(self, batch: Batch, context: Context) -> Batch:
         """Change the real samples that a step sees (backdoors, re-weighting)."""
         return batch
@@ -260,7 +261,7 @@ class ClassMajor:
 
     def blocks(self, y: Tensor) -> Iterator[Block]:
         """One block per group of classes."""
-        for key, group in enumerate(y.unique().split(self.size)):
+        for key, group in enumerate(torch.split(torch.tensor(sorted(set(y.tolist()))), self.size)):
             index = torch.isin(y, group).nonzero().squeeze(1)
             yield Block(key, index, y[index])
 

@@ -129,7 +129,8 @@ def _from_file(path: Path, wanted: str) -> MethodInfo:
     before = set(_REGISTRY)
     module_name = f"datastill_user_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     spec.loader.exec_module(module)

@@ -49,7 +49,7 @@ def isolated(seed: int) -> Iterator[None]:
     The global states are what they were before, afterwards. This is the only place in the library
     that seeds the global generator.
     """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield

@@ -23,7 +23,12 @@ class OptimiserStepper:
     early = False
 
     def __init__(
-        self, leaf: Tensor, optimiser: torch.optim.Optimizer, lr: float, schedule: Schedule | None, maximise: bool
+        self,
+        leaf: Tensor,
+        optimiser: torch.optim.Optimizer,
+        lr: float,
+        schedule: Schedule | None,
+        maximise: bool,
     ) -> None:
         self.leaf, self.optimiser, self.lr = leaf, optimiser, lr
         self.schedule, self.maximise = schedule, maximise
@@ -41,7 +46,9 @@ class OptimiserStepper:
 
     def state(self) -> dict[str, Tensor]:
         """The optimiser's tensors for the leaf, by name."""
-        return {name: torch.as_tensor(value) for name, value in self.optimiser.state[self.leaf].items() if value is not None}
+        return {
+            name: torch.as_tensor(value) for name, value in self.optimiser.state[self.leaf].items() if value is not None
+        }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""

@@ -41,17 +41,10 @@ def pair_of_splits(source: Any) -> tuple[Any, Any]:
 
 
 def is_pair(source: Any) -> bool:
-    """Whether this is one `(images, labels)`."""
-    return (
-        isinstance(source, tuple | list)
-        and len(source) == 2
-        and not any(isinstance(part, tuple | Mapping) for part in source[:1])
-        and not (hasattr(source[0], "__getitem__") and not hasattr(source[0], "shape") and not _is_list(source[0]))
-    )
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list) and (not value or not isinstance(value[0], str))
+    """Whether this is one `(images, labels)`: lists are images, tuples are pairs."""
+    if not isinstance(source, tuple | list) or len(source) != 2:
+        return False
+    return isinstance(source[0], list) or hasattr(source[0], "shape") or hasattr(source[0], "__array__")
 
 
 def _read_pair(pair: Any, request: Request, where: str) -> Split:
@@ -71,13 +64,14 @@ def array_split(images: Any, labels: Sequence[LabelId], request: Request, where:
         request: gives mode and size.
         where: names the split in errors.
     """
-    array = channels_first(_as_numpy(images), where)
+    array = _as_numpy(images)
+    if array.ndim and not len(array) and not len(labels):
+        raise InputError(f"The {where} split has no images; give at least one per class.")
+    array = channels_first(array, where)
     if len(array) != len(labels):
         raise InputError(
             f"The {where} split has {len(array)} images and {len(labels)} labels; give one label per image."
         )
-    if not len(array):
-        raise InputError(f"The {where} split has no images; give at least one per class.")
     array = eight_bits_or_unit(array, f"The {where} images")
     if request.mode or request.size:
         array = np.stack([refit(image, request) for image in array])
@@ -87,7 +81,8 @@ def array_split(images: Any, labels: Sequence[LabelId], request: Request, where:
 def _as_numpy(images: Any) -> np.ndarray:
     if isinstance(images, torch.Tensor):
         images = images.detach().cpu()
-        return images.float().numpy() if images.is_floating_point() else images.numpy()
+        images = images.float() if images.is_floating_point() else images
+        return np.asarray(images)
     try:
         return np.asarray(images)
     except ValueError as error:
@@ -96,20 +91,18 @@ def _as_numpy(images: Any) -> np.ndarray:
 
 def channels_first(array: np.ndarray, where: str) -> np.ndarray:
     """(n, c, h, w) out of (n, h, w), (n, c, h, w) or (n, h, w, c), by the rule of `array_split`."""
-    if array.ndim == 3:
+    if array.ndim == 3 and 0 not in array.shape[1:]:
         return array[:, None]
     if array.ndim != 4 or 0 in array.shape[1:]:
-        raise InputError(
-            f"The {where} images have shape {array.shape}; give (n, h, w), (n, c, h, w) or (n, h, w, c)."
-        )
+        raise InputError(f"The {where} images have shape {array.shape}; give (n, h, w), (n, c, h, w) or (n, h, w, c).")
     first, last = array.shape[1], array.shape[3]
     if first in (1, 3) or (last not in (1, 3) and first <= last):
         return array
-    return array.transpose(0, 3, 1, 2)
+    return np.transpose(array, (0, 3, 1, 2))
 
 
 def eight_bits_or_unit(array: np.ndarray, what: str) -> np.ndarray:
-    """uint8 of 0..255, or float32 in [0, 1]; anything else is refused in a sentence that starts with `what`."""
+    """uint8 of 0..255, or float32 in [0, 1]; else an error that starts with `what`."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
@@ -127,11 +120,13 @@ def eight_bits_or_unit(array: np.ndarray, what: str) -> np.ndarray:
             raise InputError(f"{what} are integers from {low} to {high}; scale them to 0..255.")
         return array.astype(np.uint8)
     if low < 0 or high > 1:
-        raise InputError(f"{what} range from {low:.4g} to {high:.4g}; pixels must lie in [0, 1], so {_remedy(low, high)}.")
+        raise InputError(
+            f"{what} range from {low:.4g} to {high:.4g}; pixels must lie in [0, 1], so {_remedy(low, high)}."
+        )
     return array.astype(np.float32)
 
 
 def _remedy(low: float, high: float) -> str:
-    if 0 <= low and 1 < high <= 255:
+    if low >= 0 and 1 < high <= 255:
         return "divide by 255 or give them as uint8"
     return "undo any normalisation (datastill applies its own, see space=)"

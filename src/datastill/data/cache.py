@@ -6,6 +6,7 @@ damaged entry is rebuilt; where the folder cannot be written, images stay in mem
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 import zlib
@@ -81,7 +82,8 @@ def materialise(
     if found is None:
         items = listing()
         try:
-            _write(entry, items, request.skip_bad)
+            with quiet_decoding():
+                _write(entry, items, request.skip_bad)
             found = _open(entry, request.storage)
             if found is None:
                 raise InputError(f"{entry} cannot be read back")
@@ -89,7 +91,8 @@ def materialise(
             raise
         except InputError as error:
             _warn_uncached(error)
-            found = _in_memory(items, request.skip_bad)
+            with quiet_decoding():
+                found = _in_memory(items, request.skip_bad)
     record, store = found
     return _split(record, store), _names(record)
 
@@ -108,7 +111,7 @@ def _open(entry: Path, storage: str) -> tuple[Record, Store] | None:
         pixels = np.load(entry.with_suffix(".npy"))
     except (OSError, ValueError, EOFError, SyntaxError):
         return None
-    if pixels.dtype != np.uint8 or zlib.crc32(pixels) != record.checksum:
+    if pixels.dtype != np.uint8 or zlib.crc32(pixels.data) != record.checksum:
         return None
     return record, MemoryStore(torch.from_numpy(pixels))
 
@@ -133,7 +136,7 @@ def _write(entry: Path, items: Listing, skip_bad: bool) -> None:
                 np.lib.format.write_array_header_1_0(file, header)
             # plain writes: a memory map would end the process on a full disk
             file.write(chunk.data)
-            checksum = zlib.crc32(chunk, checksum)
+            checksum = zlib.crc32(chunk.data, checksum)
     record.checksum = checksum
     write_json(entry, record.__dict__)
 
@@ -144,15 +147,14 @@ def _in_memory(items: Listing, skip_bad: bool) -> tuple[Record, Store]:
     return record, MemoryStore(torch.from_numpy(pixels))
 
 
-def _on_access(
-    entry: Path, items: Listing, skip_bad: bool
-) -> tuple[Split, tuple[str, ...] | None]:
-    """A store that decodes each time. All images are decoded once to know that they can be; that is recorded."""
+def _on_access(entry: Path, items: Listing, skip_bad: bool) -> tuple[Split, tuple[str, ...] | None]:
+    """A store that decodes each time. Once, all images are tried, which is recorded."""
     record = _read(entry)
     if record is None or len(record.labels) != len(items.labels):
         record = _empty_record(items)
-        for _ in decoded(items, record, skip_bad):
-            pass
+        with quiet_decoding():
+            for _ in decoded(items, record, skip_bad):
+                pass
         try:
             write_json(entry, record.__dict__)
         except InputError as error:
@@ -194,6 +196,14 @@ def decoded(items: Listing, record: Record, skip_bad: bool) -> Iterator[np.ndarr
                     images[i - start] = image
             yield images
     _refuse_emptied(items, record)
+
+
+@contextlib.contextmanager
+def quiet_decoding() -> Iterator[None]:
+    """Without Pillow's remarks on odd metadata. Around the threads, since filters belong to the process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
 
 
 def _mixed(first: str, shape: tuple[int, ...], other: str, found: tuple[int, ...]) -> ImageError:

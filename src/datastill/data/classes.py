@@ -29,8 +29,7 @@ def read_labels(labels: Any) -> list[LabelId]:
         array = array[:, 0]
     if array.ndim != 1:
         raise InputError(
-            f"Labels have shape {array.shape}; give one label per image, (n,) "
-            "(for one-hot labels, take their argmax)."
+            f"Labels have shape {array.shape}; give one label per image, (n,) (for one-hot labels, take their argmax)."
         )
     if array.dtype.kind in "iub":
         return [int(v) for v in array.tolist()]
@@ -49,12 +48,12 @@ def _read_objects(values: list[Any]) -> list[LabelId]:
         return [int(v) for v in values]
     if all(isinstance(v, Tensor | np.ndarray) and np.size(v) == 1 for v in values):
         return read_labels([v.item() for v in values])
-    odd = next((v for v in values if not isinstance(v, int | str | np.integer)), None)
-    if odd is None:
-        raise InputError("Labels mix whole numbers and strings; use one kind.")
-    raise InputError(
-        f"Label {odd!r} is neither a whole number nor a string; labels are class numbers or names."
-    )
+    for value in values:
+        if not isinstance(value, int | str | np.integer):
+            raise InputError(
+                f"Label {value!r} is neither a whole number nor a string; labels are class numbers or names."
+            )
+    raise InputError("Labels mix whole numbers and strings; use one kind.")
 
 
 class Classes:
@@ -71,7 +70,7 @@ class Classes:
     def __init__(self, train: Sequence[LabelId], names: Sequence[str] | None) -> None:
         if not len(train):
             raise InputError("There are no images to load; check the path and the file types.")
-        self.ids: list[LabelId] = sorted(set(train))  # type: ignore[type-var]
+        self.ids: list[LabelId] = sorted(set(train))
         self.notes: tuple[str, ...] = ()
         self._refuse_unlabelled(self.ids)
         self.names = self._named(names)

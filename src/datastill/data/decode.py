@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,11 +43,9 @@ def decode_image(data: bytes | Image.Image, name: str, request: Request) -> np.n
     from PIL import Image, ImageOps
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data)) if isinstance(data, bytes) else data
-            image = ImageOps.exif_transpose(image)
-            image.load()
+        image = Image.open(io.BytesIO(data)) if isinstance(data, bytes) else data
+        image = ImageOps.exif_transpose(image)
+        image.load()
     except Exception as error:  # decoders raise whatever they like: OSError, SyntaxError, struct.error, ...
         raise CorruptImage(
             f"{name} is not a readable image ({_short(error)}); mend or remove it, or skip such images with "
@@ -117,9 +114,7 @@ def refit(array: np.ndarray, request: Request) -> np.ndarray:
     elif request.mode == "L" and c == 3:
         array = _luma(array)
     elif request.mode is not None and c != len(request.mode):
-        raise ImageError(
-            f"Images of {c} channels have no mode {request.mode!r}; leave mode out or pick channels."
-        )
+        raise ImageError(f"Images of {c} channels have no mode {request.mode!r}; leave mode out or pick channels.")
     if request.size is None or array.shape[1:] == request.size:
         return array
     from PIL import Image
@@ -133,7 +128,7 @@ def _luma(array: np.ndarray) -> np.ndarray:
 
         return to_array(Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0))).convert("L"))
     weights = np.array([0.299, 0.587, 0.114], dtype=array.dtype)
-    return np.einsum("c,chw->hw", weights, array)[None]
+    return np.asarray(np.tensordot(weights, array, 1)[None])
 
 
 def _short(error: Exception) -> Any:

@@ -12,7 +12,7 @@ from datastill.core.errors import InputError
 from datastill.core.rng import Rng, isolated
 from datastill.data.arrays import channels_first, eight_bits_or_unit, pair_of_splits
 from datastill.data.classes import read_labels
-from datastill.data.decode import decode_image, refit
+from datastill.data.decode import CorruptImage, decode_image, refit
 from datastill.data.raw import Raw, Request, Split
 from datastill.data.store import DecodeStore, MemoryStore, Store
 
@@ -51,8 +51,14 @@ def _read_split(dataset: Any, request: Request, where: str) -> Split:
         raise InputError(f"The {where} dataset has no items; give at least one per class.")
 
     def item(i: int) -> tuple[np.ndarray, Any]:
-        with isolated(Rng(request.seed).derive("item", i)):
-            found = dataset[i]
+        try:
+            with isolated(Rng(request.seed).derive("item", i)):
+                found = dataset[i]
+        except Exception as error:  # a user's code may raise anything
+            raise CorruptImage(
+                f"Item {i} of the {where} dataset cannot be read ({type(error).__name__}: {error}); mend it, "
+                "or skip such items with skip_bad (--skip-bad)."
+            ) from error
         if not isinstance(found, tuple | list) or len(found) < 2:
             raise InputError(
                 f"Item {i} of the {where} dataset is not (image, label) but a {type(found).__name__}; "
@@ -60,26 +66,37 @@ def _read_split(dataset: Any, request: Request, where: str) -> Split:
             )
         return _as_array(found[0], f"Image {i} of the {where} dataset", request), found[1]
 
+    rows: list[int] = []
     labels: list[Any] = []
     images: list[np.ndarray] = []
+    skipped: list[str] = []
     shape: tuple[int, ...] = ()
     for i in range(count):
-        image, label = item(i)
+        try:
+            image, label = item(i)
+        except CorruptImage:
+            if not request.skip_bad:
+                raise
+            skipped.append(f"item {i}")
+            continue
         shape = shape or image.shape
         if image.shape != shape:
             raise InputError(
-                f"Images mix shapes: item 0 of the {where} dataset is {shape} and item {i} is {image.shape} "
-                "(channels, height, width); pass size=32 and mode='RGB' to make them alike."
+                f"Images mix shapes: item {rows[0]} of the {where} dataset is {shape} and item {i} is "
+                f"{image.shape} (channels, height, width); pass size=32 and mode='RGB' to make them alike."
             )
-        labels.append(label)
+        rows.append(i)
+        labels.append(label.item() if isinstance(label, Tensor) and label.numel() == 1 else label)
         if request.storage != "decode":
             images.append(image)
+    if not rows:
+        raise InputError(f"None of the {count} items of the {where} dataset can be read; check its files.")
     store: Store
     if request.storage == "decode":
-        store = DecodeStore(count, (shape[0], shape[1], shape[2]), lambda i: item(i)[0])
+        store = DecodeStore(len(rows), (shape[0], shape[1], shape[2]), lambda i: item(rows[i])[0])
     else:
         store = MemoryStore(torch.from_numpy(_alike(images)))
-    return Split(store, read_labels([v.item() if isinstance(v, Tensor) and v.numel() == 1 else v for v in labels]))
+    return Split(store, read_labels(labels), tuple(skipped))
 
 
 def _alike(images: list[np.ndarray]) -> np.ndarray:

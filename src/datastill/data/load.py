@@ -92,7 +92,7 @@ def read_source(source: Any, request: Request) -> Raw:
     if isinstance(source, str | os.PathLike):
         return _read_named(source, request)
     if type(source).__module__.split(".")[0] == "datasets":
-        from datastill.data.parquet import from_datasets
+        from datastill.data.hub import from_datasets
 
         return from_datasets(source, "dataset", request)
     if isinstance(source, Mapping):
@@ -125,7 +125,7 @@ def _read_named(source: str | os.PathLike[str], request: Request) -> Raw:
         name, options = text, {}
     path = Path(name).expanduser()
     if path.exists():
-        return replace(_read_folder(path.resolve(), path.resolve().name, request, options))
+        return _read_folder(path.resolve(), path.resolve().name, request, options)
     if not isinstance(source, str) or _looks_like_path(name):
         raise InputError(f"There is no folder {name}; check the path.")
     kept = _under_data(name)
@@ -135,7 +135,7 @@ def _read_named(source: str | os.PathLike[str], request: Request) -> Raw:
 
 
 def _looks_like_path(text: str) -> bool:
-    return text.startswith(("/", ".", "~")) or text.count("/") > 1 or text.endswith("/") or os.sep not in "/" + text
+    return text.startswith((".", "~", os.sep, "/")) or text.count("/") > 1 or text.endswith(("/", os.sep))
 
 
 def _under_data(name: str) -> Path | None:
@@ -148,7 +148,8 @@ def _under_data(name: str) -> Path | None:
         return folder / name
     wanted = name.lower().replace("-", "_")
     return next(
-        (c for c in sorted(folder.iterdir()) if c.is_dir() and c.name.lower().replace("-", "_") == wanted), None
+        (c for c in sorted(folder.iterdir()) if c.is_dir() and c.name.lower().replace("-", "_") == wanted),
+        None,
     )
 
 
@@ -167,13 +168,13 @@ def _read_folder(folder: Path, name: str, request: Request, options: dict[str, s
 
 
 def _read_hub(name: str, request: Request, options: dict[str, str]) -> Raw:
-    from datastill.data.parquet import from_hub
+    from datastill.data.hub import Unreachable, from_hub
 
     root = os.environ.get("DATASTILL_DATA")
     where = f"not under DATASTILL_DATA ({root})" if root else "not under DATASTILL_DATA (which is not set)"
     try:
         return call_source(from_hub, name, options, name, request)
-    except ConnectionError as error:
+    except Unreachable as error:
         reason = "and the Hugging Face Hub cannot be reached; check the name, the path or the connection"
         raise InputError(f"{name!r} is not a folder here, {where}, {reason}.") from error
 

@@ -1,4 +1,4 @@
-"""Parquet folders in the layout of the Hugging Face Hub, and the Hub itself, through `datasets`."""
+"""Parquet folders in the layout of the Hugging Face Hub, read by `datasets`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import contextlib
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datastill.core.errors import InputError, nearest
-from datastill.data.cache import Listing, materialise
+from datastill.data.cache import IN_MEMORY_BYTES, Listing, materialise
+from datastill.data.classes import read_labels
 from datastill.data.decode import CorruptImage, decode_image
 from datastill.data.raw import Raw, Request, Split
 
@@ -84,74 +85,27 @@ def _local_split(
 
 
 def _read_files(files: list[Path], request: Request, stack: contextlib.ExitStack) -> Any:
-    """A `datasets.Dataset` of the files. Its own copy on disk goes once the images are decoded."""
-    import datasets
+    """A `datasets.Dataset` of the files: in memory while they are small, else through a copy on disk.
 
-    with _quiet():
-        where = None
-        if request.storage != "decode":
-            where = stack.enter_context(tempfile.TemporaryDirectory(prefix="datastill-", ignore_cleanup_errors=True))
-        try:
-            return datasets.load_dataset(
-                "parquet", data_files=[str(f) for f in files], split="train", cache_dir=where
-            )
-        except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-            reason = " ".join(str(error.__cause__ or error).split())[:200]
-            raise InputError(f"{files[0].parent} cannot be read as parquet ({reason}).") from error
-
-
-def from_hub(
-    name: str,
-    request: Request,
-    *,
-    config: str | None = None,
-    image: str | None = None,
-    label: str | None = None,
-) -> Raw:
-    """A data set of the Hub by name, downloaded by `datasets` into its own cache.
-
-    Raises:
-        ConnectionError: the Hub cannot be reached.
-        InputError: it has no such set, or the set has no usable image and label columns.
+    That copy, which `datasets` maps, goes once the images are decoded.
     """
     import datasets
+    import pyarrow.parquet
 
     try:
-        loaded = datasets.load_dataset(name, config)
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise InputError(f"there is no data set {name!r} on the Hub that can be read without signing in") from error
-    except ValueError as error:
-        raise InputError(f"{name!r} on the Hub cannot be loaded ({' '.join(str(error).split())[:200]})") from error
-    return from_datasets(loaded, name, request, image=image, label=label)
-
-
-def from_datasets(
-    loaded: Any, name: str, request: Request, *, image: str | None = None, label: str | None = None
-) -> Raw:
-    """A `datasets.DatasetDict` or `datasets.Dataset`."""
-    splits = loaded if isinstance(loaded, Mapping) else {"train": loaded}
-    if "train" not in splits:
-        raise InputError(f"{name} has no split 'train', only {', '.join(map(str, splits))}.")
-    chosen = next((s for s in ("test", "validation", "valid", "val") if s in splits), None)
-    notes: tuple[str, ...] = ()
-    test = None
-    train, names = _hub_split(splits["train"], name, request, image, label)
-    if chosen is not None:
-        test = _hub_split(splits[chosen], name, request, image, label)[0]
-        if all(isinstance(v, int) and v < 0 for v in test.labels):
-            test, notes = None, (f"the {chosen} split has no labels and is left out",)
-        elif chosen != "test":
-            notes = (f"test split: the {chosen} split",)
-    return Raw(name, "", train, test, names, notes)
-
-
-def _hub_split(
-    data: Any, name: str, request: Request, image: str | None, label: str | None
-) -> tuple[Split, tuple[str, ...] | None]:
-    key = ["datasets", data._fingerprint, len(data), image, label]
-    return materialise(
-        key, lambda: list_dataset(data, request, name, image, label), request, re.sub(r"\W", "_", name)
-    )
+        if sum(f.stat().st_size for f in files) <= IN_MEMORY_BYTES:
+            tables = [pyarrow.parquet.read_table(f, partitioning=None) for f in files]
+            return datasets.Dataset(pyarrow.concat_tables(tables), fingerprint="parquet")
+        where = None
+        if request.storage != "decode":
+            scratch = tempfile.TemporaryDirectory(prefix="datastill-", ignore_cleanup_errors=True)
+            where = stack.enter_context(scratch)
+        with _quiet():
+            names = [str(f) for f in files]
+            return datasets.load_dataset("parquet", data_files=names, split="train", cache_dir=where)
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise InputError(f"{files[0].parent} cannot be read as parquet ({reason}).") from error
 
 
 def list_dataset(data: Any, request: Request, name: str, image: str | None, label: str | None) -> Listing:
@@ -184,8 +138,6 @@ def list_dataset(data: Any, request: Request, name: str, image: str | None, labe
         except InputError as error:
             raise type(error)(str(error).replace(f"{name} image {i}", called(i), 1)) from error
 
-    from datastill.data.classes import read_labels
-
     return Listing(read_labels(list(labels)), decode, called, names)
 
 
@@ -197,10 +149,8 @@ def _column(data: Any, given: str | None, usual: tuple[str, ...], kind: type, na
         return given
     for column in (*usual, *(c for c, feature in features.items() if isinstance(feature, kind))):
         if column in features:
-            return column
-    raise InputError(
-        f"{name} has no {what} column among {', '.join(features)}; name it with {name}:{what}=COLUMN."
-    )
+            return str(column)
+    raise InputError(f"{name} has no {what} column among {', '.join(features)}; name it with {name}:{what}=COLUMN.")
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ def make_request(
         InputError: a size below 1, an unknown mode or an unknown storage.
     """
     if size is not None:
-        pair = (size, size) if isinstance(size, int) else tuple(size)
+        pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
         if len(pair) != 2 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in pair):
             raise InputError(f"size={size!r} is not a size; give whole pixels, size=32 or size=(height, width).")
         size = (pair[0], pair[1])

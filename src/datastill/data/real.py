@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from datastill.core.errors import InputError
 from datastill.core.space import Space
 from datastill.data.store import Store, SubsetStore
 from datastill.data.stratify import hold_out, members_by_class
+
+RAW = Space()
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +33,7 @@ class RealSet:
     labels: Tensor = field(repr=False)  #: class positions 0..C-1, (n,) int64
     class_names: tuple[str, ...]  #: one per class position
     label_ids: tuple[int | str, ...] = ()  #: the source's own label of each class position, sorted
-    space: Space = Space()  #: how `batch` stores pixels
+    space: Space = RAW  #: how `batch` stores pixels
     name: str = ""  #: for people: "digits", "cifar10", the folder's name
     source: str = ""  #: `load_real(source, **options)` loads it again; "" where nothing can
     options: Mapping[str, Any] = field(default_factory=dict)  #: arguments of `load_real` other than defaults
@@ -47,6 +50,7 @@ class RealSet:
             raise InputError(f"Class positions must lie in 0..{self.classes - 1}; check the labels.")
         if self.weights is not None:
             object.__setattr__(self, "weights", _sound_weights(self.weights, len(self)))
+        _refuse_misfit(self.space, self.shape)
         if not self.label_ids:
             object.__setattr__(self, "label_ids", tuple(range(self.classes)))
         if self.test is not None and self.test.space is not self.space:
@@ -167,7 +171,7 @@ def check_ipc(real: RealSet, ipc: int) -> None:
     Raises:
         InputError: `ipc` is not a whole number of at least 1, or a class has fewer images.
     """
-    if isinstance(ipc, bool) or not isinstance(ipc, int) or ipc < 1:
+    if isinstance(ipc, bool) or not isinstance(ipc, Integral) or ipc < 1:
         raise InputError(f"--ipc is {ipc!r}, and images per class must be a whole number of at least 1.")
     short = (real.counts < ipc).nonzero().flatten().tolist()
     if short:
@@ -180,6 +184,20 @@ def check_ipc(real: RealSet, ipc: int) -> None:
         )
 
 
+def _refuse_misfit(space: Space, shape: tuple[int, int, int]) -> None:
+    centre = space.tensors.get("centre")
+    if centre is not None and tuple(centre.shape[1:]) != tuple(shape):
+        raise InputError(
+            f"The ZCA space belongs to images of {tuple(centre.shape[1:])} and these are {tuple(shape)} "
+            "(channels, height, width); pass the space that was fitted on such images, or space='auto'."
+        )
+    if space.mean and len(space.mean) != shape[0]:
+        raise InputError(
+            f"The space has {len(space.mean)} channels and the images have {shape[0]}; "
+            "pass the space that belongs to them, or space='auto'."
+        )
+
+
 def _images(count: int) -> str:
     return "no image" if count == 0 else f"{count} image" + "s" * (count > 1)
 
@@ -187,9 +205,7 @@ def _images(count: int) -> str:
 def _sound_weights(weights: Tensor, count: int) -> Tensor:
     weights = torch.as_tensor(weights).detach().cpu()
     if tuple(weights.shape) != (count,):
-        raise InputError(
-            f"Weights have shape {tuple(weights.shape)}; give one weight for each of the {count} images."
-        )
+        raise InputError(f"Weights have shape {tuple(weights.shape)}; give one weight for each of the {count} images.")
     if not weights.is_floating_point():
         weights = weights.float()
     if not torch.isfinite(weights).all() or (weights < 0).any():

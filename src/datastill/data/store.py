@@ -48,7 +48,7 @@ class Store(Protocol):
             sha = hashlib.sha256(f"{len(self)}:{tuple(self.shape)}".encode())
             for chunk in self.chunks():
                 sha.update(str(chunk.dtype).encode())
-                sha.update(memoryview(chunk.contiguous().numpy()).cast("B"))
+                sha.update(chunk.contiguous().numpy().data)
             known = self.__dict__["_content"] = sha.hexdigest()
         return known
 
@@ -128,10 +128,13 @@ class DecodeStore(Store):
 class SubsetStore(Store):
     """Some images of another store, by position, without a copy."""
 
+    store: Store
+    rows: Tensor
+
     def __init__(self, store: Store, rows: Tensor) -> None:
-        if isinstance(store, SubsetStore):
-            store, rows = store.store, store.rows[rows]
         self.store, self.rows, self.shape = store, rows, store.shape
+        if isinstance(store, SubsetStore):
+            self.store, self.rows = store.store, store.rows[rows]
 
     def __len__(self) -> int:
         return len(self.rows)

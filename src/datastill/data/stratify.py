@@ -57,4 +57,4 @@ def hold_out(labels: Tensor, classes: int, total: int, seed: int, purpose: str) 
 def members_by_class(labels: Tensor, classes: int) -> tuple[Tensor, ...]:
     """Positions of each class in ascending order, C tensors of int64."""
     order = labels.argsort(stable=True)
-    return order.split(torch.bincount(labels, minlength=classes).tolist())
+    return torch.split(order, torch.bincount(labels, minlength=classes).tolist())

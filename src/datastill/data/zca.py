@@ -18,10 +18,12 @@ def fit_zca(pixels: Tensor | Iterable[Tensor], ratio: float = 0.1, base_space: S
 
     With cov = X'X/n of the centred, flattened images (D = c*h*w), cov = U L U' and r = ratio * tr(cov)/D:
     W = U (L + r I)^(-1/2) U', and its inverse has the power +1/2. Where there are fewer images than
-    dimensions, the directions beyond the n-th are left as they are (factor 1).
+    dimensions, the directions in which the images do not vary are left as they are (factor 1). Centred
+    images vary in n - 1 directions at most; published code cuts at the n-th, which is one arbitrary
+    direction more.
 
     Args:
-        pixels: training images, (n, c, h, w) in [0, 1], or an iterable of such pieces that can be walked once.
+        pixels: training images, (n, c, h, w) in [0, 1], or an iterable of such pieces.
         ratio: r in units of the mean eigenvalue, above 0.
         base_space: the per-channel Space applied before whitening, raw or normalised.
 
@@ -40,7 +42,10 @@ def fit_zca(pixels: Tensor | Iterable[Tensor], ratio: float = 0.1, base_space: S
     size = len(mean)
     values, vectors = torch.linalg.eigh(cov)  # ascending
     scale = (values.clamp(min=0) + ratio * cov.trace() / size).sqrt()  # (D,)
-    scale[: max(0, size - count)] = 1.0
+    if count < size:
+        flat = values < 1e-9 * cov.trace() / size
+        flat[: size - count + 1] = True
+        scale[flat] = 1.0
     if not (scale > 0).all():
         raise InputError("All images are identical, so there is nothing to whiten; use space='normalised'.")
     tensors = {
@@ -53,7 +58,7 @@ def fit_zca(pixels: Tensor | Iterable[Tensor], ratio: float = 0.1, base_space: S
 
 def _moments(pieces: Iterable[Tensor], base: Space) -> tuple[int, Tensor, Tensor, tuple[int, ...]]:
     """Count, mean (D,) and covariance (D, D) in float64, of images in the base space, one piece at a time."""
-    count, shape = 0, ()
+    count, shape = 0, tuple[int, ...]()
     total = product = shift = torch.zeros(0, dtype=torch.float64)
     for piece in pieces:
         if not len(piece):

@@ -72,7 +72,5 @@ class FeatureNetwork:
     def features(self, network: Network, task: Task, index: Tensor) -> Tensor:
         """Features (n, d) of real images, on the CPU."""
         with torch.no_grad():
-            parts = [
-                network.embed(task.real.batch(i).x.to(task.device)).cpu() for i in index.split(task.chunk)
-            ]
+            parts = [network.embed(task.real.batch(i).x.to(task.device)).cpu() for i in index.split(task.chunk)]
         return torch.cat(parts)

@@ -136,9 +136,7 @@ def _train_stacked(
     return losses.T.tolist() if len(losses) else [[] for _ in networks]
 
 
-def _gradients_side_by_side(
-    network: nn.Module, weighted: bool
-) -> Callable[..., tuple[dict[str, Tensor], Tensor]]:
+def _gradients_side_by_side(network: nn.Module, weighted: bool) -> Callable[..., tuple[dict[str, Tensor], Tensor]]:
     """(weights, images, targets[, image weights]), each with a leading K -> (gradients, losses (K,))."""
 
     def loss_of_one(parameters: dict[str, Tensor], images: Tensor, *labels: Tensor) -> Tensor:

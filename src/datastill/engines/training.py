@@ -42,9 +42,7 @@ class Schedule:
     momentum: float = 0.9
     weight_decay: float = 5e-4  #: applied to every parameter, norm layers and biases included
     batch: int = 256  #: images per step; the last, partial batch of a pass is kept
-    drop_after: int | None = (
-        None  #: index of the pass after which lr falls to a tenth and momentum is forgotten
-    )
+    drop_after: int | None = None  #: index of the pass after which lr falls to a tenth and momentum is forgotten
     augment: str = "none"  #: DSA strategy; one operation per batch, parameters per image
 
     def __post_init__(self) -> None:
@@ -228,10 +226,10 @@ class LossWatch:
             Diverged: one is not finite.
         """
         losses = torch.stack(self._losses) if self._losses else torch.zeros(0)
-        finite = torch.isfinite(losses).view(len(losses), -1).all(1)
-        if not bool(finite.all()):
+        wrong = (~torch.isfinite(losses)).nonzero()
+        if len(wrong):
             raise Diverged(
-                f"Training diverged: the loss of pass {int((~finite).nonzero()[0]) + 1} is not finite; "
+                f"Training diverged: the loss of pass {int(wrong[0, 0]) + 1} is not finite; "
                 "lower the learning rate, or look for extreme values in the images."
             )
         return losses
@@ -255,9 +253,7 @@ def sgd(parameters: Iterable[Tensor], schedule: Schedule, lr: float) -> torch.op
     """A new optimiser, without momentum yet, for the parameters that are to be trained."""
     trained = [p for p in parameters if p.requires_grad]
     fused = all(p.device.type in ("cpu", "cuda") for p in trained)
-    return torch.optim.SGD(
-        trained, lr=lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay, fused=fused
-    )
+    return torch.optim.SGD(trained, lr=lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay, fused=fused)
 
 
 def device_of(network: nn.Module, device: torch.device | str | None = None) -> torch.device:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from datastill.core.allocator import keep_freed_memory
 from datastill.core.artifact import DistilledSet, load_distilled
 from datastill.core.cost import Stopwatch, environment, peak_memory_bytes, pick_device
 from datastill.core.errors import InputError
@@ -63,17 +64,18 @@ def evaluate(
         InputError: classes or image shapes do not agree; no test split; bad arguments.
     """
     watch = Stopwatch()
+    keep_freed_memory()
     if networks < 1:
         raise InputError(f"networks must be at least 1, not {networks}.")
     sets = _load(distilled)
     first = sets[0]
-    data = _real_for(first, real).with_space(first.space)
+    data = real_for(first, real).with_space(first.space)
     for one in sets:
         _check_fit(one, data)
     recipe = get_protocol(_auto_protocol(first)) if protocol == "auto" else protocol
     recipe = get_protocol(recipe) if isinstance(recipe, str) else recipe
     where = pick_device(device)
-    factory = _network_for(first, data, network)
+    factory = network_for(first, data, network)
     schedule = recipe.schedule(data.name, data.shape)
     test = TestSplit.of(data)
 
@@ -114,7 +116,7 @@ def _load(distilled: Distilled | Sequence[Distilled]) -> list[DistilledSet]:
     return [one if isinstance(one, DistilledSet) else load_distilled(one) for one in many]
 
 
-def _real_for(distilled: DistilledSet, real: Any) -> RealSet:
+def real_for(distilled: DistilledSet, real: Any) -> RealSet:
     from datastill.data.real import RealSet
 
     if isinstance(real, RealSet):
@@ -149,8 +151,8 @@ def _auto_protocol(distilled: DistilledSet) -> str:
     return str(distilled.manifest.get("student", {}).get("protocol", "dc-v1"))
 
 
-def _network_for(distilled: DistilledSet, real: RealSet, network: Any) -> NetworkFactory:
-    shapes = {"channels": real.shape[0], "classes": real.classes, "size": real.shape[1:]}
+def network_for(distilled: DistilledSet, real: RealSet, network: Any) -> NetworkFactory:
+    shapes: dict[str, Any] = {"channels": real.shape[0], "classes": real.classes, "size": real.shape[1:]}
     if network is not None:
         return resolve_network(network, **shapes)
     spec = distilled.manifest.get("network", {}).get("spec")
@@ -198,12 +200,22 @@ def _ceiling(real: RealSet, factory: NetworkFactory, seed: int, device: torch.de
     path = cache / f"{key}.json"
     if path.is_file():
         record = read_json(path)
-        return Arm("whole set", torch.tensor(record["accuracies"]).double(), torch.tensor(record["per_class"]).double())
+        return Arm(
+            "whole set",
+            torch.tensor(record["accuracies"]).double(),
+            torch.tensor(record["per_class"]).double(),
+        )
     schedule = recipe.schedule(real.name, real.shape)
     whole = (lambda index: real.batch(index).x, real.labels)
     arm = run_arm(
         "whole set", [whole], TestSplit.of(real), schedule, factory, networks=1, seed=seed, device=device,
         progress=progress,
     )  # fmt: skip
-    write_json(path, {"accuracies": arm.accuracies.tolist(), "per_class": [v for v in arm.per_class.nan_to_num(-1).tolist()]})
+    write_json(
+        path,
+        {
+            "accuracies": arm.accuracies.tolist(),
+            "per_class": arm.per_class.nan_to_num(-1).tolist(),
+        },
+    )
     return arm

@@ -55,7 +55,13 @@ _PROTOCOLS = {
     for p in (
         _dc("dc-v1", "the DC protocol: 301 passes, no augmentation", 300, "none"),
         _dc("dc-v1-dsa", "the DC protocol with DSA: 1001 passes", 1000, "auto"),
-        Protocol("dsa-quick-v1", "100 passes with DSA, else as dc-v1-dsa", passes=100, drop_after=51, augment="auto"),
+        Protocol(
+            "dsa-quick-v1",
+            "100 passes with DSA, else as dc-v1-dsa",
+            passes=100,
+            drop_after=51,
+            augment="auto",
+        ),
         Protocol(
             "ceiling-v1",
             "the whole real set: 30 passes, batch 128",

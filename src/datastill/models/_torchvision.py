@@ -31,14 +31,12 @@ def import_torchvision() -> ModuleType:
     """
     declared: set[str] = set()
     if "torchvision" not in sys.modules:
-        _purge()  # submodules left by an import that failed earlier would fail this one in another way
+        _purge()  # what an import that failed earlier left behind can break this one
     for _ in range(_ATTEMPTS):
         try:
             return importlib.import_module("torchvision")
         except ModuleNotFoundError as error:
-            raise MissingExtra(
-                "This needs torchvision, which is not installed: pip install torchvision."
-            ) from error
+            raise MissingExtra("This needs torchvision, which is not installed: pip install torchvision.") from error
         except RuntimeError as error:
             found = _MISSING.search(str(error))
             if found is None or found[1] in declared:

@@ -69,9 +69,7 @@ def run_once(module: nn.Module, name: str, x: Tensor) -> Tensor:
     return out
 
 
-def dissect(
-    module: nn.Module, name: str, channels: int, classes: int, size: Size, embed: Embed | None
-) -> Anatomy:
+def dissect(module: nn.Module, name: str, channels: int, classes: int, size: Size, embed: Embed | None) -> Anatomy:
     """Find a module's features with one forward pass of two images in evaluation mode.
 
     Raises:

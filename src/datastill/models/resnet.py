@@ -24,9 +24,7 @@ class ResidualBlock(nn.Module):
         middle: size where the first norm acts; differs from `size` only when pooled.
     """
 
-    def __init__(
-        self, channels: int, width: int, down: int, norm: str, pooled: bool, middle: Size, size: Size
-    ) -> None:
+    def __init__(self, channels: int, width: int, down: int, norm: str, pooled: bool, middle: Size, size: Size) -> None:
         super().__init__()
         stride = 1 if pooled else down
         pool = down if pooled else 1
@@ -60,9 +58,7 @@ class _ResNet(StackedNetwork):
         stack.activation(1)
         for stage, (width, stage_down) in enumerate(STAGES):
             for k in range(BLOCKS_PER_STAGE):
-                _append_block(
-                    stack, BLOCKS_PER_STAGE * stage + k + 2, width, stage_down if k == 0 else 1, norm, pooled
-                )
+                _append_block(stack, BLOCKS_PER_STAGE * stage + k + 2, width, stage_down if k == 0 else 1, norm, pooled)
         if not pooled:
             window = (min(4, stack.size[0]), min(4, stack.size[1]))
             stack.size = (stack.size[0] // window[0], stack.size[1] // window[1])

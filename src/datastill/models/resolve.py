@@ -20,7 +20,7 @@ from datastill.models.user import (
     factory_of,
     factory_of_callable,
     factory_of_module,
-    load_object,
+    factory_of_reference,
     qualified_name,
 )
 from datastill.models.zoo import MLP, VGG11, AlexNet, ConvNet, LeNet
@@ -78,15 +78,13 @@ def resolve_network(
         return factory_of_module(spec, **shape, embed=embed)
     if callable(spec):
         return factory_of_callable(spec, qualified_name(spec), **shape, embed=embed)
-    raise InputError(
-        f"A network is a name, a class, a function or a torch.nn.Module, not {type(spec).__name__}."
-    )
+    raise InputError(f"A network is a name, a class, a function or a torch.nn.Module, not {type(spec).__name__}.")
 
 
 def default_options(side: int) -> dict[str, Any]:
     """Options of the default ConvNet for images of `side` pixels on the shorter side."""
     if side < 16:
-        return {"width": 32, "depth": 2}
+        return {"width": 32, "depth": 2, "padding": 1}
     return {"depth": 3 if side <= 40 else 4 if side <= 80 else 5}
 
 
@@ -116,14 +114,7 @@ def _named(text: str, shape: Mapping[str, Any], embed: Embed | None) -> NetworkF
     if slash and library in LIBRARIES:
         return external_factory(library, model, parse_options(rest), **shape, embed=embed)
     if _REFERENCE.fullmatch(text):
-        target = load_object(text)
-        if isinstance(target, nn.Module):
-            return factory_of_module(target, **shape, embed=embed)
-        if not callable(target):
-            raise InputError(
-                f"{text} must name a class, a function or a network, not {type(target).__name__}."
-            )
-        return factory_of_callable(target, text, **shape, embed=embed)
+        return factory_of_reference(text, **shape, embed=embed)
     raise InputError(
         f"Unknown network {name!r}. {nearest(name, ZOO)} "
         "Or torchvision/<name>, timm/<name>, package.module:Name, path/to/file.py:Name."
@@ -136,9 +127,7 @@ def parse_options(text: str) -> dict[str, Any]:
     for part in filter(None, (p.strip() for p in text.split(","))):
         key, equals, value = (p.strip() for p in part.partition("="))
         if not equals or not key or not value:
-            raise InputError(
-                f"Cannot read the network option {part!r}; write options as width=32,norm=batch."
-            )
+            raise InputError(f"Cannot read the network option {part!r}; write options as width=32,norm=batch.")
         options[key] = _value(value)
     return options
 
@@ -154,9 +143,7 @@ def _value(text: str) -> Any:
     return text
 
 
-def _zoo(
-    name: str, given: Mapping[str, Any], shape: Mapping[str, Any], embed: Embed | None
-) -> NetworkFactory:
+def _zoo(name: str, given: Mapping[str, Any], shape: Mapping[str, Any], embed: Embed | None) -> NetworkFactory:
     kind = ZOO[name]
     parameters = inspect.signature(kind).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}

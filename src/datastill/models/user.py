@@ -9,6 +9,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -191,7 +192,7 @@ def factory_of_callable(
 
 
 def _through_kwargs(function: Callable[..., Any], shapes: Mapping[str, Any]) -> dict[str, Any]:
-    """What a function with a bare `**kwargs` takes: our names, else the class count as torchvision calls it."""
+    """What a function with a bare `**kwargs` takes: our names, else the class count as torchvision has it."""
     kinds = [p.kind for p in _parameters(function).values()]
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         return {}
@@ -219,6 +220,36 @@ def factory_of_module(
     name = qualified_name(type(module))
     build = partial(reinitialised, module)
     return factory_of(build, name, channels=channels, classes=classes, size=size, embed=embed)
+
+
+@dataclass(frozen=True)
+class Named:
+    """Finds the user's class, function or module by name, and calls it; so it pickles to any process."""
+
+    reference: str
+
+    def __call__(self, **given: Any) -> nn.Module:
+        found = load_object(self.reference)
+        return reinitialised(found) if isinstance(found, nn.Module) else found(**given)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        found = load_object(self.reference)
+        return inspect.Signature() if isinstance(found, nn.Module) else inspect.signature(found)
+
+
+def factory_of_reference(
+    reference: str, *, channels: int, classes: int, size: Size, embed: Embed | None
+) -> NetworkFactory:
+    """A factory for "package.module:Name" or "path/to/file.py:Name"."""
+    target = load_object(reference)
+    if not callable(target):
+        raise InputError(f"{reference} must name a class, a function or a network, not {type(target).__name__}.")
+    place, _, name = reference.rpartition(":")
+    where = str(Path(place).expanduser().resolve()) if place.endswith(".py") else place
+    return factory_of_callable(
+        Named(f"{where}:{name}"), reference, channels=channels, classes=classes, size=size, embed=embed
+    )
 
 
 def qualified_name(thing: Any) -> str:

@@ -61,9 +61,7 @@ def _augmented(x: Tensor, y: Tensor, context: Context, record: DsaRecord | None)
     return context.plan.augment.apply(x, record, rows=y)
 
 
-def _real_features(
-    network: Network, batch: Batch, context: Context, record: DsaRecord | None, joint: bool
-) -> Tensor:
+def _real_features(network: Network, batch: Batch, context: Context, record: DsaRecord | None, joint: bool) -> Tensor:
     """Features of the real batch, (n, d), without a graph."""
     size = len(batch) if joint else context.task.chunk
     parts = [
@@ -73,9 +71,7 @@ def _real_features(
     return torch.cat(parts)
 
 
-def _synthetic_side(
-    network: Network, real: Tensor, context: Context, record: DsaRecord | None, joint: bool
-) -> Grads:
+def _synthetic_side(network: Network, real: Tensor, context: Context, record: DsaRecord | None, joint: bool) -> Grads:
     assert context.synthetic is not None
     x, y = context.synthetic.x.detach(), context.synthetic.y.to(context.device)
     grads = torch.zeros_like(x)

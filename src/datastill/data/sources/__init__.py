@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from datastill.core.errors import InputError, nearest
-from datastill.data.raw import Raw, Request
+from datastill.data.raw import Raw
 
 _SOURCES: dict[str, Callable[..., Raw]] = {}
 
@@ -52,7 +52,7 @@ def split_options(text: str) -> tuple[str, dict[str, str]]:
     return name, options
 
 
-def call_source(function: Callable[..., Any], name: str, options: dict[str, str], *args: Any) -> Any:
+def call_source(function: Callable[..., Raw], name: str, options: dict[str, str], *args: Any) -> Raw:
     """Call `function(*args, **options)` with each option in the type of its default.
 
     Raises:

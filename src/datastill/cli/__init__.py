@@ -1,0 +1,62 @@
+"""The command `datastill`. Commands import what they need when they run, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from datastill._version import __version__
+from datastill.core.errors import DatastillError, InputError, nearest
+
+COMMANDS = {
+    "demo": "Distil the digits to one image per class in a minute, beside a random selection.",
+    "distill": "Learn a small synthetic training set from your data.",
+    "evaluate": "Score distilled sets on test data, with Random beside them.",
+    "estimate": "Tell minutes and memory of a run before it starts.",
+    "methods": "List the methods, or show one with every hyper-parameter and its published settings.",
+    "inspect": "Show what a distilled set holds and how it was made.",
+    "export": "Write a distilled set as image folders, parquet or a plain pair of tensors.",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the return value is the exit code (2 for bad input)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(args)
+    except DatastillError as error:
+        print(f"datastill: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("datastill: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2 if stop.code else 0
+
+
+def _run(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if args[0] in ("-V", "--version"):
+        print(f"datastill {__version__}")
+        return 0
+    command, rest = args[0], args[1:]
+    if command not in COMMANDS:
+        raise InputError(f"There is no command {command!r}. {nearest(command, COMMANDS)}")
+    return int(importlib.import_module(f"datastill.cli.{command}_command").main(rest) or 0)
+
+
+def usage() -> str:
+    """What `datastill --help` prints."""
+    lines = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: datastill COMMAND [options]\n\n"
+        "Dataset distillation: a tiny synthetic training set, and honest numbers about it.\n\n"
+        f"commands:\n{lines}\n\n"
+        "`datastill COMMAND --help` shows a command's options. Start with `datastill demo`, then\n"
+        "`datastill distill dm --data YOUR_FOLDER --ipc 10 --out runs/mine`."
+    )

@@ -1,0 +1,150 @@
+"""`datastill distill METHOD`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datastill.cli.options import DataOptions, parse, plain_warnings, positional_first
+from datastill.core.errors import InputError
+from datastill.core.registry import MethodInfo, get_method, methods
+
+if TYPE_CHECKING:
+    from datastill.run import Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What to make and where."""
+
+    out: Path = Path("runs/distilled")  #: folder of the run: distilled set, checkpoints, report
+    ipc: int = 1  #: images per class
+    network: str | None = None  #: network to match on, such as convnet:width=64 or my_file.py:Net; sized to fit
+    recipe: str = "auto"  #: auto (minutes on a laptop), paper (the published setting), or a recipe's name
+    budget: str | None = None  #: time to spend, such as 60s or 5m, instead of auto's two minutes
+    seed: int = 0  #: of every random draw
+    resume: bool = False  #: go on from the checkpoints in --out
+    check_every: int = 0  #: every so many steps, train a network and show its accuracy on training images
+    device: str = "auto"  #: auto, cpu, cuda or mps
+    quiet: bool = False  #: say nothing but errors
+    json: bool = False  #: print the manifest as JSON
+
+
+def main(args: list[str]) -> int:
+    """Parse and run."""
+    name, rest = positional_first(args)
+    if name is None:
+        if any(a in ("-h", "--help") for a in args):
+            print(usage())
+            return 0
+        raise InputError("Name a method: `datastill distill dm --data PATH`; `datastill methods` lists them.")
+    info = get_method(name)
+    run, data, values = parse_options(info, rest)
+    with plain_warnings(run.quiet):
+        return distil(info, run, data, values)
+
+
+def usage() -> str:
+    """What `datastill distill --help` prints."""
+    lines = "\n".join(f"  {i.name:<11} {i.summary}" for i in methods().values())
+    return (
+        "usage: datastill distill METHOD [options]\n\n"
+        f"Learn a small synthetic training set from your data.\n\nmethods:\n{lines}\n\n"
+        "`datastill distill METHOD --help` shows the options of a method, `datastill methods METHOD` its recipes.\n"
+        "A file of your own works too: `datastill distill my_method.py`."
+    )
+
+
+def parse_options(info: MethodInfo, args: list[str]) -> tuple[RunOptions, DataOptions, dict[str, Any]]:
+    """The run, the data, and those hyper-parameters that were given."""
+    options = dataclasses.make_dataclass(
+        "Options",
+        [("run", RunOptions), ("data", DataOptions), ("method", info.cls)],
+        frozen=True,
+    )
+    parsed: Any = parse(options, args, f"distill {info.name}", f"{info.summary} ({info.paper})")
+    defaults = info.cls()
+    given = {
+        f.name: getattr(parsed.method, f.name)
+        for f in dataclasses.fields(info.cls)
+        if _mentioned(f.name, args) or getattr(parsed.method, f.name) != getattr(defaults, f.name)
+    }
+    return parsed.run, parsed.data, given
+
+
+def _mentioned(field: str, args: list[str]) -> bool:
+    flags = {f"--{field}", f"--{field.replace('_', '-')}", f"--no-{field.replace('_', '-')}"}
+    return any(a.split("=")[0].replace("_", "-") in {f.replace("_", "-") for f in flags} for a in args)
+
+
+def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[str, Any]) -> int:
+    """The whole run, with its pictures and report."""
+    from datastill.cli.progress import Display, LoopProgress
+    from datastill.core.cost import describe_seconds
+    from datastill.evaluation.check import Check
+    from datastill.report import write_run
+    from datastill.report.snapshots import Snapshots
+    from datastill.run import distill, estimate_job, prepare_job
+
+    display = Display(run.quiet or run.json)
+    real = data.load()
+    budget = parse_seconds(run.budget) if run.budget is not None else None
+    settings: dict[str, Any] = {
+        "ipc": run.ipc, "network": run.network, "recipe": run.recipe, "seed": run.seed, "device": run.device,
+    }  # fmt: skip
+    job = prepare_job(info.cls, real, **settings, **values)
+    display.say(describe_job(job))
+    if not display.quiet and budget is None:
+        paper = prepare_job(info.cls, real, **{**settings, "recipe": "paper"}, **values)
+        told = estimate_job(job, paper)
+        display.say(f"Expected: {describe_seconds(told.seconds)}, {told.steps} steps.")
+        if told.paper_seconds > 1.5 * told.seconds:
+            display.say(f"The paper's setting would take {describe_seconds(told.paper_seconds)} (--recipe paper).")
+    check = Check(run.check_every) if run.check_every else None
+    snapshots = Snapshots()
+    hooks = [h for h in (snapshots, check, LoopProgress(display, check)) if h is not None]
+    with display.bars():
+        distilled = distill(
+            info.cls,
+            real,
+            **settings,
+            budget=budget,
+            out=run.out,
+            resume=run.resume,
+            callbacks=hooks,
+            **values,
+        )
+    snapshots.save(run.out)
+    write_run(run.out, distilled, real=real, snapshots=snapshots, command=" ".join(["datastill", *sys.argv[1:]]))
+    cost = distilled.manifest["cost"]
+    display.say(f"Done: {cost['steps']} steps in {describe_seconds(cost['seconds'])}; saved in {run.out}.")
+    if cost["skipped_steps"]:
+        display.say(f"{cost['skipped_steps']} steps were not finite and changed nothing.")
+    display.say(f"Score it beside a random selection: datastill evaluate {run.out}")
+    if run.json:
+        print(json.dumps(distilled.manifest, indent=2))
+    return 0
+
+
+def describe_job(job: Job) -> str:
+    """What is about to be done, in two lines."""
+    real, task = job.task.real, job.task
+    text = (
+        f"{job.method_name} on {real.name}: {len(real):,} images, {real.classes} classes, "
+        f"{'×'.join(map(str, real.shape))}; {task.ipc} per class; {task.network} on {task.device.type}"
+    )
+    return "\n".join([text, *(f"  {note}" for note in (*real.notes, *job.notes))])
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds from "60", "60s", "5m" or "2h"."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], text[-1]) if text and text[-1] in units else (text, "s")
+    try:
+        return float(number) * units[unit]
+    except ValueError:
+        raise InputError(f"A budget is a time such as 60s, 5m or 2h, not {text!r}.") from None

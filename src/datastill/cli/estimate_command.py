@@ -1,0 +1,44 @@
+"""`datastill estimate METHOD`."""
+
+from __future__ import annotations
+
+import json
+
+from datastill.cli.distill_command import describe_job, parse_options
+from datastill.cli.options import plain_warnings, positional_first
+from datastill.core.errors import InputError
+from datastill.core.registry import get_method
+
+
+def main(args: list[str]) -> int:
+    """Parse as `distill` does, run a few steps, tell."""
+    name, rest = positional_first(args)
+    if name is None:
+        if any(a in ("-h", "--help") for a in args):
+            print(
+                "usage: datastill estimate METHOD [options]\n\n"
+                "Tell minutes and memory of a run before it starts; takes the options of `datastill distill METHOD`."
+            )
+            return 0
+        raise InputError("Name a method: `datastill estimate dm --data PATH --ipc 10`.")
+    info = get_method(name)
+    run, data, values = parse_options(info, rest)
+    from datastill.core.cost import describe_seconds
+    from datastill.run import estimate_job, prepare_job
+
+    with plain_warnings(run.quiet):
+        real = data.load()
+        settings = {"ipc": run.ipc, "network": run.network, "seed": run.seed, "device": run.device, **values}
+        job = prepare_job(info.cls, real, recipe=run.recipe, **settings)
+        paper = prepare_job(info.cls, real, recipe="paper", **settings)
+        told = estimate_job(job, paper)
+    if run.json:
+        print(json.dumps(told.to_dict(), indent=2))
+        return 0
+    print(describe_job(job))
+    print(f"This run:          {describe_seconds(told.seconds)} ({told.steps} steps of {told.seconds_per_step:.3g} s)")
+    if told.prepare_seconds:
+        print(f"  of which preparing: {describe_seconds(told.prepare_seconds)}")
+    print(f"The paper's setting: {describe_seconds(told.paper_seconds)} ({told.paper_steps} steps)")
+    print(f"Peak memory:       {told.peak_memory_bytes / 2**30:.1f} GiB")
+    return 0

@@ -1,0 +1,94 @@
+"""`datastill evaluate FOLDER...`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from datastill.cli.options import DataOptions, parse, plain_warnings
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateData(DataOptions):
+    """The real data; none means what the set was made from."""
+
+    data: str | None = None  # type: ignore[assignment]  #: real data; none takes the source that the set names
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """How to score."""
+
+    sets: tyro.conf.Positional[tuple[Path, ...]]  #: folders of distilled sets; three or more give an interval over sets
+    data: EvaluateData
+    protocol: str = "auto"  #: dc-v1, dc-v1-dsa, dsa-quick-v1, or auto: what the set asks for
+    networks: int = 5  #: fresh networks per set
+    network: str | None = None  #: an architecture; none takes the one that the set was distilled with
+    seed: int = 0  #: of the networks' weights and orders, shared with Random
+    ceiling: bool = False  #: train on the whole real set too (30 passes; its cost is told first, the result cached)
+    random: bool = True  #: put Random beside it, from the same initial subsets
+    device: str = "auto"  #: auto, cpu, cuda or mps
+    out: Path | None = None  #: a JSON file for the result; none keeps it beside the first set
+    quiet: bool = False  #: print the table only
+    json: bool = False  #: print the result as JSON instead of a table
+
+
+def main(args: list[str]) -> int:
+    """Parse and run."""
+    options = parse(EvaluateOptions, args, "evaluate", "Score distilled sets on test data, with Random beside them.")
+    with plain_warnings(options.quiet):
+        return score(options)
+
+
+def score(options: EvaluateOptions) -> int:
+    """Evaluate, print, write."""
+    from datastill.cli.progress import Display
+    from datastill.cli.tables import evaluation_table
+    from datastill.core.artifact import load_distilled
+    from datastill.core.cost import describe_seconds, pick_device
+    from datastill.core.errors import InputError
+    from datastill.core.files import write_json
+    from datastill.core.registry import nominal_seconds
+    from datastill.evaluation import evaluate
+    from datastill.evaluation.evaluate import ceiling_macs, network_for, real_for
+    from datastill.report import write_run
+
+    if not options.sets:
+        raise InputError("Name the folder of a distilled set: `datastill evaluate runs/x`.")
+    display = Display(options.quiet or options.json)
+    sets = [load_distilled(folder) for folder in options.sets]
+    real = options.data.load() if options.data.data is not None else real_for(sets[0], None)
+    if options.ceiling:
+        macs = ceiling_macs(real, network_for(sets[0], real, options.network))
+        seconds = nominal_seconds(macs, pick_device(options.device).type)
+        display.say(f"The whole real set takes about {describe_seconds(seconds)} more, unless it is cached.")
+    with display.bars():
+        result = evaluate(
+            sets,
+            real,
+            protocol=options.protocol,
+            networks=options.networks,
+            network=options.network,
+            seed=options.seed,
+            random=options.random,
+            ceiling=options.ceiling,
+            device=options.device,
+            progress=display.update,
+        )
+    record = {**result.to_dict(), "command": " ".join(["datastill", *sys.argv[1:]])}
+    target = options.out or options.sets[0] / "evaluation.json"
+    write_json(target, record)
+    write_run(options.sets[0], sets[0], real=real, evaluation=result, sets=sets)
+    if options.json:
+        print(json.dumps(record, indent=2))
+    else:
+        display.table(evaluation_table(result))
+        display.out.print(result.verdict)
+        for note in result.notes:
+            display.say(f"  {note}")
+        display.say(f"Written to {target}; pictures in {options.sets[0] / 'report.html'}.")
+    return 0

@@ -1,0 +1,83 @@
+"""`datastill export FOLDER TARGET`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from datastill.cli.options import parse, plain_warnings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What to write and where."""
+
+    folder: tyro.conf.Positional[Path]  #: folder of a distilled set
+    target: tyro.conf.Positional[Path]  #: folder to write
+    to: str = "imagefolder"  #: imagefolder (PNG), parquet (as the Hub takes it), or tensors (exact)
+    score: bool = True  #: where pixels are rounded, score the set before and after
+    data: str | None = None  #: real data to score on; none takes the source that the set names
+    networks: int = 3  #: fresh networks for the scores
+    quiet: bool = False  #: say nothing but errors
+    json: bool = False  #: print what was done as JSON
+
+
+def main(args: list[str]) -> int:
+    """Parse and run."""
+    options = parse(ExportOptions, args, "export", "Write a distilled set in a form that other tools read.")
+    with plain_warnings(options.quiet):
+        return write(options)
+
+
+def write(options: ExportOptions) -> int:
+    """Export, then score what was written if it lost precision."""
+    from datastill.cli.progress import Display
+    from datastill.core.artifact import load_distilled
+    from datastill.core.errors import InputError
+    from datastill.evaluation import evaluate
+    from datastill.export import export
+
+    display = Display(options.quiet or options.json)
+    distilled = load_distilled(options.folder)
+    done = export(distilled, options.target, options.to)
+    record: dict[str, Any] = {
+        "path": str(done.path),
+        "lossless": done.lossless,
+        "max_pixel_error": done.max_pixel_error,
+        "clipped_fraction": done.clipped_fraction,
+    }
+    display.say(f"Written to {done.path}.")
+    if not done.lossless:
+        display.say(
+            f"Pixels were rounded to 8 bits and {100 * done.clipped_fraction:.1f} % of them clipped to the valid range "
+            f"(largest change {done.max_pixel_error:.3f} of the range)."
+        )
+        if options.score:
+            try:
+                with display.bars():
+                    results = [
+                        evaluate(
+                            one,
+                            options.data,
+                            networks=options.networks,
+                            random=False,
+                            progress=display.update,
+                        )
+                        for one in (distilled, done.distilled)
+                    ]
+            except InputError as error:
+                display.say(f"Not scored: {error}")
+            else:
+                before, after = (r.mean for r in results)
+                record.update(accuracy_stored=before, accuracy_exported=after, protocol=results[0].protocol)
+                display.say(
+                    f"Test accuracy {100 * before:.1f} % as stored, {100 * after:.1f} % as exported "
+                    f"({results[0].protocol}, {options.networks} networks)."
+                )
+    if options.json:
+        print(json.dumps(record, indent=2))
+    return 0

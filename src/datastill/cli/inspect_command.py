@@ -1,0 +1,52 @@
+"""`datastill inspect FOLDER`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from datastill.cli.options import parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """Which set."""
+
+    folder: tyro.conf.Positional[Path]  #: folder of a distilled set
+    json: bool = False  #: print the manifest as JSON
+
+
+def main(args: list[str]) -> int:
+    """Parse and print."""
+    options = parse(InspectOptions, args, "inspect", "Show what a distilled set holds and how it was made.")
+    from datastill.core.artifact import load_distilled
+    from datastill.core.cost import describe_seconds
+
+    one = load_distilled(options.folder)
+    record = one.manifest
+    if options.json:
+        print(json.dumps(record, indent=2))
+        return 0
+    images, cost = one.images, record["cost"]
+    stored = sum(t.numel() * t.element_size() for t in one.codes.values())
+    rows = {
+        "set": one.name + f", seed {record['seed']}",
+        "images": f"{len(images)} of {'×'.join(map(str, images.shape[1:]))}, {stored / 1024:.1f} KiB",
+        "classes": ", ".join(one.class_names[:12]) + (", ..." if len(one.class_names) > 12 else ""),
+        "labels": record["labels"],
+        "space": f"{record['space']['kind']} ({record['space']['source']})",
+        "range": f"{float(images.min()):.3g} to {float(images.max()):.3g} as stored",
+        "network": record["network"].get("spec") or record["network"]["name"],
+        "hyper-parameters": ", ".join(f"{k}={v}" for k, v in record["hyper"].items()) or "none",
+        "evaluate with": record["student"]["protocol"],
+        "cost": f"{cost['steps']} steps, {describe_seconds(cost['seconds'])}, {cost['hardware']}",
+        "made by": f"datastill {cost['versions']['datastill']}, torch {cost['versions']['torch']}",
+        "notes": "; ".join([*record["data"]["notes"], *record["notes"]]) or "none",
+    }
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+    return 0

@@ -1,0 +1,65 @@
+"""Options that several commands share, and how they become what the library takes."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from datastill.data.real import RealSet
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which real data."""
+
+    data: str = "digits"  #: a folder of class sub-folders, a parquet folder, a set's name, or "digits"
+    size: int | None = None  #: resize images to this many pixels a side
+    mode: str | None = None  #: convert images to this mode: L (grey) or RGB
+    skip_bad: bool = False  #: leave out images that cannot be read, and count them
+    space: str = "auto"  #: how pixels are stored: auto (mean/std), raw or zca
+
+    def load(self) -> RealSet:
+        """The real set."""
+        from datastill.data import load_real
+
+        return load_real(self.data, size=self.size, mode=self.mode, skip_bad=self.skip_bad, space=self.space)
+
+
+def parse(cls: type[T], args: list[str], prog: str, description: str) -> T:
+    """Options from the command line; a bad one ends the program with exit code 2."""
+    import tyro
+
+    return tyro.cli(
+        cls, args=args, prog=f"datastill {prog}", description=description, config=(tyro.conf.OmitArgPrefixes,)
+    )
+
+
+def positional_first(args: list[str]) -> tuple[str | None, list[str]]:
+    """A leading word that is no option, and the rest."""
+    if args and not args[0].startswith("-"):
+        return args[0], args[1:]
+    return None, args
+
+
+@contextlib.contextmanager
+def plain_warnings(quiet: bool) -> Iterator[None]:
+    """Warnings as one line each, none when quiet."""
+    import sys
+
+    def show(message: Any, *_: Any, **__: Any) -> None:
+        if not quiet:
+            print(f"note: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield
+
+
+__all__ = ["DataOptions", "parse", "plain_warnings", "positional_first", "replace"]

@@ -1,0 +1,97 @@
+"""Progress on the error stream: what is being done, its numbers, the time left."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from datastill.core.context import Context
+from datastill.core.plan import Callback
+
+#: Seconds between lines where the error stream is a file.
+_LINE_SECONDS = 30.0
+
+
+class Display:
+    """Progress bars in a terminal, a line now and then elsewhere, nothing when quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.console = Console(stderr=True, highlight=False)
+        self.out = Console(highlight=False)
+        self._bars: Progress | None = None
+        self._tasks: dict[str, Any] = {}
+        self._last_line = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """A line for people; goes to the error stream, so that the output stays clean."""
+        if not self.quiet:
+            self.console.print(text, soft_wrap=True, markup=False)
+
+    def table(self, table: Table) -> None:
+        """A table, on the output."""
+        self.out.print(table)
+
+    @contextlib.contextmanager
+    def bars(self) -> Iterator[Display]:
+        """Show bars inside the block."""
+        if self.quiet or not sys.stderr.isatty():
+            yield self
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as self._bars:
+            yield self
+        self._bars, self._tasks = None, {}
+
+    def update(self, task: str, done: float, total: float, numbers: dict[str, float]) -> None:
+        """Report `done` of `total`; shaped as `evaluate(progress=...)` wants it."""
+        text = "  ".join(f"{name} {_short(name, value)}" for name, value in numbers.items())
+        if self._bars is not None:
+            if task not in self._tasks:
+                self._tasks[task] = self._bars.add_task(task, total=total, numbers=text)
+            self._bars.update(self._tasks[task], completed=round(done, 2), numbers=text)
+        elif not self.quiet and time.monotonic() - self._last_line > _LINE_SECONDS:
+            self._last_line = time.monotonic()
+            self.console.print(f"{task}: {done:.4g} of {total:g}  {text}", soft_wrap=True)
+
+
+class LoopProgress(Callback):
+    """The loop's bar: step, loss, accuracy of the last check, time left."""
+
+    def __init__(self, display: Display, check: Any = None) -> None:
+        self.display, self.check = display, check
+
+    def after_step(self, context: Context) -> None:
+        """One more step done."""
+        numbers = {"loss": context.loss}
+        if self.check is not None and self.check.accuracies:
+            numbers["check"] = self.check.accuracies[-1][1]
+        if context.skipped:
+            numbers["skipped"] = context.skipped
+        self.display.update("distilling", context.step, context.steps, numbers)
+
+
+def _short(name: str, value: float) -> str:
+    return f"{100 * value:.1f} %" if name in ("accuracy", "check") else f"{value:.4g}"

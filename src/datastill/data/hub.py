@@ -1,0 +1,113 @@
+"""Data sets of the Hugging Face Hub by name, and `datasets` objects that the user has already."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from datastill.core.errors import InputError
+from datastill.data.cache import materialise
+from datastill.data.parquet import list_dataset
+from datastill.data.raw import Raw, Request, Split
+
+CONNECT_SECONDS = 5.0  #: how long an answer of the Hub is waited for before only local copies are tried
+
+
+class Unreachable(InputError):
+    """The Hub does not answer and there is no local copy."""
+
+
+def from_hub(
+    name: str,
+    request: Request,
+    *,
+    config: str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+) -> Raw:
+    """A data set of the Hub by name, downloaded by `datasets` into its own cache.
+
+    Raises:
+        Unreachable: the Hub does not answer and there is no local copy.
+        InputError: it has no such set, or the set has no usable image and label columns.
+    """
+    import datasets
+
+    try:
+        with _offline_when_unreachable():
+            loaded = datasets.load_dataset(name, config)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise InputError(
+            f"{name!r} is neither a folder here nor a data set of the Hub that can be read without signing "
+            "in; check the name."
+        ) from error
+    except ConnectionError as error:
+        raise Unreachable(str(error)) from error
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{name!r} of the Hub cannot be loaded ({reason}).") from error
+    return from_datasets(loaded, name, request, image=image, label=label)
+
+
+def from_datasets(
+    loaded: Any, name: str, request: Request, *, image: str | None = None, label: str | None = None
+) -> Raw:
+    """A `datasets.DatasetDict` or `datasets.Dataset`."""
+    splits = loaded if isinstance(loaded, Mapping) else {"train": loaded}
+    if "train" not in splits:
+        raise InputError(f"{name} has no split 'train', only {', '.join(map(str, splits))}.")
+    chosen = next((s for s in ("test", "validation", "valid", "val") if s in splits), None)
+    notes: tuple[str, ...] = ()
+    test = None
+    train, names = _hub_split(splits["train"], name, request, image, label)
+    if chosen is not None:
+        test = _hub_split(splits[chosen], name, request, image, label)[0]
+        if all(isinstance(v, int) and v < 0 for v in test.labels):
+            test, notes = None, (f"the {chosen} split has no labels and is left out",)
+        elif chosen != "test":
+            notes = (f"test split: the {chosen} split",)
+    return Raw(name, "", train, test, names, notes)
+
+
+def _hub_split(
+    data: Any, name: str, request: Request, image: str | None, label: str | None
+) -> tuple[Split, tuple[str, ...] | None]:
+    key = ["datasets", data._fingerprint, len(data), image, label]
+    return materialise(key, lambda: list_dataset(data, request, name, image, label), request, re.sub(r"\W", "_", name))
+
+
+@contextlib.contextmanager
+def _offline_when_unreachable() -> Iterator[None]:
+    """Only local copies while the Hub does not answer: its client would try again for half a minute."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    if _reachable(huggingface_hub.constants.ENDPOINT):
+        yield
+        return
+    places: tuple[Any, Any] = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before):
+            place.HF_HUB_OFFLINE = value
+
+
+def _reachable(endpoint: str) -> bool:
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # only the client itself can tell
+    url = urlsplit(endpoint)
+    try:
+        port = url.port or (80 if url.scheme == "http" else 443)
+        socket.create_connection((url.hostname or endpoint, port), CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True

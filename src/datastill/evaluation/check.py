@@ -1,0 +1,50 @@
+"""Accuracy while a set is being made, on real *training* images: to watch, never to select, never on test data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from datastill.core.context import Context
+from datastill.core.plan import Callback
+from datastill.core.rng import Rng
+from datastill.engines.training import predict, train
+from datastill.evaluation.protocols import get_protocol
+
+
+class Check(Callback):
+    """Every `every` steps, train one fresh network on the set as it is and score it on training images.
+
+    Attributes:
+        accuracies: (step, accuracy) so far.
+    """
+
+    name = "check"
+
+    def __init__(self, every: int, protocol: str = "dsa-quick-v1", images: int = 1000) -> None:
+        self.every, self.protocol, self.images = every, protocol, images
+        self.accuracies: list[tuple[int, float]] = []
+
+    def after_step(self, context: Context) -> None:
+        """Score if it is time."""
+        if context.step % self.every and context.step != context.steps:
+            return
+        real, rng = context.task.real, Rng(context.task.seed).child("check")
+        network = context.task.network(rng.derive("network"))
+        view = context.plan.decoder.decode(context.codes, context.block.y)
+        schedule = get_protocol(self.protocol).schedule(real.name, real.shape)
+        train(network, view.x.detach(), view.y, schedule, rng, device=context.device)
+        per_class = max(1, self.images // len(context.block.classes))
+        sample = real.of_classes(context.block.classes, per_class, rng.generator("images"))
+        right = predict(network, sample.x, device=context.device).argmax(1).cpu() == sample.y
+        self.accuracies.append((context.step, float(right.double().mean())))
+
+    def state(self) -> dict[str, Tensor]:
+        """The curve so far."""
+        return {"accuracies": torch.tensor(self.accuracies, dtype=torch.float64).reshape(-1, 2)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        self.accuracies = [(int(step), float(value)) for step, value in state["accuracies"].tolist()]

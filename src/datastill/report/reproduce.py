@@ -1,0 +1,85 @@
+"""How to make a distilled set again: the Python call and the command, out of its manifest."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+#: Options of `load_real` that the command line has too.
+_FLAGS = ("size", "mode", "skip_bad", "space", "holdout", "limit")
+_WIDTH = 96
+
+
+def python_call(manifest: Mapping[str, Any]) -> str:
+    """A script that makes the set again, with every hyper-parameter written out."""
+    hyper, given = _hyper(manifest)
+    arguments = {"ipc": manifest["ipc"], "seed": manifest["seed"], **_network(manifest), **hyper}
+    lines = ["from datastill import distill, load_real", ""]
+    lines += [f"# {name} was a tensor of yours: pass it too" for name in given]
+    if manifest.get("network", {}).get("spec", "") is None:
+        lines.append("# the network was yours: pass it as network=")
+    lines.append(f"real = {_load(manifest['data'])}")
+    if manifest["data"].get("weighted"):
+        lines.append("# the images were weighted: real = real.with_weights(...)")
+    lines.append("distilled = " + _call("distill", [repr(manifest["method"]), "real"], arguments))
+    return "\n".join(lines)
+
+
+def command(manifest: Mapping[str, Any], out: str = "runs/again") -> str | None:
+    """The command that makes the set again, or None where a command line cannot say it."""
+    data = manifest["data"]
+    hyper, given = _hyper(manifest)
+    options = data.get("options", {})
+    unsaid = set(options) - set(_FLAGS)
+    if given or unsaid or not data.get("source") or data.get("weighted"):
+        return None
+    if manifest.get("network", {}).get("spec", "") is None:
+        return None
+    settings = {**options, "ipc": manifest["ipc"], "seed": manifest["seed"], **_network(manifest), **hyper}
+    words = ["datastill", "distill", str(manifest["method"]), "--data", str(data["source"])]
+    for name, item in settings.items():
+        words += _flag(name, item)
+    return shlex.join([*words, "--out", out])
+
+
+def evaluate_call(evaluation: Mapping[str, Any], folder: str = "path/to/this/folder") -> str:
+    """A script that scores a saved set again, out of `Evaluation.to_dict()`."""
+    networks = len(evaluation["distilled"]["accuracies"][0])
+    call = _call("evaluate", [repr(folder)], {"protocol": evaluation["protocol"], "networks": networks})
+    return f"from datastill import evaluate\n\nprint({call}.verdict)"
+
+
+def _hyper(manifest: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Hyper-parameters that can be written down, and the names of those that were tensors."""
+    hyper = dict(manifest.get("hyper", {}))
+    given = [n for n, v in hyper.items() if isinstance(v, str) and v.startswith("tensor ")]
+    return {n: v for n, v in hyper.items() if n not in given}, given
+
+
+def _network(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    spec = manifest.get("network", {}).get("spec")
+    return {"network": spec} if spec else {}
+
+
+def _load(data: Mapping[str, Any]) -> str:
+    if not data.get("source"):
+        return "load_real((images, labels))  # the arrays or the dataset that you gave"
+    return _call("load_real", [repr(data["source"])], data.get("options", {}))
+
+
+def _call(name: str, first: list[str], arguments: Mapping[str, Any]) -> str:
+    parts = [*first, *(f"{key}={item!r}" for key, item in arguments.items())]
+    line = f"{name}({', '.join(parts)})"
+    if len(line) <= _WIDTH:
+        return line
+    return f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + ")"
+
+
+def _flag(name: str, item: Any) -> list[str]:
+    flag = name.replace("_", "-")
+    if isinstance(item, bool):
+        return [f"--{flag}" if item else f"--no-{flag}"]
+    if isinstance(item, list | tuple):
+        return [f"--{flag}", *(str(part) for part in item)]
+    return [f"--{flag}", str(item)]

@@ -1,0 +1,92 @@
+"""Numbers and names as people read them, shared by the card and the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from datastill.core.errors import InputError
+from datastill.core.registry import field_docs, get_method
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """A fraction as percent; a dash where there is no number."""
+    if fraction is None or math.isnan(fraction):
+        return "–"
+    return f"{100 * fraction:.{digits}f}"
+
+
+def with_interval(mean: float, interval: float) -> str:
+    """ "86.4 ± 1.2", or the mean alone where there is no interval."""
+    return percent(mean) if math.isnan(interval) else f"{percent(mean)} ± {percent(interval)}"
+
+
+def signed(fraction: float) -> str:
+    """A difference in percentage points."""
+    return "–" if math.isnan(fraction) else f"{100 * fraction:+.1f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that reads best."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def bytes_(count: float) -> str:
+    """Bytes in decimal units."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def value(item: Any) -> str:
+    """A hyper-parameter's value: thousands apart, switches as yes and no."""
+    if isinstance(item, bool):
+        return "yes" if item else "no"
+    if item is None:
+        return "–"
+    if isinstance(item, int):
+        return f"{item:,}"
+    if isinstance(item, float):
+        return f"{item:g}"
+    return str(item)
+
+
+def plural(count: int, noun: str) -> str:
+    """ "1 image", "2 images", "2 classes", "2 passes"."""
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "x", "ch")) else "s"
+    return f"{count:,} {noun}{ending}"
+
+
+def hyper_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, value, meaning) of every hyper-parameter; meanings where the method is known here."""
+    try:
+        docs = field_docs(get_method(str(manifest["method"])).cls)
+    except InputError:
+        docs = {}
+    return [(name, value(item), docs.get(name, "")) for name, item in manifest.get("hyper", {}).items()]
+
+
+def describe_space(manifest: Mapping[str, Any]) -> str:
+    """How stored numbers relate to pixels, in one sentence."""
+    space = manifest["space"]
+    means = ", ".join(f"{v:.4g}" for v in space["mean"])
+    stds = ", ".join(f"{v:.4g}" for v in space["std"])
+    if space["kind"] == "raw":
+        return "Images are stored as pixels in [0, 1]."
+    if space["kind"] == "normalised":
+        source = f" ({space['source']} constants)" if space.get("source") else ""
+        return f"Images are stored as (pixel − mean) / std with mean {means} and std {stds}{source}."
+    return "Images are stored ZCA-whitened; the whitening matrix lies beside them."
+
+
+def describe_network(record: Mapping[str, Any]) -> str:
+    """A network's name and options."""
+    options = ", ".join(f"{k} {value(v)}" for k, v in record.get("options", {}).items())
+    return f"{record.get('name', 'network')}" + (f" ({options})" if options else "")

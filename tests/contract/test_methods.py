@@ -1,0 +1,163 @@
+"""Every registered method keeps the contract; a new method is tested by existing."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from datastill import distill, load_distilled, load_real, methods
+from datastill.core.errors import InputError
+from datastill.core.recipes import recipes
+from datastill.core.registry import field_docs, get_method
+from datastill.core.rng import Rng
+from datastill.data import RealSet
+
+METHODS = sorted(methods())
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Small values for the hyper-parameters that make a method slow, wherever a method has them.
+SMALL = {"steps": 3, "real_batch": 8, "feature_passes": 1}
+
+
+def small(name: str) -> dict[str, int]:
+    """The small values that this method knows."""
+    known = {f.name for f in dataclasses.fields(get_method(name).cls)}
+    return {k: v for k, v in SMALL.items() if k in known}
+
+
+@pytest.fixture(scope="module")
+def digits() -> RealSet:
+    return load_real("digits")
+
+
+def toy(channels: int, side: int, classes: int, per_class: int, ids: list[str] | None = None) -> RealSet:
+    """Random images of one shape, in memory."""
+    generator = Rng(1).generator("toy")
+    x = torch.randint(0, 256, (classes * per_class, channels, side, side), generator=generator, dtype=torch.uint8)
+    y = torch.arange(classes).repeat(per_class)
+    labels = y if ids is None else [ids[int(c)] for c in y]
+    return load_real((x, labels))
+
+
+@pytest.mark.parametrize("name", METHODS)
+class TestEveryMethod:
+    def test_makes_a_whole_set(self, name: str, digits: RealSet) -> None:
+        made = distill(name, digits, ipc=2, network="convnet:width=8,depth=1", **small(name))
+        assert made.images.shape == (20, 1, 8, 8)
+        assert torch.isfinite(made.images).all()
+        assert torch.bincount(made.hard_labels, minlength=10).tolist() == [2] * 10
+        assert made.manifest["method"] == name
+        json.dumps(made.manifest, allow_nan=False)
+
+    def test_one_seed_gives_one_set_and_another_seed_another(self, name: str, digits: RealSet) -> None:
+        runs = [
+            distill(name, digits, ipc=1, seed=seed, network="convnet:width=8,depth=1", **small(name)).images
+            for seed in (3, 3, 4)
+        ]
+        assert torch.equal(runs[0], runs[1])
+        assert not torch.equal(runs[0], runs[2])
+
+    def test_the_test_split_is_never_read(self, name: str, digits: RealSet) -> None:
+        class Untouchable:
+            shape = (1, 8, 8)
+
+            def __len__(self) -> int:
+                return 5
+
+            def __getattr__(self, attribute: str):
+                raise AssertionError(f"distillation read the test split ({attribute})")
+
+        test = dataclasses.replace(digits, test=None, store=Untouchable(), labels=torch.zeros(5, dtype=torch.int64))
+        guarded = dataclasses.replace(digits, test=test)
+        distill(name, guarded, ipc=1, network="convnet:width=8,depth=1", **small(name))
+
+    @pytest.mark.parametrize(
+        ("channels", "side", "classes", "per_class"),
+        [(1, 8, 2, 6), (3, 28, 3, 4), (1, 40, 2, 4), (3, 9, 30, 4)],
+    )
+    def test_any_shape(self, name: str, channels: int, side: int, classes: int, per_class: int) -> None:
+        real = toy(channels, side, classes, per_class)
+        made = distill(name, real, ipc=1, network="convnet:width=4,depth=2", **small(name))
+        assert made.images.shape == (classes, channels, side, side)
+
+    def test_any_label_ids(self, name: str) -> None:
+        real = toy(1, 8, 3, 8, ids=["ox", "bee", "yak"])
+        made = distill(name, real, ipc=1, network="convnet:width=4,depth=1", **small(name))
+        assert made.class_names == ("bee", "ox", "yak")
+
+    def test_saves_and_reloads_exactly(self, name: str, digits: RealSet, tmp_path: Path) -> None:
+        made = distill(name, digits, ipc=1, network="convnet:width=8,depth=1", out=tmp_path / "run", **small(name))
+        again = load_distilled(tmp_path / "run")
+        assert torch.equal(again.images, made.images)
+        assert torch.equal(again.labels, made.labels)
+        assert again.manifest == made.manifest
+        assert again.space == made.space
+        for key, value in made.extra.items():
+            assert torch.equal(again.extra[key], value)
+
+    def test_too_small_a_class_is_an_error(self, name: str) -> None:
+        with pytest.raises(InputError, match="ipc"):
+            distill(name, toy(1, 8, 2, 4), ipc=9, network="convnet:width=4,depth=1", **small(name))
+
+    def test_a_user_module_will_do(self, name: str, digits: RealSet) -> None:
+        def network() -> torch.nn.Module:
+            return torch.nn.Sequential(
+                torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.Tanh(), torch.nn.Linear(16, 10)
+            )
+
+        made = distill(name, digits, ipc=1, network=network, **small(name))
+        assert torch.isfinite(made.images).all()
+
+    def test_is_documented(self, name: str) -> None:
+        info = get_method(name)
+        assert info.summary.endswith(".")
+        assert info.cost
+        assert (ROOT / "docs" / "methods" / f"{name}.md").is_file(), f"docs/methods/{name}.md is missing"
+        documented = field_docs(info.cls)
+        missing = [f.name for f in dataclasses.fields(info.cls) if not documented.get(f.name)]
+        assert not missing, f"no #: comment on {missing}"
+
+    def test_recipes_fit_the_fields(self, name: str) -> None:
+        known = {f.name for f in dataclasses.fields(get_method(name).cls)}
+        for recipe in recipes(name):
+            assert set(recipe.hyper) <= known, recipe.name
+            assert recipe.accuracy is None or 0 < recipe.accuracy < 1
+            assert (recipe.accuracy is None) == (recipe.source == "")
+
+
+def test_method_files_import_no_torch() -> None:
+    """The command line lists methods at once: nothing heavy is imported to do so."""
+    code = (
+        "import sys, datastill; from datastill.core.registry import methods; methods(); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_permuted_class_ids_give_the_permuted_set(digits: RealSet) -> None:
+    """Random draws are keyed by class position, so a relabelling that keeps the order changes nothing."""
+    names = [f"class {c}" for c in range(10)]
+    renamed = dataclasses.replace(digits, class_names=tuple(names))
+    one, other = (
+        distill("dm", r, ipc=1, network="convnet:width=8,depth=1", steps=2, real_batch=8) for r in (digits, renamed)
+    )
+    assert torch.equal(one.images, other.images)
+
+
+def test_method_is_callable_module_and_function() -> None:
+    import datastill
+
+    datastill.core.registry.methods()
+    assert set(datastill.methods()) == set(METHODS)
+
+
+def test_signature_of_distill_is_stable() -> None:
+    wanted = ["method", "real", "ipc", "network", "recipe", "budget", "seed", "out", "resume", "device"]
+    assert list(inspect.signature(distill).parameters)[: len(wanted)] == wanted
