@@ -10,7 +10,7 @@ from datastill._version import __version__
 _LAZY = {
     "load_real": "datastill.data",
     "distill": "datastill.run",
-    "estimate": "datastill.run",
+    "estimate": "datastill.estimation",
     "evaluate": "datastill.evaluation",
     "load_distilled": "datastill.core.artifact",
     "methods": "datastill.core.registry",
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from datastill.core.artifact import load_distilled
     from datastill.core.registry import methods
     from datastill.data import load_real
+    from datastill.estimation import estimate
     from datastill.evaluation import evaluate
     from datastill.evaluation.protocols import protocols
-    from datastill.run import distill, estimate
+    from datastill.run import distill
 
 __all__ = [
     "__version__",

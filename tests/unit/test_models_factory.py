@@ -107,8 +107,8 @@ def features_of(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("size", "options"),
     [
-        ((8, 8), {"width": 32, "depth": 2}),
-        ((15, 40), {"width": 32, "depth": 2}),
+        ((8, 8), {"width": 32, "depth": 2, "padding": 1}),
+        ((15, 40), {"width": 32, "depth": 2, "padding": 1}),
         ((16, 16), {"width": 128, "depth": 3}),
         ((40, 40), {"width": 128, "depth": 3}),
         ((41, 99), {"width": 128, "depth": 4}),

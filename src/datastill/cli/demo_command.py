@@ -15,7 +15,7 @@ class DemoOptions:
     """Where to write, and how long."""
 
     out: Path = Path("runs/demo")  #: folder for the pictures and the report; an earlier demo there is replaced
-    sets: int = 3  #: distilled sets, each from its own seed
+    sets: int = 5  #: distilled sets, each from its own seed
     networks: int = 3  #: fresh networks per set
     steps: int = 300  #: image updates per set
     quiet: bool = False  #: print the table only

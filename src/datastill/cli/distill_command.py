@@ -14,7 +14,7 @@ from datastill.core.errors import InputError
 from datastill.core.registry import MethodInfo, get_method, methods
 
 if TYPE_CHECKING:
-    from datastill.run import Job
+    from datastill.jobs import Job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +85,12 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
     """The whole run, with its pictures and report."""
     from datastill.cli.progress import Display, LoopProgress
     from datastill.core.cost import describe_seconds
+    from datastill.estimation import estimate_job
     from datastill.evaluation.check import Check
+    from datastill.jobs import prepare_job
     from datastill.report import write_run
     from datastill.report.snapshots import Snapshots
-    from datastill.run import distill, estimate_job, prepare_job
+    from datastill.run import distill
 
     display = Display(run.quiet or run.json)
     real = data.load()

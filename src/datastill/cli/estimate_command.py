@@ -24,7 +24,8 @@ def main(args: list[str]) -> int:
     info = get_method(name)
     run, data, values = parse_options(info, rest)
     from datastill.core.cost import describe_seconds
-    from datastill.run import estimate_job, prepare_job
+    from datastill.estimation import estimate_job
+    from datastill.jobs import prepare_job
 
     with plain_warnings(run.quiet):
         real = data.load()

@@ -39,6 +39,10 @@ class FeatureNetwork:
             "threads": torch.get_num_threads(),
         }
 
+    def macs(self, task: Task) -> float:
+        """Multiply-accumulates: forward and backward are about three passes."""
+        return 3.0 * self.passes * len(task.real) * task.network.macs
+
     def run(self, task: Task) -> dict[str, Tensor]:
         """`weight/<name>` for the state of the network, and `forgetting` (n,)."""
         real = task.real

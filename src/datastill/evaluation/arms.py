@@ -97,5 +97,6 @@ def run_arm(
             per_class.append(each)
         done = (s + 1) * networks * schedule.passes
         progress(name, (s + 1) * networks, total, {"accuracy": float(accuracies[s].mean())})
+
     curve = torch.tensor(losses).mean(0).tolist() if losses else []
     return Arm(name, accuracies, torch.stack(per_class).mean(0), curve, time.perf_counter() - started)

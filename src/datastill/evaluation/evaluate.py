@@ -16,6 +16,7 @@ from datastill.core.cost import Stopwatch, environment, peak_memory_bytes, pick_
 from datastill.core.errors import InputError
 from datastill.core.files import digest, read_json, write_json
 from datastill.core.space import Space
+from datastill.core.threads import threads_for
 from datastill.data import load_real
 from datastill.evaluation.arms import Progress, TestSplit, run_arm, silent
 from datastill.evaluation.protocols import Protocol, get_protocol
@@ -80,18 +81,19 @@ def evaluate(
     test = TestSplit.of(data)
 
     def arm(name: str, pairs: list[tuple[Tensor, Tensor]]) -> Arm:
-        return run_arm(
-            name,
-            pairs,
-            test,
-            schedule,
-            factory,
-            networks=networks,
-            seed=seed,
-            device=where,
-            progress=progress,
-            stacked=stacked,
-        )
+        with threads_for(factory.macs):
+            return run_arm(
+                name,
+                pairs,
+                test,
+                schedule,
+                factory,
+                networks=networks,
+                seed=seed,
+                device=where,
+                progress=progress,
+                stacked=stacked,
+            )
 
     scored = arm(first.manifest["method"], [(one.images, one.targets) for one in sets])
     baseline = arm("random", [_random_pair(one, data) for one in sets]) if random else None
@@ -105,6 +107,7 @@ def evaluate(
         data=data.describe(),
         cost={**watch.read(), "peak_memory_bytes": peak_memory_bytes(where), **environment(where)},
         names=[one.name + f", seed {one.manifest['seed']}" for one in sets],
+        made=[_made(one) for one in sets],
         notes=_notes(sets, data),
     )
 
@@ -167,6 +170,11 @@ def _random_pair(distilled: DistilledSet, real: RealSet) -> tuple[Tensor, Tensor
     index = random_indices(real, distilled.ipc, int(distilled.manifest["seed"]))
     batch = real.batch(index)
     return batch.x, batch.y
+
+
+def _made(one: DistilledSet) -> dict[str, Any]:
+    kept = ("method", "hyper", "recipe", "ipc", "seed", "network", "cost", "notes")
+    return {name: one.manifest[name] for name in kept if name in one.manifest}
 
 
 def _notes(sets: list[DistilledSet], real: RealSet) -> list[str]:

@@ -96,6 +96,7 @@ class Evaluation:
     data: dict[str, Any]
     cost: dict[str, Any]
     names: list[str] = field(default_factory=list)
+    made: list[dict[str, Any]] = field(default_factory=list)  #: how each set was made, from its manifest
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -159,6 +160,7 @@ class Evaluation:
             "network": self.network,
             "data": self.data,
             "sets": self.names,
+            "made": self.made,
             "distilled": self.distilled.to_dict(),
             "random": self.random.to_dict() if self.random else None,
             "ceiling": self.ceiling.to_dict() if self.ceiling else None,

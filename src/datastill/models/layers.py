@@ -63,6 +63,22 @@ def make_norm(kind: str, channels: int, size: Size) -> nn.Module | None:
     return None
 
 
+class AvgPool2(nn.Module):
+    """Means over 2 x 2 windows, stride 2; an odd last row or column is left out, as `nn.AvgPool2d(2)` does.
+
+    On a CPU torch's pooling is not vectorised and took a fifth of a ConvNet's forward pass; sums of slices
+    are five times as fast and agree to rounding.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) to (n, c, h // 2, w // 2)."""
+        if x.device.type != "cpu":
+            return nn.functional.avg_pool2d(x, 2)
+        h, w = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
+        rows = x[..., 0:h:2, :] + x[..., 1:h:2, :]
+        return (rows[..., 0:w:2] + rows[..., 1:w:2]) * 0.25
+
+
 class Stack:
     """Named layers in order, with the shape of what flows between them.
 
@@ -127,7 +143,7 @@ class Stack:
         if kind == "none":
             return
         self.shrink(2, 2)
-        self.add(f"pool{index}", nn.MaxPool2d(2) if kind == "max" else nn.AvgPool2d(2), f"pool{index}")
+        self.add(f"pool{index}", nn.MaxPool2d(2) if kind == "max" else AvgPool2(), f"pool{index}")
 
     def flatten(self) -> None:
         """Append a flattening, for stacks with linear layers inside."""

@@ -7,7 +7,7 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datastill.models.layers import Size, Stack, StackedNetwork, make_norm
+from datastill.models.layers import AvgPool2, Size, Stack, StackedNetwork, make_norm
 from datastill.models.zoo import Norm
 
 STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))  # filters, down-sampling
@@ -30,7 +30,7 @@ class ResidualBlock(nn.Module):
         pool = down if pooled else 1
         self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
         self.norm1 = make_norm(norm, width, middle) or nn.Identity()
-        self.pool = nn.AvgPool2d(2) if pool == 2 else nn.Identity()
+        self.pool = AvgPool2() if pool == 2 else nn.Identity()
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.norm2 = make_norm(norm, width, size) or nn.Identity()
         self.shortcut: nn.Module = nn.Identity()
@@ -38,7 +38,7 @@ class ResidualBlock(nn.Module):
             parts: OrderedDict[str, nn.Module] = OrderedDict()
             parts["conv"] = nn.Conv2d(channels, width, 1, stride, bias=False)
             if pool == 2:
-                parts["pool"] = nn.AvgPool2d(2)
+                parts["pool"] = AvgPool2()
             parts["norm"] = make_norm(norm, width, size) or nn.Identity()
             self.shortcut = nn.Sequential(parts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from datastill.evaluation.scores import Evaluation
 
 #: A curve is drawn with at most so many points; each is the mean of its stretch.
-POINTS = 400
+POINTS = 200
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,21 @@ def curves(
     """The loss of every step, and accuracies of checks on the way beside it.
 
     Args:
-        losses: (steps,), or (blocks, steps): the mean over blocks, with their range as a band.
+        losses: (steps,), or (blocks, steps): the mean over blocks, with an 80 % band.
         accuracy: (step, fraction) pairs.
         format: "svg" or "png".
         dark: colours for a dark page.
     """
     panels = [Panel([loss_curve(losses)], "image update", "loss", log=spans(losses))]
-    if accuracy:
-        steps, values = zip(*accuracy, strict=True)
-        curve = Curve("accuracy", torch.tensor(steps).double(), torch.tensor(values).double())
-        panels.append(Panel([curve], "image update", "accuracy", percent=True))
+    panels += [accuracy_panel(accuracy)] if accuracy else []
     return draw(panels, format=format, dark=dark)
+
+
+def accuracy_panel(accuracy: Sequence[tuple[int, float]]) -> Panel:
+    """Accuracies of checks on the way, (step, fraction) pairs."""
+    steps, values = zip(*accuracy, strict=True)
+    curve = Curve("accuracy", torch.tensor(steps).double(), torch.tensor(values).double())
+    return Panel([curve], "image update", "accuracy", percent=True)
 
 
 def training_curves(evaluation: Evaluation, *, format: str = "svg", dark: bool = False) -> bytes | None:
@@ -88,21 +93,21 @@ def training_curves(evaluation: Evaluation, *, format: str = "svg", dark: bool =
 
 
 def loss_curve(losses: Tensor | Sequence[float], name: str = "loss", points: int = POINTS) -> Curve:
-    """Losses (steps,) or (blocks, steps) as at most `points` means; steps that are not finite are left out."""
+    """Losses (steps,) or (blocks, steps) as at most `points` means with 80 % bands; non-finite steps are left out."""
     rows = torch.as_tensor(losses).double()
     rows = rows if rows.ndim == 2 else rows[None]
     x, y, low, high = [], [], [], []
     steps = rows.shape[1]
     edges = [round(i * steps / min(points, max(1, steps))) for i in range(min(points, steps) + 1)]
-    for start, stop in zip(edges, edges[1:]):
+    for start, stop in itertools.pairwise(edges):
         part = rows[:, start:stop]
         finite = part[torch.isfinite(part)]
         if not len(finite):
             continue
         x.append((start + 1 + stop) / 2)
         y.append(float(finite.mean()))
-        low.append(float(finite.min()))
-        high.append(float(finite.max()))
+        low.append(float(finite.quantile(0.1)))
+        high.append(float(finite.quantile(0.9)))
     made = [torch.tensor(values, dtype=torch.double) for values in (x, y, low, high)]
     banded = len(rows) > 1 or steps > points
     return Curve(name, made[0], made[1], *(made[2:] if banded else (None, None)))
@@ -123,7 +128,7 @@ def draw(panels: Sequence[Panel], *, format: str = "svg", dark: bool = False) ->
     from matplotlib.figure import Figure
 
     theme = DARK if dark else LIGHT
-    figure = Figure(figsize=(6.4 if len(panels) == 1 else 9.6, 2.7), layout="constrained")
+    figure = Figure(figsize=(5.0 * len(panels), 2.6), layout="constrained")
     figure.patch.set_alpha(0)
     for k, panel in enumerate(panels):
         _axes(figure.add_subplot(1, len(panels), k + 1), panel, theme)

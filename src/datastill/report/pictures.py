@@ -28,6 +28,8 @@ Pictured = DistilledSet | tuple[Tensor, Tensor, Sequence[str]]
 INK, FAINT, PAPER = (31, 41, 55), (107, 114, 128), (255, 255, 255)
 GAP = 3
 MARGIN = 14
+GUTTER = 14  #: between columns of rows
+WIDEST = 1000  #: a grid is not folded beyond this width
 #: Cells are enlarged to at least the first and reduced to at most the second number of pixels.
 SMALLEST, LARGEST = 48, 128
 
@@ -149,7 +151,7 @@ class _Layout:
 
     @property
     def width(self) -> int:
-        return self.fold * self.row + (self.fold - 1) * 2 * GAP
+        return self.fold * self.row + (self.fold - 1) * GUTTER
 
     @property
     def height(self) -> int:
@@ -158,19 +160,21 @@ class _Layout:
     def place(self, k: int) -> tuple[int, int]:
         """Left and top of row `k`."""
         column, line = divmod(k, self.lines)
-        return column * (self.row + 2 * GAP), line * (self.cell[1] + GAP)
+        return column * (self.row + GUTTER), line * (self.cell[1] + GAP)
 
 
 def _layout(named: Sequence[tuple[str, int]], size: Sequence[int]) -> _Layout:
     cell = scaled(to_image(torch.zeros(1, *size))).size
     names = max(math.ceil(font(13).getlength(name)) for name, _ in named) + 8
     row = names + max(count for _, count in named) * (cell[0] + GAP) - GAP
-    for fold in range(1, len(named) + 1):
+    best = _Layout(cell, names, row, len(named), 1)
+    for fold in range(2, len(named) + 1):
         lines = math.ceil(len(named) / fold)
-        found = _Layout(cell, names, row, lines, math.ceil(len(named) / lines))
-        if found.height <= 1.1 * found.width:
+        wider = _Layout(cell, names, row, lines, math.ceil(len(named) / lines))
+        if best.height <= 1.1 * best.width or wider.width > WIDEST:
             break
-    return found
+        best = wider
+    return best
 
 
 def _cuts(y: Tensor, classes: int, rows: int, columns: int, channels: int) -> list[str]:
@@ -220,11 +224,13 @@ def comparison(
     return picture
 
 
-def sheet(pixels: Tensor, columns: int, *, background: tuple[int, ...] = PAPER, gap: int = GAP) -> Image.Image:
+def sheet(
+    pixels: Tensor, columns: int, *, background: tuple[int, ...] = PAPER, gap: int = GAP, smallest: int = SMALLEST
+) -> Image.Image:
     """All images in reading order, `columns` to a line, without names; a 4-number background may be clear."""
     from PIL import Image
 
-    cells = [scaled(to_image(image)) for image in pixels]
+    cells = [scaled(to_image(image), smallest) for image in pixels]
     w, h = cells[0].size
     lines = math.ceil(len(cells) / columns)
     mode = "RGBA" if len(background) == 4 else "RGB"
@@ -236,21 +242,23 @@ def sheet(pixels: Tensor, columns: int, *, background: tuple[int, ...] = PAPER, 
     return picture
 
 
-def frames(
-    timeline: Timeline | Snapshots, *, background: tuple[int, ...] = PAPER, values: int = 300_000
-) -> list[Image.Image]:
+def frames(timeline: Timeline | Snapshots, *, values: int = 320_000, **options: Any) -> list[Image.Image]:
     """One sheet per moment: a line per class, or ten classes to a line where each has one image.
 
     Args:
         values: numbers that are drawn per moment at most; of more images, the first of each class.
+        **options: of `sheet`.
     """
     timeline = timeline_of(timeline)
-    per_image = int(timeline.pixels[0, 0].numel())
-    index = chosen(timeline.labels, 10, max(1, values // per_image))
-    labels = timeline.labels[index]
-    each = int(torch.bincount(labels).max())
-    columns = each if each > 1 else min(10, len(labels))
-    return [sheet(pixels[index].float(), columns, background=background) for pixels in timeline.pixels]
+    index = framed(timeline, values)
+    each = int(torch.bincount(timeline.labels[index]).max())
+    columns = each if each > 1 else min(10, len(index))
+    return [sheet(pixels[index].float(), columns, **options) for pixels in timeline.pixels]
+
+
+def framed(timeline: Timeline, values: int = 320_000) -> Tensor:
+    """Positions of the images that `frames` draws, class by class."""
+    return chosen(timeline.labels, 10, max(1, values // int(timeline.pixels[0, 0].numel())))
 
 
 def timeline_of(snapshots: Timeline | Snapshots) -> Timeline:
@@ -282,7 +290,7 @@ def animation(snapshots: Timeline | Snapshots, *, milliseconds: int = 350) -> by
 
 def thumbnail(pixels: Tensor, side: int = 96) -> bytes:
     """One image (c, h, w) as PNG at its own resolution, averaged down where it is larger than `side`."""
-    c, h, w = pixels.shape
+    h, w = pixels.shape[1:]
     shrink = max(h, w) / side
     if shrink > 1:
         size = (max(1, round(h / shrink)), max(1, round(w / shrink)))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 #: Options of `load_real` that the command line has too.
-_FLAGS = ("size", "mode", "skip_bad", "space", "holdout", "limit")
+_FLAGS = ("size", "mode", "skip_bad", "space")
 _WIDTH = 96
 
 
@@ -22,7 +23,7 @@ def python_call(manifest: Mapping[str, Any]) -> str:
     lines.append(f"real = {_load(manifest['data'])}")
     if manifest["data"].get("weighted"):
         lines.append("# the images were weighted: real = real.with_weights(...)")
-    lines.append("distilled = " + _call("distill", [repr(manifest["method"]), "real"], arguments))
+    lines.append("distilled = " + _call("distill", [_literal(manifest["method"]), "real"], arguments))
     return "\n".join(lines)
 
 
@@ -30,9 +31,11 @@ def command(manifest: Mapping[str, Any], out: str = "runs/again") -> str | None:
     """The command that makes the set again, or None where a command line cannot say it."""
     data = manifest["data"]
     hyper, given = _hyper(manifest)
-    options = data.get("options", {})
+    options = dict(data.get("options", {}))
+    if isinstance(options.get("size"), list) and len(set(options["size"])) == 1:
+        options["size"] = options["size"][0]
     unsaid = set(options) - set(_FLAGS)
-    if given or unsaid or not data.get("source") or data.get("weighted"):
+    if given or unsaid or isinstance(options.get("size"), list) or not data.get("source") or data.get("weighted"):
         return None
     if manifest.get("network", {}).get("spec", "") is None:
         return None
@@ -43,10 +46,15 @@ def command(manifest: Mapping[str, Any], out: str = "runs/again") -> str | None:
     return shlex.join([*words, "--out", out])
 
 
-def evaluate_call(evaluation: Mapping[str, Any], folder: str = "path/to/this/folder") -> str:
+def evaluate_call(evaluation: Mapping[str, Any], folder: str = "path/of/this/folder") -> str:
     """A script that scores a saved set again, out of `Evaluation.to_dict()`."""
-    networks = len(evaluation["distilled"]["accuracies"][0])
-    call = _call("evaluate", [repr(folder)], {"protocol": evaluation["protocol"], "networks": networks})
+    accuracies = evaluation["distilled"]["accuracies"]
+    folders = [folder, *(f"path/of/set/{k + 1}" for k in range(1, len(accuracies)))]
+    sets = _literal(folders if len(folders) > 1 else folder)
+    settings: dict[str, Any] = {"protocol": evaluation["protocol"], "networks": len(accuracies[0])}
+    if evaluation.get("ceiling"):
+        settings["ceiling"] = True
+    call = _call("evaluate", [sets], settings)
     return f"from datastill import evaluate\n\nprint({call}.verdict)"
 
 
@@ -65,15 +73,24 @@ def _network(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def _load(data: Mapping[str, Any]) -> str:
     if not data.get("source"):
         return "load_real((images, labels))  # the arrays or the dataset that you gave"
-    return _call("load_real", [repr(data["source"])], data.get("options", {}))
+    return _call("load_real", [_literal(data["source"])], data.get("options", {}))
 
 
 def _call(name: str, first: list[str], arguments: Mapping[str, Any]) -> str:
-    parts = [*first, *(f"{key}={item!r}" for key, item in arguments.items())]
+    parts = [*first, *(f"{key}={_literal(item)}" for key, item in arguments.items())]
     line = f"{name}({', '.join(parts)})"
     if len(line) <= _WIDTH:
         return line
     return f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + ")"
+
+
+def _literal(item: Any) -> str:
+    """A value as Python, with double quotes."""
+    if isinstance(item, str):
+        return json.dumps(item, ensure_ascii=False)
+    if isinstance(item, list | tuple):
+        return "[" + ", ".join(_literal(part) for part in item) + "]"
+    return repr(item)
 
 
 def _flag(name: str, item: Any) -> list[str]:

@@ -90,3 +90,8 @@ def describe_network(record: Mapping[str, Any]) -> str:
     """A network's name and options."""
     options = ", ".join(f"{k} {value(v)}" for k, v in record.get("options", {}).items())
     return f"{record.get('name', 'network')}" + (f" ({options})" if options else "")
+
+
+def kind_of_images(manifest: Mapping[str, Any]) -> str:
+    """ "synthetic", or "selected real" for a coreset."""
+    return "selected real" if manifest.get("family") == "coreset" else "synthetic"

@@ -1,0 +1,155 @@
+"""From what a caller asks for to a settled job: method, hyper-parameters, recipe, data, network, device."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from datastill.core.allocator import keep_freed_memory
+from datastill.core.checkpoint import plain
+from datastill.core.cost import pick_device
+from datastill.core.errors import InputError
+from datastill.core.files import digest
+from datastill.core.plan import Plan, Task
+from datastill.core.recipes import Recipe, find_recipe, get_recipe
+from datastill.core.registry import Method, get_method, with_overrides
+from datastill.data import check_ipc, load_real
+from datastill.models import resolve_network
+
+if TYPE_CHECKING:
+    from datastill.data.real import RealSet
+
+#: Seconds at the nominal speed that `recipe="auto"` scales a method to.
+AUTO_SECONDS = 120.0
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A method with all its hyper-parameters settled, and what it is to do."""
+
+    method: Method
+    method_name: str
+    family: str
+    task: Task
+    recipe: str
+    published: Recipe | None
+    notes: tuple[str, ...] = ()
+
+    def config(self, plan: Plan) -> dict[str, Any]:
+        """Everything that the result depends on, JSON-able; a resumed run must agree with it."""
+        init = plan.init.describe()
+        return plain(
+            {
+                "method": self.method_name,
+                "hyper": hyper_of(self.method),
+                "ipc": self.task.ipc,
+                "seed": self.task.seed,
+                "network": self.task.network.describe(),
+                "data": {
+                    "name": self.task.real.name,
+                    "fingerprint": self.task.real.fingerprint,
+                    "weights": None if self.task.real.weights is None else digest(self.task.real.weights),
+                },
+                "space": self.task.real.space.id,
+                "init": init,
+                "decoder": plan.decoder.describe(),
+                "partition": plan.partition.describe(),
+                "device": self.task.device.type,
+                "threads": torch.get_num_threads(),
+                "chunk": self.task.chunk,
+            }
+        )
+
+
+def prepare_job(
+    method: str | Method | type[Method],
+    real: Any,
+    *,
+    ipc: int,
+    network: Any = None,
+    recipe: str = "auto",
+    seed: int = 0,
+    device: str = "auto",
+    folder: Path | None = None,
+    **hyper: Any,
+) -> Job:
+    """Settle the data, the network and every hyper-parameter, without doing anything yet."""
+    from datastill.data.real import RealSet
+
+    keep_freed_memory()
+    start, name, family = _instance(method)
+    data: RealSet = real if isinstance(real, RealSet) else load_real(real)
+    check_ipc(data, ipc)
+    factory = resolve_network(network, channels=data.shape[0], classes=data.classes, size=data.shape[1:])
+    task = Task(data, ipc, factory, seed, pick_device(device), folder)
+    settled, found, notes = _settle(start, name, data.name, task, recipe, hyper)
+    return Job(settled, name, family, task, recipe, found, notes)
+
+
+def _instance(method: str | Method | type[Method]) -> tuple[Method, str, str]:
+    if isinstance(method, str):
+        info = get_method(method)
+        return info.cls(), info.name, info.family
+    made = method if isinstance(method, Method) else method()
+    if not isinstance(made, Method):
+        raise InputError(f"{method!r} is not a method; give a name, or a class made with @method(...).")
+    name = getattr(made, "registered_name", type(made).__name__.lower())
+    return made, name, getattr(made, "family", "")
+
+
+def _settle(
+    start: Method, name: str, data: str, task: Task, recipe: str, hyper: dict[str, Any]
+) -> tuple[Method, Recipe | None, tuple[str, ...]]:
+    """The method's values: defaults, then the recipe's, then the caller's; scaled last where asked."""
+    given = type(start)() != start
+    found = find_recipe(name, data, task.ipc)
+    if recipe not in ("auto", "paper"):
+        found = get_recipe(recipe)
+        if found.method != name:
+            raise InputError(f"The recipe {recipe!r} is for {found.method}, not for {name}.")
+    settled = start
+    if not given:
+        if recipe != "auto":
+            settled = with_overrides(settled, start.paper_values)
+        if found is not None and (recipe != "auto" or steps_of(start)):
+            settled = with_overrides(settled, dict(found.hyper))
+    settled = with_overrides(settled, hyper)
+    notes: list[str] = []
+    if recipe == "auto" and not given and "steps" not in hyper and steps_of(settled):
+        scaled = with_overrides(settled.scaled(task, AUTO_SECONDS), hyper)
+        notes += _changes(settled, scaled)
+        settled = scaled
+    _check_values(settled)
+    return settled, found, tuple(notes)
+
+
+def _changes(before: Method, after: Method) -> list[str]:
+    old, new = asdict(before), asdict(after)
+    changed = [f"{n} {old[n]:,} → {new[n]:,}" for n in old if old[n] != new[n]]
+    return [f"scaled from the paper's setting: {', '.join(changed)}"] if changed else []
+
+
+def _check_values(method: Method) -> None:
+    for field_name, value in asdict(method).items():
+        if field_name in ("steps", "real_batch", "feature_passes") and (not isinstance(value, int) or value < 1):
+            raise InputError(f"{field_name} must be a whole number of at least 1, not {value!r}.")
+        if field_name.endswith("_lr") and not value > 0:
+            raise InputError(f"{field_name} must be above 0, not {value!r}.")
+
+
+def steps_of(method: Method) -> int:
+    return int(getattr(method, "steps", 0))
+
+
+def hyper_of(method: Method) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    for f in fields(method):
+        value = getattr(method, f.name)
+        record[f.name] = f"tensor {digest(value)}" if isinstance(value, Tensor) else value
+    return json.loads(json.dumps(record, default=str))

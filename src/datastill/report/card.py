@@ -1,0 +1,236 @@
+"""The README.md of an artifact or export: a Hugging Face dataset card."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datastill.core.artifact import DistilledSet
+from datastill.core.files import write_bytes, write_text
+from datastill.report import reproduce, words
+from datastill.report.pictures import png, preview
+
+if TYPE_CHECKING:
+    from datastill.evaluation.scores import Arm, Evaluation
+
+CARD, PICTURE = "README.md", "preview.png"
+
+_LOADING = {
+    "artifact": (
+        "python",
+        """from datastill import load_distilled
+
+distilled = load_distilled("path/of/this/folder")
+dataset = distilled.as_dataset()  # a torch Dataset; pixels=True gives images in [0, 1]""",
+    ),
+    "imagefolder": (
+        "python",
+        """from datasets import load_dataset
+
+data = load_dataset("imagefolder", data_dir="path/of/this/folder", split="train")
+# or datastill.load_real("path/of/this/folder", holdout=0), or torchvision's ImageFolder on train/""",
+    ),
+    "parquet": (
+        "python",
+        """from datasets import load_dataset
+
+data = load_dataset("path/of/this/folder", split="train")
+# or datastill.load_real("path/of/this/folder", holdout=0)""",
+    ),
+    "tensors": (
+        "python",
+        """from safetensors.torch import load_file
+
+tensors = load_file("path/of/this/folder/images.safetensors")
+images, labels = tensors["images"], tensors["labels"]  # images in the Space below""",
+    ),
+}
+
+
+def card(
+    distilled: DistilledSet,
+    evaluation: Evaluation | None = None,
+    *,
+    layout: str = "artifact",
+    notes: Sequence[str] = (),
+) -> str:
+    """The card of a distilled set, in Markdown with the front matter of the Hugging Face Hub.
+
+    Args:
+        evaluation: its numbers, with Random beside them.
+        layout: what the folder holds: "artifact", or the format of an export.
+        notes: sentences to add, one each.
+    """
+    manifest = distilled.manifest
+    count = len(distilled.targets)
+    data = manifest["data"]
+    parts = [
+        _front(distilled, layout, count),
+        f"# {_md(manifest['method'])} on {_md(data['name'])}: "
+        f"{words.plural(count, 'image')}, {distilled.ipc} per class",
+        f"![The images, class by class]({PICTURE})" if layout == "artifact" else "",
+        f"A distilled data set: {count:,} {words.kind_of_images(manifest)} images to train networks on in place of the "
+        f"{_count(data.get('images'))} training images of {_md(data['name'])} in {len(distilled.class_names)} classes.",
+        _results(evaluation),
+        "## Load it\n\n" + _fence(*_LOADING[layout]),
+        *([f"- {_md(note)}" for note in notes] if notes else []),
+        _made(distilled),
+        _again(manifest, evaluation, layout),
+        _data(manifest),
+        "## Licence\n\nThe images derive from real ones: the licence and the terms of use of "
+        f"{_md(data['name'])} apply to them too. Distillation is not anonymisation; an image may resemble a real one.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write_card_and_preview(
+    distilled: DistilledSet, folder: str | Path, evaluation: Evaluation | None = None
+) -> tuple[Path, Path]:
+    """Write README.md and preview.png into an artifact's folder, each whole or not at all."""
+    folder = Path(folder)
+    text, picture = card(distilled, evaluation), png(preview(distilled))
+    write_bytes(folder / PICTURE, picture)
+    write_text(folder / CARD, text)
+    return folder / CARD, folder / PICTURE
+
+
+def _front(distilled: DistilledSet, layout: str, count: int) -> str:
+    manifest = distilled.manifest
+    size = next(
+        (name for limit, name in ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K")) if count < limit),
+        "100K<n<1M",
+    )
+    tags = ["datastill", "dataset-distillation", "dataset-condensation", _tag(manifest["method"])]
+    tags += ["synthetic"] if words.kind_of_images(manifest) == "synthetic" else ["coreset"]
+    lines = [
+        "---",
+        f"pretty_name: {json.dumps(distilled.name)}",
+        "license: other",
+        "license_name: as-the-source-data",
+        "task_categories:",
+        "- image-classification",
+        "tags:",
+        *(f"- {tag}" for tag in dict.fromkeys(tags) if tag),
+        "size_categories:",
+        f"- {size}",
+    ]
+    if layout == "parquet":
+        lines += ["configs:", "- config_name: default", "  data_files:", "  - split: train"]
+        lines += ["    path: data/train-*"]
+    elif layout != "imagefolder":
+        lines.append("viewer: false")
+    return "\n".join([*lines, "---"])
+
+
+def _results(evaluation: Evaluation | None) -> str:
+    if evaluation is None:
+        return ""
+    arms = [arm for arm in (evaluation.distilled, evaluation.random, evaluation.ceiling) if arm is not None]
+    sets, networks = evaluation.distilled.accuracies.shape
+    lines = [
+        "## Results",
+        "",
+        f"**{_md(evaluation.verdict)}**",
+        "",
+        "| trained on | test accuracy, % | std over networks | std over sets | seconds |",
+        "|---|---:|---:|---:|---:|",
+        *(_row(arm) for arm in arms),
+        "",
+        f"Protocol `{_code(evaluation.protocol)}`: {words.plural(sets, 'set')}"
+        f"{', of which this is one,' if sets > 1 else ''} × {words.plural(networks, 'fresh network')} "
+        f"({_md(words.describe_network(evaluation.network))}), scored once after the last pass; "
+        f"± is the half-width of a 95 % interval over {evaluation.distilled.interval_over}.",
+    ]
+    return "\n".join(lines)
+
+
+def _row(arm: Arm) -> str:
+    cells = [
+        _md(arm.name),
+        words.with_interval(arm.mean, arm.interval),
+        words.percent(arm.std_networks),
+        words.percent(arm.std_sets),
+        f"{arm.seconds:.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _made(distilled: DistilledSet) -> str:
+    manifest = distilled.manifest
+    cost = manifest.get("cost", {})
+    rows = words.hyper_rows(manifest)
+    table = ["| hyper-parameter | value | meaning |", "|---|---|---|"]
+    table += [f"| `{_code(name)}` | {_md(text)} | {_md(meaning)} |" for name, text, meaning in rows]
+    recipe = manifest.get("recipe", {})
+    network = manifest.get("network")
+    lines = [
+        f"Method `{_code(manifest['method'])}`, seed {manifest['seed']}, {_md(str(manifest['labels']))} labels"
+        + (f", recipe `{_code(str(recipe['published'] or recipe['asked']))}`" if recipe else "")
+        + (f", matched on {_md(words.describe_network(network))}" if network else "")
+        + ".",
+        "\n".join(table) if rows else "It has no hyper-parameters.",
+    ]
+    if cost:
+        versions = ", ".join(f"{name} {number}" for name, number in cost.get("versions", {}).items())
+        lines.append(
+            f"Cost: {words.plural(cost['steps'], 'image update')} in {words.duration(cost['seconds'])} on "
+            f"{_md(cost.get('hardware', 'unknown hardware'))}, "
+            f"peak memory of the process {words.bytes_(cost.get('peak_memory_bytes', 0))}; {_md(versions)}."
+        )
+    lines += [f"- {_md(note)}" for note in manifest.get("notes", [])]
+    return "## How it was made\n\n" + "\n\n".join(lines)
+
+
+def _again(manifest: Mapping[str, Any], evaluation: Evaluation | None, layout: str) -> str:
+    parts = ["## Make it again", _fence("python", reproduce.python_call(manifest))]
+    command = reproduce.command(manifest)
+    if command:
+        parts += ["or", _fence("sh", command)]
+    if evaluation is not None and layout == "artifact":
+        parts += ["Its score:", _fence("python", reproduce.evaluate_call(evaluation.to_dict()))]
+    return "\n\n".join(parts)
+
+
+def _data(manifest: Mapping[str, Any]) -> str:
+    data = manifest["data"]
+    names = [_md(name) for name in manifest["classes"]["names"]]
+    classes = ", ".join(names[:50]) + (f" and {len(names) - 50} more" if len(names) > 50 else "")
+    lines = [
+        f"Real set: {_md(data['name'])}"
+        + (f" (`{_code(data['source'])}`)" if data.get("source") else "")
+        + f", {_count(data.get('images'))} training and {_count(data.get('test_images'))} test images of "
+        f"{_md('×'.join(str(n) for n in manifest['shape']))} (channels × height × width), "
+        f"fingerprint `{_code(str(data.get('fingerprint', '')))}`.",
+        f"Classes, in the order of the labels: {classes}.",
+        words.describe_space(manifest),
+    ]
+    lines += [f"- {_md(note)}" for note in data.get("notes", [])]
+    return "## Data\n\n" + "\n\n".join(lines)
+
+
+def _count(number: int | None) -> str:
+    return f"{number:,}" if number is not None else "an unknown number of"
+
+
+def _md(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    flat = " ".join(str(text).split())
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", flat).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _code(text: str) -> str:
+    """Text for inside single backticks."""
+    return " ".join(str(text).split()).replace("`", "'").replace("|", "/")
+
+
+def _fence(language: str, text: str) -> str:
+    longest = max((len(run) for run in re.findall(r"`{3,}", text)), default=2)
+    ticks = "`" * (longest + 1)
+    return f"{ticks}{language}\n{text}\n{ticks}"
+
+
+def _tag(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-")
