@@ -6,6 +6,7 @@ import json
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -28,8 +29,8 @@ def made(
     space = normalised((0.4,) * channels, (0.25,) * channels)
     labels = torch.arange(len(names)).repeat_interleave(ipc)
     manifest = {
-        "method": "dm", "family": "distribution", "ipc": ipc, "seed": 0, "labels": "soft" if soft else "hard", "hyper": {},
-        "classes": {"names": list(names), "label_ids": list(range(len(names)))}, "shape": [channels, 6, 5],
+        "method": "dm", "family": "distribution", "ipc": ipc, "seed": 0, "labels": "soft" if soft else "hard",
+        "hyper": {}, "classes": {"names": list(names), "label_ids": list(range(len(names)))}, "shape": [channels, 6, 5],
         "space": space.to_dict(), "decoder": {"decoder": "pixels", "clamp": False},
         "data": {"name": "toys", "source": "", "options": {}, "images": 9, "test_images": 3}, "notes": [],
     }  # fmt: skip
@@ -113,7 +114,7 @@ def test_datasets_reads_the_parquet_with_its_features_and_card(tmp_path):
     assert data.features["label"].names == ["cat", "<dog>", "great owl"]
     assert isinstance(data.features["image"], datasets.Image)
     assert data["label"][:] == one.labels.tolist()
-    pixels = torch.stack([torch.tensor(list(item["image"].getdata())) for item in data]).view(6, 6, 5, 3)
+    pixels = torch.stack([torch.tensor(np.asarray(item["image"]).astype(np.int64)) for item in data])
     assert torch.equal(pixels.permute(0, 3, 1, 2), (done.distilled.pixels * 255).round().long())
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "path: data/train-*" in card

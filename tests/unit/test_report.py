@@ -166,7 +166,7 @@ def test_a_grid_shows_each_class_in_its_row(channels):
     x = torch.zeros(4, channels, 8, 8)
     x[2:] = 1.0
     picture = grid(x, torch.tensor([1, 1, 0, 0]), ["white", "black"])
-    lit = [picture.getpixel((picture.width - 40, y)) for y in (38, 38 + 51)]
+    lit = [picture.getpixel((picture.width - 40, y)) for y in (40, 40 + 59)]
     assert lit[0] != (0, 0, 0)
     assert lit[1][0] == 0
 
@@ -200,8 +200,8 @@ def test_the_animation_has_a_picture_per_moment(run):
 def test_frames_stay_within_their_budget():
     timeline = Timeline((0, 1), rand(2, 40, 3, 16, 16).half(), torch.arange(4).repeat_interleave(10), 1)
     full, cut = frames(timeline), frames(timeline, values=8 * 768)
-    assert full[0].size == (10 * 51 - 3, 4 * 51 - 3)
-    assert cut[0].size == (2 * 51 - 3, 4 * 51 - 3)
+    assert full[0].size == (10 * 67 - 3, 4 * 67 - 3)
+    assert cut[0].size == (2 * 67 - 3, 4 * 67 - 3)
 
 
 # Curves

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import random
 import sys
 
 from datastill._version import __version__
@@ -22,6 +23,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the return value is the exit code (2 for bad input)."""
     args = list(sys.argv[1:] if argv is None else argv)
+    state = random.getstate()  # rich draws from Python's global generator when it is imported
     try:
         return _run(args)
     except DatastillError as error:
@@ -35,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2 if stop.code else 0
+    finally:
+        random.setstate(state)
 
 
 def _run(args: list[str]) -> int:

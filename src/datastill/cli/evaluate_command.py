@@ -54,7 +54,8 @@ def score(options: EvaluateOptions) -> int:
     from datastill.core.files import write_json
     from datastill.core.registry import nominal_seconds
     from datastill.evaluation import evaluate
-    from datastill.evaluation.evaluate import ceiling_macs, network_for, real_for
+    from datastill.evaluation.ceiling import ceiling_macs
+    from datastill.evaluation.evaluate import network_for, real_for
     from datastill.report import write_run
 
     if not options.sets:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from datastill.core.allocator import keep_freed_memory
 from datastill.core.artifact import DistilledSet, load_distilled
 from datastill.core.cost import Stopwatch, environment, peak_memory_bytes, pick_device
 from datastill.core.errors import InputError
-from datastill.core.files import digest, read_json, write_json
-from datastill.core.space import Space
 from datastill.core.threads import threads_for
 from datastill.data import load_real
 from datastill.evaluation.arms import Progress, TestSplit, run_arm, silent
+from datastill.evaluation.ceiling import whole_set
 from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.evaluation.scores import Arm, Evaluation
 from datastill.models import NetworkFactory, resolve_network
@@ -97,7 +94,7 @@ def evaluate(
 
     scored = arm(first.manifest["method"], [(one.images, one.targets) for one in sets])
     baseline = arm("random", [_random_pair(one, data) for one in sets]) if random else None
-    top = _ceiling(data, factory, seed, where, progress) if ceiling else None
+    top = whole_set(data, factory, seed, where, progress) if ceiling else None
     return Evaluation(
         distilled=scored,
         random=baseline,
@@ -183,47 +180,3 @@ def _notes(sets: list[DistilledSet], real: RealSet) -> list[str]:
     if made_from != {real.fingerprint}:
         notes.append("The set was made from other data than it is evaluated on; Random comes from the latter.")
     return notes
-
-
-def ceiling_macs(real: RealSet, factory: NetworkFactory) -> float:
-    """Multiply-accumulates of one ceiling network: forward and backward are about three passes."""
-    return 3.0 * get_protocol("ceiling-v1").passes * len(real) * factory.macs
-
-
-def _ceiling(real: RealSet, factory: NetworkFactory, seed: int, device: torch.device, progress: Progress) -> Arm:
-    """One network on the whole real set under its own protocol; cached by what it depends on."""
-    recipe = get_protocol("ceiling-v1")
-    space: Space = real.space
-    key = digest(
-        {
-            "data": real.fingerprint,
-            "space": space.id,
-            "network": factory.describe(),
-            "protocol": recipe.name,
-            "seed": seed,
-            "device": device.type,
-        }
-    )
-    cache = Path(os.environ.get("DATASTILL_CACHE") or Path.home() / ".cache" / "datastill") / "ceilings"
-    path = cache / f"{key}.json"
-    if path.is_file():
-        record = read_json(path)
-        return Arm(
-            "whole set",
-            torch.tensor(record["accuracies"]).double(),
-            torch.tensor(record["per_class"]).double(),
-        )
-    schedule = recipe.schedule(real.name, real.shape)
-    whole = (lambda index: real.batch(index).x, real.labels)
-    arm = run_arm(
-        "whole set", [whole], TestSplit.of(real), schedule, factory, networks=1, seed=seed, device=device,
-        progress=progress,
-    )  # fmt: skip
-    write_json(
-        path,
-        {
-            "accuracies": arm.accuracies.tolist(),
-            "per_class": arm.per_class.nan_to_num(-1).tolist(),
-        },
-    )
-    return arm

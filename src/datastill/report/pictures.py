@@ -31,7 +31,7 @@ MARGIN = 14
 GUTTER = 14  #: between columns of rows
 WIDEST = 1000  #: a grid is not folded beyond this width
 #: Cells are enlarged to at least the first and reduced to at most the second number of pixels.
-SMALLEST, LARGEST = 48, 128
+SMALLEST, LARGEST = 56, 128
 
 
 def to_bytes(pixels: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ def _layout(named: Sequence[tuple[str, int]], size: Sequence[int]) -> _Layout:
     for fold in range(2, len(named) + 1):
         lines = math.ceil(len(named) / fold)
         wider = _Layout(cell, names, row, lines, math.ceil(len(named) / lines))
-        if best.height <= 1.1 * best.width or wider.width > WIDEST:
+        if best.height <= 1.8 * best.width or wider.width > WIDEST:
             break
         best = wider
     return best

@@ -52,6 +52,8 @@ def write_run(
     if snapshots is None and (folder / FILE).is_file():
         snapshots = load_snapshots(folder)
     timeline = snapshots.timeline if isinstance(snapshots, Snapshots) else snapshots
+    everything = list(sets) if sets else [distilled]
+    path = write_report(folder / "report.html", everything, evaluation, real, timeline, losses, command, accuracy)
     if (folder / MANIFEST).is_file():
         write_card_and_preview(distilled, folder, evaluation)
     if real is not None:
@@ -60,8 +62,7 @@ def write_run(
         write_bytes(folder / "comparison.png", png(picture))
     if timeline is not None and len(timeline) > 1:
         write_bytes(folder / "animation.gif", animation(timeline))
-    everything = list(sets) if sets else [distilled]
-    return write_report(folder / "report.html", everything, evaluation, real, timeline, losses, command, accuracy)
+    return path
 
 
 def random_selection(distilled: DistilledSet, real: RealSet) -> tuple[Tensor, Tensor, Sequence[str]]:

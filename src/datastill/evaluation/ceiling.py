@@ -1,0 +1,56 @@
+"""The whole real set under its own protocol: what a distilled set is measured against from above."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from datastill.core.files import digest, read_json, write_json
+from datastill.core.threads import threads_for
+from datastill.data.cache import cache_folder
+from datastill.evaluation.arms import Progress, TestSplit, run_arm
+from datastill.evaluation.protocols import get_protocol
+from datastill.evaluation.scores import Arm
+
+if TYPE_CHECKING:
+    from datastill.data.real import RealSet
+    from datastill.models import NetworkFactory
+
+PROTOCOL = "ceiling-v1"
+
+
+def ceiling_macs(real: RealSet, factory: NetworkFactory) -> float:
+    """Multiply-accumulates of one ceiling network: forward and backward are about three passes."""
+    return 3.0 * get_protocol(PROTOCOL).passes * len(real) * factory.macs
+
+
+def whole_set(real: RealSet, factory: NetworkFactory, seed: int, device: torch.device, progress: Progress) -> Arm:
+    """One network on the whole real set; kept in the cache under a hash of all that it depends on."""
+    recipe = get_protocol(PROTOCOL)
+    key = digest([real.fingerprint, factory.describe(), recipe.name, seed, device.type])
+    path = cache_folder() / "ceilings" / f"{key}.json"
+    if path.is_file():
+        record = read_json(path)
+        per_class = [math.nan if v is None else v for v in record["per_class"]]
+        return Arm("whole set", _double(record["accuracies"]), _double(per_class))
+    with threads_for(factory.macs):
+        arm = run_arm(
+            "whole set",
+            [(lambda index: real.batch(index).x, real.labels)],
+            TestSplit.of(real),
+            recipe.schedule(real.name, real.shape),
+            factory,
+            networks=1,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    record = arm.to_dict()
+    write_json(path, {"accuracies": arm.accuracies.tolist(), "per_class": record["per_class"]})
+    return arm
+
+
+def _double(values: list[list[float]] | list[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.double)

@@ -1,0 +1,270 @@
+"""The command as its users meet it: fast help, one clear sentence for every bad input, exit code 2."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datastill import load_distilled
+from datastill.cli import COMMANDS, main
+from datastill.core.rng import Rng
+
+TINY = ["--network", "convnet:width=4,depth=1", "--steps", "3", "--real-batch", "4", "--quiet"]
+
+
+def run(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = main([str(a) for a in args])
+    done = capsys.readouterr()
+    return code, done.out, done.err
+
+
+def make_folder(root: Path, classes: int = 3, per_class: int = 6, side: int = 12, mode: str = "RGB") -> Path:
+    """A folder of class sub-folders with images that differ by class."""
+    generator = Rng(0).numpy("images")
+    for c in range(classes):
+        folder = root / f"class{c}"
+        folder.mkdir(parents=True)
+        for i in range(per_class):
+            shape = (side, side, 3) if mode == "RGB" else (side, side)
+            pixels = (generator.random(shape) * 100 + 50 * c).astype(np.uint8)
+            Image.fromarray(pixels, mode).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["distill", "--help"], ["methods"], ["methods", "dm"], ["distill", "dm", "--help"]]
+)
+def test_help_answers_at_once(args: list[str]) -> None:
+    """Half a second of processor time, since others may be at work on the machine that tests this."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", "datastill", *args], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    assert done.stdout.strip()
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS:
+        code, out, _ = run([command, "--help"], capsys)
+        assert code == 0, command
+        assert "usage: datastill" in out
+
+
+def test_distill_evaluate_inspect_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = make_folder(tmp_path / "images"), tmp_path / "run"
+    code, _, err = run(["distill", "dm", "--data", data, "--ipc", 2, "--out", out, *TINY], capsys)
+    assert code == 0, err
+    for name in ("manifest.json", "synthetic.safetensors", "README.md", "preview.png", "report.html"):
+        assert (out / name).is_file(), name
+    one = load_distilled(out)
+    assert one.images.shape == (6, 3, 12, 12)
+    assert one.manifest["hyper"]["steps"] == 3
+
+    code, printed, err = run(["evaluate", out, "--networks", 2, "--protocol", "dsa-quick-v1", "--json"], capsys)
+    assert code == 0, err
+    record = json.loads(printed)
+    assert record["protocol"] == "dsa-quick-v1"
+    assert len(record["random"]["accuracies"][0]) == 2
+    assert (out / "evaluation.json").is_file()
+
+    code, printed, _ = run(["inspect", out], capsys)
+    assert code == 0
+    assert "class0, class1, class2" in printed
+
+    code, printed, err = run(["export", out, tmp_path / "png", "--networks", 1, "--json"], capsys)
+    assert code == 0, err
+    record = json.loads(printed)
+    assert record["lossless"] is False
+    assert 0 <= record["accuracy_exported"] <= 1
+    assert len(list((tmp_path / "png").rglob("*.png"))) == 6
+
+
+def test_estimate(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["estimate", "dm", "--ipc", 1, "--network", "convnet:width=4,depth=1", "--json"]
+    code, out, err = run(args, capsys)
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["seconds"] > 0
+    assert told["paper_steps"] == 20_000
+    assert told["steps"] <= told["paper_steps"]
+    assert told["peak_memory_bytes"] > 1e6
+
+
+def test_a_network_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self, channels, classes):\n"
+        "        super().__init__()\n"
+        "        self.conv = torch.nn.Conv2d(channels, 4, 3)\n"
+        "        self.head = torch.nn.Linear(4, classes)\n"
+        "    def forward(self, x):\n"
+        "        return self.head(self.conv(x).relu().mean((2, 3)))\n"
+    )
+    args = ["distill", "dm", "--network", f"{tmp_path / 'net.py'}:Net", "--out", tmp_path / "run", *TINY[2:]]
+    code, _, err = run(args, capsys)
+    assert code == 0, err
+    code, _, err = run(["evaluate", tmp_path / "run", "--networks", 1, "--quiet"], capsys)
+    assert code == 0, err
+
+
+def test_resume_of_a_stopped_run(tmp_path: Path) -> None:
+    """Ctrl-C in the terminal: saved, exit code 130, and the words that say how to go on."""
+    import signal
+
+    out = tmp_path / "run"
+    args = [sys.executable, "-m", "datastill", "distill", "dm", "--network", "convnet:width=4,depth=1"]
+    args += ["--steps", "100000", "--real-batch", "4", "--out", str(out)]
+    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
+    while not (out / "config.json").exists() and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "--resume" in err
+    assert "Traceback" not in err
+    assert (out / "checkpoints" / "block-00000.safetensors").is_file()
+    assert not (out / "manifest.json").exists()
+
+
+class TestBadInput:
+    """Every one: exit code 2, one sentence, no traceback, nothing left behind."""
+
+    @pytest.fixture
+    def refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+        def check(args: list[str], *words: str) -> str:
+            out = tmp_path / "out"
+            code, printed, err = run(["distill", *args, "--out", out], capsys)
+            assert code == 2, err
+            for word in words:
+                assert word in err + printed
+            assert "Traceback" not in err
+            assert not (out / "manifest.json").exists()
+            assert not list(tmp_path.rglob("*.tmp"))
+            return err
+
+        return check
+
+    def test_missing_path(self, refused, tmp_path: Path) -> None:
+        refused(["dm", "--data", str(tmp_path / "nowhere"), *TINY], "nowhere", "check the path")
+
+    def test_empty_class(self, refused, tmp_path: Path) -> None:
+        data = make_folder(tmp_path / "images")
+        (data / "hollow").mkdir()
+        refused(["dm", "--data", str(data), *TINY], "hollow")
+
+    def test_fewer_images_than_ipc(self, refused, tmp_path: Path) -> None:
+        refused(["dm", "--data", str(make_folder(tmp_path / "images")), "--ipc", "50", *TINY], "class0", "ipc")
+
+    def test_corrupt_image(self, refused, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        data = make_folder(tmp_path / "images")
+        (data / "class1" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n but no more")
+        refused(["dm", "--data", str(data), *TINY], "broken.png", "skip")
+        args = ["distill", "dm", "--data", data, "--skip-bad", "--out", tmp_path / "ok", *TINY]
+        code, _, err = run(args, capsys)
+        assert code == 0, err
+        assert any("1 unreadable" in n for n in load_distilled(tmp_path / "ok").manifest["data"]["notes"])
+
+    def test_mixed_modes(self, refused, tmp_path: Path) -> None:
+        data = make_folder(tmp_path / "images")
+        Image.new("L", (12, 12)).save(data / "class0" / "grey.png")
+        refused(["dm", "--data", str(data), *TINY], "grey.png", "mode")
+
+    def test_mixed_sizes(self, refused, tmp_path: Path) -> None:
+        data = make_folder(tmp_path / "images")
+        Image.new("RGB", (20, 12)).save(data / "class0" / "wide.png")
+        refused(["dm", "--data", str(data), *TINY], "wide.png", "size")
+
+    def test_one_class_only(self, refused, tmp_path: Path) -> None:
+        refused(["dm", "--data", str(make_folder(tmp_path / "images", classes=1)), *TINY], "class")
+
+    def test_ipc_zero(self, refused) -> None:
+        refused(["dm", "--ipc", "0", *TINY], "ipc", "at least 1")
+
+    def test_unknown_method(self, refused) -> None:
+        refused(["dmm"], "'dmm'", "'dm'")
+
+    def test_no_method(self, refused) -> None:
+        refused([], "Name a method")
+
+    def test_unknown_network(self, refused) -> None:
+        refused(["dm", *TINY[2:], "--network", "convnett"], "convnett", "'convnet'")
+
+    def test_network_without_a_linear_layer(self, refused, tmp_path: Path) -> None:
+        (tmp_path / "net.py").write_text(
+            "import torch\n"
+            "def net(channels, classes):\n"
+            "    return torch.nn.Sequential(torch.nn.Conv2d(channels, classes, 8), torch.nn.Flatten())\n"
+        )
+        refused(["dm", *TINY[2:], "--network", f"{tmp_path / 'net.py'}:net"], "linear layer")
+
+    def test_unknown_option(self, refused) -> None:
+        refused(["dm", "--stepps", "3"], "--steps")
+
+    def test_bad_values(self, refused) -> None:
+        refused(["dm", *TINY, "--steps", "0"], "steps", "at least 1")
+        refused(["dm", *TINY, "--image-lr", "-1"], "image_lr", "above 0")
+        refused(["dm", *TINY, "--init", "reel"], "'reel'", "'real'")
+        refused(["dm", *TINY, "--augment", "colour"], "color")
+        refused(["dm", *TINY, "--budget", "soon"], "60s")
+        refused(["dm", *TINY, "--device", "warp"], "warp", "cpu")
+        refused(["dm", *TINY, "--recipe", "dm/cifar10"], "dm/cifar10")
+
+    def test_output_under_a_file(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "file").write_text("here")
+        code, _, err = run(["distill", "random", "--out", tmp_path / "file" / "run"], capsys)
+        assert code == 2
+        assert "in the way" in err
+
+    def test_a_run_that_is_already_there(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        args = ["distill", "random", "--out", tmp_path / "run", "--quiet"]
+        assert run(args, capsys)[0] == 0
+        code, _, err = run(args, capsys)
+        assert code == 2
+        assert "already holds" in err
+
+    @pytest.mark.parametrize("command", ["evaluate", "inspect"])
+    def test_no_distilled_set(self, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        code, _, err = run([command, tmp_path / "nowhere"], capsys)
+        assert code == 2
+        assert "no distilled set" in err
+
+    def test_unknown_command_and_protocol(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        code, _, err = run(["destill"], capsys)
+        assert code == 2
+        assert "'distill'" in err
+        run(["distill", "random", "--out", tmp_path / "run", "--quiet"], capsys)
+        code, _, err = run(["evaluate", tmp_path / "run", "--protocol", "dc-v2"], capsys)
+        assert code == 2
+        assert "dc-v1" in err
+
+    def test_other_classes(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run(["distill", "random", "--out", tmp_path / "run", "--quiet"], capsys)
+        data = make_folder(tmp_path / "images", side=8, mode="L")
+        code, _, err = run(["evaluate", tmp_path / "run", "--data", data], capsys)
+        assert code == 2
+        assert "classes" in err
+
+    def test_nan_arrays_and_bad_labels(self) -> None:
+        from datastill import distill
+        from datastill.core.errors import InputError
+
+        x, y = torch.rand(20, 1, 8, 8, generator=Rng(0).generator("x")), torch.arange(20) % 2
+        for bad_x, bad_y, words in (
+            (x.index_fill(0, torch.tensor([3]), float("nan")), y, "NaN"),
+            (x, y - 1, "negative"),
+            (x, y + 0.5, "whole|integer"),
+            (x, torch.zeros(20, dtype=torch.int64), "class"),
+        ):
+            with pytest.raises(InputError, match=words):
+                distill("random", (bad_x, bad_y), ipc=1)
