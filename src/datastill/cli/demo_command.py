@@ -33,10 +33,11 @@ def demo(options: DemoOptions) -> int:
     """Distil, evaluate, draw."""
     from datastill.cli.progress import Display, LoopProgress
     from datastill.cli.tables import evaluation_table
-    from datastill.core.files import make_folder, write_json
+    from datastill.core.files import make_folder, read_tensors, write_json
     from datastill.data import load_real
     from datastill.evaluation import evaluate
     from datastill.report import write_run
+    from datastill.report.run import LOSSES
     from datastill.report.snapshots import Snapshots
     from datastill.run import distill
 
@@ -73,6 +74,7 @@ def demo(options: DemoOptions) -> int:
         evaluation=result,
         sets=sets,
         snapshots=first,
+        losses=read_tensors(options.out / "set-0" / LOSSES)[0]["losses"],
         command="datastill demo",
     )
     if options.json:

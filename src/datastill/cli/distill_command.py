@@ -103,7 +103,8 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
     if not display.quiet and budget is None:
         paper = prepare_job(info.cls, real, **{**settings, "recipe": "paper"}, **values)
         told = estimate_job(job, paper)
-        display.say(f"Expected: {describe_seconds(told.seconds)}, {told.steps} steps.")
+        if told.seconds:
+            display.say(f"Expected: {describe_seconds(told.seconds)}, {told.steps} steps.")
         if told.paper_seconds > 1.5 * told.seconds:
             display.say(f"The paper's setting would take {describe_seconds(told.paper_seconds)} (--recipe paper).")
     check = Check(run.check_every) if run.check_every else None
@@ -121,7 +122,14 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
             **values,
         )
     snapshots.save(run.out)
-    write_run(run.out, distilled, real=real, snapshots=snapshots, command=" ".join(["datastill", *sys.argv[1:]]))
+    write_run(
+        run.out,
+        distilled,
+        real=real,
+        snapshots=snapshots,
+        accuracy=check.accuracies if check is not None else (),
+        command=" ".join(["datastill", *sys.argv[1:]]),
+    )
     cost = distilled.manifest["cost"]
     display.say(f"Done: {cost['steps']} steps in {describe_seconds(cost['seconds'])}; saved in {run.out}.")
     if cost["skipped_steps"]:

@@ -57,15 +57,14 @@ def _record(info: MethodInfo) -> dict[str, Any]:
 
 
 def _list() -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="Methods (`datastill methods NAME` shows one whole)", title_justify="left")
-    for column in ("name", "family", "what it does", "cost", "paper"):
-        table.add_column(column, no_wrap=column in ("name", "family"))
-    for info in methods().values():
-        table.add_row(info.name, info.family, info.summary, info.cost, info.paper)
-    Console(highlight=False).print(table)
+    """One method a paragraph: what it does, what it costs, where it comes from."""
+    found = methods().values()
+    width = max(len(i.name) for i in found) + 2
+    for info in found:
+        print(f"{info.name:<{width}}{info.summary}")
+        print(f"{'':<{width}}cost: {info.cost}")
+        print(f"{'':<{width}}paper: {info.paper}; family: {info.family}; recipes: {len(recipes(info.name))}\n")
+    print("`datastill methods NAME` shows every hyper-parameter and the published settings.")
 
 
 def _show(info: MethodInfo) -> None:

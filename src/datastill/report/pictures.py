@@ -171,7 +171,7 @@ def _layout(named: Sequence[tuple[str, int]], size: Sequence[int]) -> _Layout:
     for fold in range(2, len(named) + 1):
         lines = math.ceil(len(named) / fold)
         wider = _Layout(cell, names, row, lines, math.ceil(len(named) / lines))
-        if best.height <= 1.8 * best.width or wider.width > WIDEST:
+        if best.height <= 1.9 * best.width or wider.width > WIDEST:
             break
         best = wider
     return best
