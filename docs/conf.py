@@ -1,6 +1,7 @@
 """Sphinx configuration: `make docs` builds `docs/_build/html` and treats every warning as an error."""
 
 from datastill._version import __version__
+from datastill.core.registry import methods
 
 project = "datastill"
 author = "The datastill developers"
@@ -9,9 +10,17 @@ version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
+smartquotes = False  # `--ipc` in a message is two dashes
 
-myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "substitution"]
 myst_heading_anchors = 3
+# The list of methods on methods/index.md, from the registry: a new method's page appears by existing.
+myst_substitutions = {
+    "methods_table": "\n".join(
+        ["| method | family | what it does |", "|---|---|---|"]
+        + [f"| [{i.name}]({i.name.replace('-', '_')}.md) | {i.family} | {i.summary} |" for i in methods().values()]
+    )
+}
 
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"

@@ -12,6 +12,7 @@ _LAZY = {
     "distill": "datastill.run",
     "estimate": "datastill.estimation",
     "evaluate": "datastill.evaluation",
+    "import_released": "datastill.importers",
     "load_distilled": "datastill.core.artifact",
     "methods": "datastill.core.registry",
     "protocols": "datastill.evaluation.protocols",
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from datastill.estimation import estimate
     from datastill.evaluation import evaluate
     from datastill.evaluation.protocols import protocols
+    from datastill.importers import import_released
     from datastill.run import distill
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "distill",
     "estimate",
     "evaluate",
+    "import_released",
     "load_distilled",
     "load_real",
     "methods",

@@ -91,7 +91,7 @@ def measure_step(job: Job, seconds: float = 2.0) -> float:
     plan = job.method.build(job.task)
     if plan.prepare:
         return nominal_seconds(job.method.macs_per_step(job.task), job.task.device.type)
-    with threads_for(job.task.network.macs):
+    with threads_for((plan.network or job.task.network).macs):
         warm = synthesise(plan, job.task, stop_after=1)
         count = max(1, min(8, int(seconds / max(warm.seconds, 1e-6))))
         measured = synthesise(plan, job.task, stop_after=1 + count)

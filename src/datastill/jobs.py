@@ -15,7 +15,8 @@ from datastill.core.checkpoint import plain
 from datastill.core.cost import pick_device
 from datastill.core.errors import InputError
 from datastill.core.files import digest
-from datastill.core.plan import Plan, Task
+from datastill.core.plan import Plan, Task, chunk_for
+from datastill.core.precision import casting
 from datastill.core.recipes import Recipe, find_recipe, get_recipe
 from datastill.core.registry import Method, get_method, with_overrides
 from datastill.data import check_ipc, load_real
@@ -61,8 +62,9 @@ class Job:
                 "decoder": plan.decoder.describe(),
                 "partition": plan.partition.describe(),
                 "device": self.task.device.type,
+                "precision": self.task.precision,
                 "threads": torch.get_num_threads(),
-                "chunk": self.task.chunk,
+                "chunk": chunk_for((plan.network or self.task.network).macs, self.task.device),
             }
         )
 
@@ -76,6 +78,7 @@ def prepare_job(
     recipe: str = "auto",
     seed: int = 0,
     device: str = "auto",
+    precision: str = "float32",
     folder: Path | None = None,
     **hyper: Any,
 ) -> Job:
@@ -87,7 +90,9 @@ def prepare_job(
     data: RealSet = real if isinstance(real, RealSet) else load_real(real)
     check_ipc(data, ipc)
     factory = resolve_network(network, channels=data.shape[0], classes=data.classes, size=data.shape[1:])
-    task = Task(data, ipc, factory, seed, pick_device(device), folder)
+    where = pick_device(device)
+    casting(where, precision)
+    task = Task(data, ipc, factory, seed, where, precision, folder)
     settled, found, notes = _settle(start, name, data.name, task, recipe, hyper)
     return Job(settled, name, family, task, recipe, found, notes)
 

@@ -14,7 +14,7 @@ from datastill.core.cost import environment, peak_memory_bytes
 from datastill.core.errors import Diverged, InputError, Interrupted
 from datastill.core.files import digest, make_folder, read_json, read_tensors, write_json, write_tensors
 from datastill.core.loop import Outcome, synthesise
-from datastill.core.plan import Callback, Plan, Task
+from datastill.core.plan import Callback, Plan, Task, Unit
 from datastill.core.registry import Method
 from datastill.core.threads import threads_for
 from datastill.estimation import within
@@ -34,6 +34,7 @@ def distill(
     out: str | Path | None = None,
     resume: bool = False,
     device: str = "auto",
+    precision: str = "float32",
     callbacks: Sequence[Callback] = (),
     checkpoint_seconds: float = 15.0,
     **hyper: Any,
@@ -53,6 +54,7 @@ def distill(
         out: a folder for the run: artifact, checkpoints, log; None keeps the result in memory only.
         resume: go on from the checkpoints in `out`.
         device: "auto", "cpu", "cuda", "mps".
+        precision: "float32", or "bf16" for the networks' convolutions and matrix products.
         callbacks: hooks into the loop.
         checkpoint_seconds: time between checkpoints; never changes a result.
         **hyper: hyper-parameters of the method, over the recipe's.
@@ -69,9 +71,17 @@ def distill(
     if folder is not None:
         _check_out(folder, resume)
     job = prepare_job(
-        method, real, ipc=ipc, network=network, recipe=recipe, seed=seed, device=device, folder=folder,
+        method,
+        real,
+        ipc=ipc,
+        network=network,
+        recipe=recipe,
+        seed=seed,
+        device=device,
+        precision=precision,
+        folder=folder,
         **hyper,
-    )  # fmt: skip
+    )
     if budget is not None:
         job = within(job, budget, folder, resume)
     return run_job(job, folder, callbacks, checkpoint_seconds)
@@ -79,12 +89,14 @@ def distill(
 
 def run_job(job: Job, folder: Path | None, callbacks: Sequence[Callback], checkpoint_seconds: float) -> DistilledSet:
     """Prepare, synthesise, and write the artifact."""
-    with threads_for(job.task.network.macs):
-        return _run_job(job, folder, callbacks, checkpoint_seconds)
-
-
-def _run_job(job: Job, folder: Path | None, callbacks: Sequence[Callback], checkpoint_seconds: float) -> DistilledSet:
     plan = job.method.build(job.task)
+    with threads_for((plan.network or job.task.network).macs):
+        return _run_plan(job, plan, folder, callbacks, checkpoint_seconds)
+
+
+def _run_plan(
+    job: Job, plan: Plan, folder: Path | None, callbacks: Sequence[Callback], checkpoint_seconds: float
+) -> DistilledSet:
     config = job.config(plan)
     checkpointer = None
     if folder is not None:
@@ -122,8 +134,8 @@ def _prepare(plan: Plan, task: Task) -> dict[str, dict[str, Tensor]]:
     """Run the units that are missing; each is one file, named by the hash of what it depends on."""
     prepared: dict[str, dict[str, Tensor]] = {}
     for unit in plan.prepare:
-        name = str(getattr(unit, "name", "unit"))
-        path = None if task.folder is None else task.folder / "prepare" / f"{name}-{digest(unit.key(task))}.safetensors"
+        name = unit_name(unit)
+        path = prepared_path(unit, task)
         if path is not None and path.is_file():
             prepared[name] = read_tensors(path)[0]
             continue
@@ -131,6 +143,18 @@ def _prepare(plan: Plan, task: Task) -> dict[str, dict[str, Tensor]]:
         if path is not None:
             write_tensors(path, prepared[name])
     return prepared
+
+
+def unit_name(unit: Unit) -> str:
+    """What a prepared unit is called."""
+    return str(getattr(unit, "name", "unit"))
+
+
+def prepared_path(unit: Unit, task: Task) -> Path | None:
+    """The file of a prepared unit in the task's folder, which several runs may share; None keeps it in memory."""
+    if task.folder is None:
+        return None
+    return task.folder / "prepare" / f"{unit_name(unit)}-{digest(unit.key(task))}.safetensors"
 
 
 def _artifact(job: Job, plan: Plan, outcome: Outcome) -> DistilledSet:
@@ -156,6 +180,7 @@ def _artifact(job: Job, plan: Plan, outcome: Outcome) -> DistilledSet:
             "steps": int(losses.shape[1]) if losses.ndim == 2 else 0,
             "blocks": int(losses.shape[0]),
             "seconds": round(outcome.seconds, 3),
+            "precision": task.precision,
             "skipped_steps": outcome.skipped,
             "peak_memory_bytes": peak_memory_bytes(task.device),
             **environment(task.device),

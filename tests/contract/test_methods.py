@@ -119,7 +119,9 @@ class TestEveryMethod:
         info = get_method(name)
         assert info.summary.endswith(".")
         assert info.cost
-        assert (ROOT / "docs" / "methods" / f"{name}.md").is_file(), f"docs/methods/{name}.md is missing"
+        assert (ROOT / "docs" / "methods" / f"{name.replace('-', '_')}.md").is_file(), (
+            f"docs/methods/{name}.md is missing"
+        )
         documented = field_docs(info.cls)
         missing = [f.name for f in dataclasses.fields(info.cls) if not documented.get(f.name)]
         assert not missing, f"no #: comment on {missing}"

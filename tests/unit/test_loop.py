@@ -246,3 +246,25 @@ def test_inits(task: Task, digits: RealSet) -> None:
     part = noise.images(task, Block(1, torch.arange(4, 7), task.labels[4:7]), Context(task, None, None, Rng(0)))[0]
     assert torch.equal(whole[4:7], part), "a partition must not change the start"
     assert make_init(whole).describe() != make_init(whole + 1).describe()
+
+
+def test_bf16_is_close_and_is_recorded(digits: RealSet) -> None:
+    settings = {"ipc": 1, "network": "convnet:width=16,depth=2", "steps": 1, "real_batch": 16}
+    exact, low = (distill("dm", digits, precision=p, **settings) for p in ("float32", "bf16"))
+    start = digits.batch(exact.extra["selected"]).x
+    moved = (exact.images - start).norm()
+    assert 0 < (low.images - exact.images).norm() < 0.05 * moved
+    assert low.manifest["cost"]["precision"] == "bf16"
+    assert low.images.dtype == torch.float32
+    with pytest.raises(ValueError, match="float32"):
+        distill("dm", digits, precision="float23", **settings)
+
+
+def test_bf16_training_updates_every_step(digits: RealSet) -> None:
+    """A cast weight that is cached would never see its update: the loss must fall as in float32."""
+    from datastill import evaluate
+
+    made = distill("random", digits, ipc=2)
+    curves = [evaluate(made, digits, networks=1, random=False, precision=p) for p in ("float32", "bf16")]
+    assert curves[1].distilled.losses[-1] < 0.1 * curves[1].distilled.losses[0]
+    assert abs(curves[0].mean - curves[1].mean) < 0.05

@@ -17,6 +17,7 @@ COMMANDS = {
     "methods": "List the methods, or show one with every hyper-parameter and its published settings.",
     "inspect": "Show what a distilled set holds and how it was made.",
     "export": "Write a distilled set as image folders, parquet or a plain pair of tensors.",
+    "import": "Make a set that others released as .pt one that can be scored.",
 }
 
 

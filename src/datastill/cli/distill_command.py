@@ -30,6 +30,7 @@ class RunOptions:
     resume: bool = False  #: go on from the checkpoints in --out
     check_every: int = 0  #: every so many steps, train a network and show its accuracy on training images
     device: str = "auto"  #: auto, cpu, cuda or mps
+    precision: str = "float32"  #: of the networks' arithmetic: float32, or bf16 where the processor is fast at it
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print the manifest as JSON
 
@@ -96,8 +97,13 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
     real = data.load()
     budget = parse_seconds(run.budget) if run.budget is not None else None
     settings: dict[str, Any] = {
-        "ipc": run.ipc, "network": run.network, "recipe": run.recipe, "seed": run.seed, "device": run.device,
-    }  # fmt: skip
+        "ipc": run.ipc,
+        "network": run.network,
+        "recipe": run.recipe,
+        "seed": run.seed,
+        "device": run.device,
+        "precision": run.precision,
+    }
     job = prepare_job(info.cls, real, **settings, **values)
     display.say(describe_job(job))
     if not display.quiet and budget is None:

@@ -29,7 +29,14 @@ def main(args: list[str]) -> int:
 
     with plain_warnings(run.quiet):
         real = data.load()
-        settings = {"ipc": run.ipc, "network": run.network, "seed": run.seed, "device": run.device, **values}
+        settings = {
+            "ipc": run.ipc,
+            "network": run.network,
+            "seed": run.seed,
+            "device": run.device,
+            "precision": run.precision,
+            **values,
+        }
         job = prepare_job(info.cls, real, recipe=run.recipe, **settings)
         paper = prepare_job(info.cls, real, recipe="paper", **settings)
         told = estimate_job(job, paper)

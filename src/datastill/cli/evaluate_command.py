@@ -32,6 +32,7 @@ class EvaluateOptions:
     ceiling: bool = False  #: train on the whole real set too (30 passes; its cost is told first, the result cached)
     random: bool = True  #: put Random beside it, from the same initial subsets
     device: str = "auto"  #: auto, cpu, cuda or mps
+    precision: str = "float32"  #: of the networks' arithmetic: float32, or bf16 where the processor is fast at it
     out: Path | None = None  #: a JSON file for the result; none keeps it beside the first set
     quiet: bool = False  #: print the table only
     json: bool = False  #: print the result as JSON instead of a table
@@ -78,6 +79,7 @@ def score(options: EvaluateOptions) -> int:
             random=options.random,
             ceiling=options.ceiling,
             device=options.device,
+            precision=options.precision,
             progress=display.update,
         )
     record = {**result.to_dict(), "command": " ".join(["datastill", *sys.argv[1:]])}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from datastill.core.batch import Batch
 from datastill.core.errors import InputError
-from datastill.core.plan import Block, Callback, Codes, Plan, Synthetic, Task
+from datastill.core.plan import Block, Callback, Codes, Plan, Synthetic, Task, chunk_for
 from datastill.core.rng import Key, Rng
 
 
@@ -63,6 +63,11 @@ class Context:
     def device(self) -> torch.device:
         """Where the computation runs."""
         return self.task.device
+
+    @property
+    def chunk(self) -> int:
+        """Images per forward pass where passes may be cut."""
+        return chunk_for((self.plan.network or self.task.network).macs, self.device)
 
     def generator(self, purpose: str, *key: Key) -> torch.Generator:
         """The generator of one purpose at this block and step."""

@@ -15,6 +15,7 @@ from datastill.core.errors import Interrupted
 from datastill.core.guard import Guard
 from datastill.core.interrupt import stop_between_steps
 from datastill.core.plan import Block, Callback, Codes, Grads, Plan, Stepper, Synthetic, Task
+from datastill.core.precision import casting
 from datastill.core.rng import Rng
 
 
@@ -199,7 +200,8 @@ def gradients(context: Context, record: object) -> tuple[Tensor, Codes]:
     with torch.enable_grad():
         leaves = {name: leaf.detach().requires_grad_() for name, leaf in codes.items()}
         context.synthetic = plan.decoder.decode(leaves, y, record)
-        out = plan.objective(context)
+        with casting(context.device, context.task.precision):
+            out = plan.objective(context)
         if isinstance(out, Grads):
             with torch.no_grad():
                 grads = dict(plan.decoder.backward(codes, y, record, out.x))

@@ -33,6 +33,7 @@ class Task:
     network: NetworkFactory
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "float32"  #: of the networks' arithmetic: "float32" or "bf16"
     folder: Path | None = None  #: where prepared units are kept; None keeps them in memory only
 
     @property
@@ -45,16 +46,16 @@ class Task:
         """Class positions of the synthetic set, class by class, (C * ipc,)."""
         return torch.arange(self.classes).repeat_interleave(self.ipc)
 
-    @property
-    def chunk(self) -> int:
-        """Images per forward pass where passes may be cut: activations stay in a CPU's cache.
 
-        16 images of the field's usual network (50M multiply-accumulates) measured best on CPUs, more for
-        smaller networks in proportion; resolved from sizes, never from timing.
-        """
-        if self.device.type != "cpu":
-            return 2048
-        return max(16, min(4096, round(16 * 50e6 / max(1.0, self.network.macs))))
+def chunk_for(macs: float, device: torch.device) -> int:
+    """Images per forward pass where passes may be cut, so that activations stay in a CPU's cache.
+
+    16 images of the field's usual network (50M multiply-accumulates) measured best on CPUs, more for
+    smaller networks in proportion; resolved from sizes, never from timing.
+    """
+    if device.type != "cpu":
+        return 2048
+    return max(16, min(4096, round(16 * 50e6 / max(1.0, macs))))
 
 
 @dataclass(frozen=True)
@@ -298,3 +299,5 @@ class Plan:
     partition: Partition = field(default_factory=AllAtOnce)
     steps: int = 0
     prepare: Sequence[Unit] = ()
+    #: the surrogates' family, which chunk sizes and threads follow; None is the task's network
+    network: NetworkFactory | None = None

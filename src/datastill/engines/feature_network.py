@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from datastill.core.plan import Task
+from datastill.core.plan import Task, chunk_for
 from datastill.core.rng import Rng
 from datastill.engines.training import Schedule, train
 from datastill.sampling.selection import ForgettingCounter
@@ -76,5 +76,8 @@ class FeatureNetwork:
     def features(self, network: Network, task: Task, index: Tensor) -> Tensor:
         """Features (n, d) of real images, on the CPU."""
         with torch.no_grad():
-            parts = [network.embed(task.real.batch(i).x.to(task.device)).cpu() for i in index.split(task.chunk)]
+            parts = [
+                network.embed(task.real.batch(i).x.to(task.device)).cpu()
+                for i in torch.split(index, chunk_for(task.network.macs, task.device))
+            ]
         return torch.cat(parts)

@@ -12,6 +12,7 @@ from datastill.core.allocator import keep_freed_memory
 from datastill.core.artifact import DistilledSet, load_distilled
 from datastill.core.cost import Stopwatch, environment, peak_memory_bytes, pick_device
 from datastill.core.errors import InputError
+from datastill.core.precision import casting
 from datastill.core.threads import threads_for
 from datastill.data import load_real
 from datastill.evaluation.arms import Progress, TestSplit, run_arm, silent
@@ -38,6 +39,7 @@ def evaluate(
     random: bool = True,
     ceiling: bool = False,
     device: str = "auto",
+    precision: str = "float32",
     stacked: bool | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -53,6 +55,7 @@ def evaluate(
         seed: of the networks' weights, orders and augmentations; both arms share them.
         random: whether Random stands beside it, from the same initial subsets.
         ceiling: whether to train on the whole real set too (30 passes; cached).
+        precision: "float32", or "bf16" for convolutions and matrix products of training and test.
         stacked: train the networks of a set at once; None decides by device.
 
     Returns:
@@ -78,7 +81,7 @@ def evaluate(
     test = TestSplit.of(data)
 
     def arm(name: str, pairs: list[tuple[Tensor, Tensor]]) -> Arm:
-        with threads_for(factory.macs):
+        with threads_for(factory.macs), casting(where, precision):
             return run_arm(
                 name,
                 pairs,
@@ -102,7 +105,12 @@ def evaluate(
         protocol=recipe.name,
         network=factory.describe(),
         data=data.describe(),
-        cost={**watch.read(), "peak_memory_bytes": peak_memory_bytes(where), **environment(where)},
+        cost={
+            **watch.read(),
+            "precision": precision,
+            "peak_memory_bytes": peak_memory_bytes(where),
+            **environment(where),
+        },
         names=[one.name + f", seed {one.manifest['seed']}" for one in sets],
         made=[_made(one) for one in sets],
         notes=_notes(sets, data),

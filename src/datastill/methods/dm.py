@@ -14,7 +14,7 @@ augmentation per class and step, shared by both sides.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from datastill.core.registry import Method, method, nominal_seconds
 
@@ -31,6 +31,7 @@ class DM(Method):
     real_batch: int = 256  #: real images per class and step
     image_lr: float = 1.0  #: SGD learning rate of the pixels; the paper takes 10 above 50 images per class
     image_momentum: float = 0.5  #: SGD momentum of the pixels
+    decay: Literal["none", "cosine"] = "none"  #: how the learning rate of the pixels falls over the steps
     init: str = "real"  #: start from distinct "real" images or from "noise"
     augment: str = "auto"  #: DSA strategy, "none", or "auto": all operations, no flip for digits
     clamp: bool = False  #: keep pixels inside the valid range after every step
@@ -39,13 +40,15 @@ class DM(Method):
         """Fresh networks, feature means, pixels."""
         from datastill.augment.strategies import make_augment
         from datastill.core.plan import Plan
-        from datastill.core.update import Sgd
+        from datastill.core.update import Sgd, cosine
         from datastill.decoders.pixels import Pixels
         from datastill.objectives.feature_means import FeatureMeans
         from datastill.sampling.inits import make_init
         from datastill.sampling.samplers import ClassBatches
         from datastill.surrogates.fresh import Fresh
 
+        schedule = cosine if self.decay == "cosine" else None
+        rule = Sgd(lr=self.image_lr, momentum=self.image_momentum, schedule=schedule)
         return Plan(
             init=make_init(self.init),
             decoder=Pixels(clamp=self.clamp),
@@ -53,8 +56,9 @@ class DM(Method):
             surrogates=Fresh(task.network),
             sampler=ClassBatches(self.real_batch),
             augment=make_augment(self.augment, task.real.name, task.real.shape),
-            update={"images": Sgd(lr=self.image_lr, momentum=self.image_momentum)},
+            update={"images": rule},
             steps=self.steps,
+            network=task.network,
         )
 
     def macs_per_step(self, task: Task) -> float:

@@ -3,7 +3,7 @@
 from datastill.models.base import Network, couples_samples, functional
 from datastill.models.factory import NetworkFactory
 from datastill.models.resnet import ResNet18, ResNet18AP
-from datastill.models.resolve import default_options, networks, resolve_network
+from datastill.models.resolve import default_options, narrowed, networks, resolve_network
 from datastill.models.wrapped import Wrapped
 from datastill.models.zoo import MLP, VGG11, AlexNet, ConvNet, LeNet
 
@@ -21,6 +21,7 @@ __all__ = [
     "couples_samples",
     "default_options",
     "functional",
+    "narrowed",
     "networks",
     "resolve_network",
 ]

@@ -81,6 +81,14 @@ def resolve_network(
     raise InputError(f"A network is a name, a class, a function or a torch.nn.Module, not {type(spec).__name__}.")
 
 
+def narrowed(factory: NetworkFactory, width: int) -> NetworkFactory:
+    """The same architecture with `width` channels, where it has a width and is wider; else the factory itself."""
+    if not 0 < width < int(factory.options.get("width", 0)) or factory.name not in ZOO:
+        return factory
+    shape = {"channels": factory.channels, "classes": factory.classes, "size": factory.size}
+    return _zoo(factory.name, {**factory.options, "width": width}, shape, None)
+
+
 def default_options(side: int) -> dict[str, Any]:
     """Options of the default ConvNet for images of `side` pixels on the shorter side."""
     if side < 16:

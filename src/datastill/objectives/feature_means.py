@@ -63,9 +63,9 @@ def _augmented(x: Tensor, y: Tensor, context: Context, record: DsaRecord | None)
 
 def _real_features(network: Network, batch: Batch, context: Context, record: DsaRecord | None, joint: bool) -> Tensor:
     """Features of the real batch, (n, d), without a graph."""
-    size = len(batch) if joint else context.task.chunk
+    size = len(batch) if joint else context.chunk
     parts = [
-        network.embed(_augmented(x, y, context, record))
+        network.embed(_augmented(x, y, context, record)).float()
         for x, y in zip(batch.x.split(size), batch.y.split(size), strict=True)
     ]
     return torch.cat(parts)
@@ -76,10 +76,10 @@ def _synthetic_side(network: Network, real: Tensor, context: Context, record: Ds
     x, y = context.synthetic.x.detach(), context.synthetic.y.to(context.device)
     grads = torch.zeros_like(x)
     losses = []
-    for group in _class_groups(y, len(y) if joint else context.task.chunk):
+    for group in _class_groups(y, len(y) if joint else context.chunk):
         part = torch.isin(y, group).nonzero().squeeze(1)
         leaf = x[part].requires_grad_()
-        features = network.embed(_augmented(leaf, y[part], context, record))
+        features = network.embed(_augmented(leaf, y[part], context, record)).float()
         means = class_means(features, y[part], len(real))
         loss = squared_distance(real[group], means[group])
         grads[part] = torch.autograd.grad(loss.sum(), leaf)[0]

@@ -1,0 +1,97 @@
+"""The cells of a comparison, and `plan.json`: what was asked for and settled, read back when it goes on."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from datastill.comparison.cells import Cell, Settled, Work, job_of, named, prepared_units
+from datastill.comparison.settings import Settings
+from datastill.comparison.sources import RealSets
+from datastill.core.artifact import MANIFEST
+from datastill.core.checkpoint import refuse_other
+from datastill.core.errors import InputError
+from datastill.core.files import make_folder, read_json, write_json
+from datastill.estimation import within
+from datastill.jobs import hyper_of
+from datastill.launch import Unit
+
+FORMAT = "datastill-comparison-plan"
+PLAN = "plan.json"
+
+
+def lay_out(settings: Settings, reals: RealSets, out: Path) -> tuple[Work, list[Cell]]:
+    """Settle every method on every data set and size, and name the cells; seeds are the outermost loop.
+
+    With `plan.json` there, its hyper-parameters are taken: a budget is measured once.
+
+    Raises:
+        InputError: something asked for cannot be used, or `out` holds another comparison.
+    """
+    config = settings.config(reals)
+    stored = _stored(config, out)
+    groups = [
+        Cell(data, method, ipc, settings.seeds[0])
+        for data, ipc, method in itertools.product(reals.labels(), settings.ipc, settings.methods)
+    ]
+    settled = {}
+    for cell in groups:
+        kept = (stored or {}).get("settled", {}).get(cell.group)
+        settled[cell.group] = Settled(kept["hyper"], tuple(kept["notes"])) if kept else _settle(settings, reals, cell)
+    work = Work(out, reals, settings, settled, settings.command(reals))
+    unnamed = [replace(cell, seed=seed) for seed in settings.seeds for cell in groups]
+    cells = [named(cell, work.job(cell), settings) for cell in unnamed]
+    if stored is None:
+        write_json(out / PLAN, _record(config, work, cells))
+    return work, cells
+
+
+def preparations(work: Work, cells: list[Cell]) -> tuple[list[Unit], dict[Cell, list[Path]]]:
+    """One unit for every file that cells share, and the files that each unfinished cell needs."""
+    units: dict[Path, Unit] = {}
+    needed: dict[Cell, list[Path]] = {}
+    for cell in cells:
+        if work.result(cell).is_file():
+            continue
+        needed[cell] = prepared_units(work.job(cell))
+        for path in needed[cell]:
+            kind = path.name.rsplit("-", 1)[0]
+            title = f"{cell.data}, {kind}, seed {cell.seed}"
+            units.setdefault(path, Unit(title, (work, cell), path, group=f"{cell.data}, {kind}"))
+    return list(units.values()), needed
+
+
+def _stored(config: dict[str, Any], out: Path) -> dict[str, Any] | None:
+    if (out / MANIFEST).is_file():
+        raise InputError(f"{out} holds a distilled set; choose another --out for the comparison.")
+    make_folder(out)
+    if not (out / PLAN).is_file():
+        return None
+    stored = read_json(out / PLAN)
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+        raise InputError(f"{out / PLAN} is not the plan of a comparison; choose another --out.")
+    refuse_other(config, stored["config"], out / PLAN)
+    return stored
+
+
+def _settle(settings: Settings, reals: RealSets, cell: Cell) -> Settled:
+    """The method's values; a budget becomes a number of steps, unless the steps were given."""
+    job = job_of(settings, reals, cell, Path())
+    if settings.budget is not None and "steps" not in settings.overrides.get(cell.method, {}):
+        job = within(job, settings.budget, None, False)
+    return Settled(hyper_of(job.method), tuple(job.notes))
+
+
+def _record(config: dict[str, Any], work: Work, cells: list[Cell]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "config": config,
+        "command": work.command,
+        "settled": {group: {"hyper": s.hyper, "notes": list(s.notes)} for group, s in work.settled.items()},
+        "cells": [
+            {"data": c.data, "method": c.method, "ipc": c.ipc, "seed": c.seed, "name": c.name} for c in cells
+        ],
+    }

@@ -1,0 +1,133 @@
+"""`compare`: methods x sizes x seeds x data sets, under one protocol, with Random beside each."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datastill.comparison.cells import Cell, Work, prepare_unit, run_cell
+from datastill.comparison.plan import lay_out, preparations
+from datastill.comparison.result import Comparison, load_comparison
+from datastill.comparison.settings import make_settings
+from datastill.comparison.sources import RealSets, real_sets
+from datastill.core.allocator import keep_freed_memory
+from datastill.core.errors import InputError
+from datastill.core.files import write_text
+from datastill.evaluation.arms import Progress, silent
+from datastill.evaluation.protocols import Protocol
+from datastill.launch import Done, Failure, Unit, UnitsFailed, one_thread, run_units
+
+ERRORS = "errors"
+
+
+class CellsFailed(UnitsFailed):
+    """Some cells failed; `comparison` holds the others."""
+
+    def __init__(self, failures: list[Failure], total: int, comparison: Comparison) -> None:
+        super().__init__(failures, total)
+        self.comparison = comparison
+
+
+def compare(
+    methods: Sequence[str] | str,
+    real: Any,
+    *,
+    ipc: int | Iterable[int],
+    seeds: int | Iterable[int] = 3,
+    network: Any = None,
+    protocol: str | Protocol = "auto",
+    networks: int = 3,
+    recipe: str = "auto",
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    budget: float | None = None,
+    out: str | Path | None = None,
+    workers: int = 1,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> Comparison:
+    """Distil with every method at every size from every seed, and score all under one protocol.
+
+    Random is always among the methods. Methods of one data set, size and seed share the evaluation networks'
+    weights and orders with the Random of that seed, so differences to it are paired. A cell that is finished
+    is not run again: the same call goes on where an earlier one was stopped or killed. Every cell runs with
+    one torch thread, so that numbers do not depend on `workers`.
+
+    Args:
+        methods: names (`datastill.methods()` lists them) or files of your own.
+        real: the real set, as `load_real` takes it; or a list of names, paths or RealSets.
+        ipc: images per class, one number or several.
+        seeds: how many (0, 1, ...), or which.
+        network: architecture to distil with and to evaluate on; None takes a ConvNet that fits.
+        protocol: one for all; "auto" is dsa-quick-v1 where any images have at least 16 pixels a side, else dc-v1.
+        networks: fresh networks per distilled set.
+        recipe: "auto" scales each method to about two minutes of a laptop, "paper" takes its published setting.
+        settings: hyper-parameters over the recipe's, by method: {"dm": {"steps": 60}}.
+        budget: seconds of distillation, which become a number of steps once per method, data set and size,
+            by a measurement at the start; a method whose steps are given keeps them.
+        out: a folder for cells, results and tables; None keeps nothing on disk.
+        workers: processes to run cells in.
+        device: "auto", "cpu", "cuda", "mps".
+        progress: told after every unit.
+
+    Raises:
+        InputError: something given cannot be used, or `out` holds another comparison.
+        Interrupted: Ctrl-C; what was finished is kept in `out`.
+        CellsFailed: some cells failed; the others were done, and are in its `comparison`.
+    """
+    keep_freed_memory()
+    reals = real_sets(real)
+    asked = make_settings(
+        methods, reals, ipc=ipc, seeds=seeds, network=network, protocol=protocol, networks=networks,
+        recipe=recipe, settings=settings, budget=budget, device=device,
+    )  # fmt: skip
+    if workers != 1:
+        if not (network is None or isinstance(network, str)):
+            raise InputError("Workers build the network by its name; give network= as a name, or workers=1.")
+        reals.check_references()
+    if out is not None:
+        return _compare(asked, reals, Path(out), workers, progress)
+    with tempfile.TemporaryDirectory(prefix="datastill-compare-") as folder:
+        return _compare(asked, reals, Path(folder), workers, progress).detached()
+
+
+def _compare(asked: Any, reals: RealSets, out: Path, workers: int, progress: Progress) -> Comparison:
+    with one_thread():
+        work, cells = lay_out(asked, reals, out)
+        shared, needed = preparations(work, cells)
+    failures = _stage("preparing", prepare_unit, shared, workers, progress)
+    ready = [cell for cell in cells if all(path.is_file() for path in needed.get(cell, []))]
+    units = [Unit(cell.title, (work, cell), work.result(cell), cell.group) for cell in ready]
+    failures += _stage("cells", run_cell, units, workers, progress)
+    failures += [Failure(c.title, "what it needs could not be prepared", 1) for c in cells if c not in set(ready)]
+    comparison = load_comparison(out)
+    comparison.save()
+    if failures:
+        _write_tracebacks(failures, work)
+        raise CellsFailed(failures, len(cells) + len(shared), comparison)
+    return comparison
+
+
+def _stage(name: str, function: Any, units: list[Unit], workers: int, progress: Progress) -> list[Failure]:
+    """Run the units of a stage; those that failed do not end the comparison."""
+
+    def on_done(done: Done) -> None:
+        progress(name, done.done, done.total, {"minutes left": done.seconds_left / 60})
+
+    finished = sum(unit.finished for unit in units)
+    if finished:
+        progress(name, finished, len(units), {})
+    try:
+        run_units(function, units, workers=workers, on_done=on_done)
+    except UnitsFailed as error:
+        return error.failures
+    return []
+
+
+def _write_tracebacks(failures: list[Failure], work: Work) -> None:
+    for k, failure in enumerate(f for f in failures if f.traceback):
+        write_text(work.out / ERRORS / f"{k}.txt", f"{failure}\n\n{failure.traceback}")
+
+
+__all__ = ["Cell", "CellsFailed", "compare"]
