@@ -10,6 +10,7 @@ from datastill._version import __version__
 _LAZY = {
     "load_real": "datastill.data",
     "distill": "datastill.run",
+    "compare": "datastill.comparison",
     "estimate": "datastill.estimation",
     "evaluate": "datastill.evaluation",
     "import_released": "datastill.importers",
@@ -19,6 +20,7 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
+    from datastill.comparison import compare
     from datastill.core.artifact import load_distilled
     from datastill.core.registry import methods
     from datastill.data import load_real
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__",
+    "compare",
     "distill",
     "estimate",
     "evaluate",

@@ -104,8 +104,7 @@ def _instance(method: str | Method | type[Method]) -> tuple[Method, str, str]:
     made = method if isinstance(method, Method) else method()
     if not isinstance(made, Method):
         raise InputError(f"{method!r} is not a method; give a name, or a class made with @method(...).")
-    name = getattr(made, "registered_name", type(made).__name__.lower())
-    return made, name, getattr(made, "family", "")
+    return made, made.registered_name or type(made).__name__.lower(), made.registered_family
 
 
 def _settle(

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from datastill.augment.strategies import strategy_for
 from datastill.core.artifact import MANIFEST, DistilledSet
 from datastill.core.checkpoint import Checkpointer, plain, refuse_other
 from datastill.core.cost import environment, peak_memory_bytes
@@ -20,6 +21,7 @@ from datastill.core.threads import threads_for
 from datastill.estimation import within
 from datastill.jobs import CONFIG, Job, hyper_of, prepare_job
 from datastill.models import resolve_network
+from datastill.report.card import write_card_and_preview
 
 
 def distill(
@@ -69,7 +71,7 @@ def distill(
     """
     folder = Path(out) if out is not None else None
     if folder is not None:
-        _check_out(folder, resume)
+        check_out(folder, resume)
     job = prepare_job(
         method,
         real,
@@ -113,16 +115,17 @@ def _run_plan(
         hint = f" What was done is in {folder}; add --resume to go on." if folder is not None else " Nothing was saved."
         raise Interrupted(f"{stop}{hint}") from stop
     except Diverged as stop:
-        hint = f" ({folder})" if folder is not None else ""
+        hint = f" The last good images are in {folder / 'checkpoints'}." if folder is not None else ""
         raise Diverged(f"{stop}{hint}") from stop
     distilled = _artifact(job, plan, outcome)
     if folder is not None:
         distilled.save(folder)
+        write_card_and_preview(distilled, folder)
         write_tensors(folder / "losses.safetensors", {"losses": outcome.losses})
     return distilled
 
 
-def _check_out(folder: Path, resume: bool) -> None:
+def check_out(folder: Path, resume: bool) -> None:
     if (folder / MANIFEST).is_file() and not resume:
         raise InputError(f"{folder} already holds a finished run; choose another --out or remove it.")
     if (folder / CONFIG).is_file() and not resume:
@@ -159,7 +162,7 @@ def prepared_path(unit: Unit, task: Task) -> Path | None:
 
 def _artifact(job: Job, plan: Plan, outcome: Outcome) -> DistilledSet:
     task, real = job.task, job.task.real
-    protocol = _student_protocol(job, plan)
+    protocol = _student_protocol(job)
     losses = outcome.losses
     manifest = {
         "method": job.method_name,
@@ -200,8 +203,12 @@ def _network_spec(task: Task) -> str | None:
     return spec
 
 
-def _student_protocol(job: Job, plan: Plan) -> str:
-    """What "auto" evaluates with: the recipe's own protocol for a paper run, else a quick one of its kind."""
+def _student_protocol(job: Job) -> str:
+    """What "auto" evaluates with: the recipe's own protocol for a paper run, else a quick one that fits the data.
+
+    The same for every method on one data set, so that defaults compare methods and not protocols.
+    """
     if job.recipe != "auto" and job.published is not None and job.published.protocol:
         return job.published.protocol
-    return "dc-v1" if plan.augment is None else "dsa-quick-v1"
+    real = job.task.real
+    return "dc-v1" if strategy_for(real.name, real.shape) == "none" else "dsa-quick-v1"

@@ -130,7 +130,7 @@ def test_modes_that_need_a_decision(folder: Path, mode: str):
     put(folder, f"bee/odd.{'jpg' if mode == 'CMYK' else 'png'}", mode)
     text = refused(folder)
     assert "odd" in text
-    assert "pass mode=" in text
+    assert "--mode RGB" in text
     assert load_real(folder, mode="L").shape[0] == 1
 
 

@@ -13,6 +13,8 @@ COMMANDS = {
     "demo": "Distil the digits to one image per class in a minute, beside a random selection.",
     "distill": "Learn a small synthetic training set from your data.",
     "evaluate": "Score distilled sets on test data, with Random beside them.",
+    "compare": "One table over methods, sizes and seeds, with intervals, paired to Random, resumable.",
+    "results": "Print measured results beside the published numbers.",
     "estimate": "Tell minutes and memory of a run before it starts.",
     "methods": "List the methods, or show one with every hyper-parameter and its published settings.",
     "inspect": "Show what a distilled set holds and how it was made.",

@@ -60,14 +60,16 @@ def usage() -> str:
     )
 
 
-def parse_options(info: MethodInfo, args: list[str]) -> tuple[RunOptions, DataOptions, dict[str, Any]]:
+def parse_options(
+    info: MethodInfo, args: list[str], command: str = "distill"
+) -> tuple[RunOptions, DataOptions, dict[str, Any]]:
     """The run, the data, and those hyper-parameters that were given."""
     options = dataclasses.make_dataclass(
         "Options",
         [("run", RunOptions), ("data", DataOptions), ("method", info.cls)],
         frozen=True,
     )
-    parsed: Any = parse(options, args, f"distill {info.name}", f"{info.summary} ({info.paper})")
+    parsed: Any = parse(options, args, f"{command} {info.name}", f"{info.summary} ({info.paper})")
     defaults = info.cls()
     given = {
         f.name: getattr(parsed.method, f.name)
@@ -91,9 +93,10 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
     from datastill.jobs import prepare_job
     from datastill.report import write_run
     from datastill.report.snapshots import Snapshots
-    from datastill.run import distill
+    from datastill.run import check_out, distill
 
     display = Display(run.quiet or run.json)
+    check_out(run.out, run.resume)
     real = data.load()
     budget = parse_seconds(run.budget) if run.budget is not None else None
     settings: dict[str, Any] = {

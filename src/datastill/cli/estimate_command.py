@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from datastill.cli.distill_command import describe_job, parse_options
+from datastill.cli.distill_command import describe_job, parse_options, parse_seconds
 from datastill.cli.options import plain_warnings, positional_first
 from datastill.core.errors import InputError
 from datastill.core.registry import get_method
@@ -22,9 +22,9 @@ def main(args: list[str]) -> int:
             return 0
         raise InputError("Name a method: `datastill estimate dm --data PATH --ipc 10`.")
     info = get_method(name)
-    run, data, values = parse_options(info, rest)
+    run, data, values = parse_options(info, rest, "estimate")
     from datastill.core.cost import describe_seconds
-    from datastill.estimation import estimate_job
+    from datastill.estimation import estimate_job, within
     from datastill.jobs import prepare_job
 
     with plain_warnings(run.quiet):
@@ -39,6 +39,8 @@ def main(args: list[str]) -> int:
         }
         job = prepare_job(info.cls, real, recipe=run.recipe, **settings)
         paper = prepare_job(info.cls, real, recipe="paper", **settings)
+        if run.budget is not None:
+            job = within(job, parse_seconds(run.budget), None, False)
         told = estimate_job(job, paper)
     if run.json:
         print(json.dumps(told.to_dict(), indent=2))

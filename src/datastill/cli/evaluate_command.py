@@ -16,7 +16,8 @@ from datastill.cli.options import DataOptions, parse, plain_warnings
 class EvaluateData(DataOptions):
     """The real data; none means what the set was made from."""
 
-    data: str | None = None  # type: ignore[assignment]  #: real data; none takes the source that the set names
+    data: str | None = None  # type: ignore[assignment]
+    """real data; none takes the source that the set names"""
 
 
 @dataclass(frozen=True, kw_only=True)

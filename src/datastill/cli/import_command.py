@@ -87,7 +87,8 @@ def describe(found: Released) -> list[str]:
     shape = "×".join(map(str, record["shape"]))
     lines = [
         f"{found.path}: {FORMATS[found.format]}, {count} experiment{'s' * (count > 1)}",
-        f"  {record['images']} images of {shape}, values from {low:.3g} to {high:.3g}, mean {record['mean']:.3g}",
+        f"  {record['images']} images{' each' * (count > 1)} of {shape}, values from {low:.3g} to {high:.3g}, "
+        f"mean {record['mean']:.3g}",
         f"  {record['labels']} labels of {record['classes']} classes",
     ]
     if found.lr is not None:

@@ -113,8 +113,13 @@ def named(cell: Cell, job: Job, settings: Settings) -> Cell:
             }
         )
     )
-    readable = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{cell.data}-{cell.method}-ipc{cell.ipc}-seed{cell.seed}")
-    return replace(cell, name=f"{readable}-{key[:10]}")
+    words = readable(f"{cell.data}-{cell.method}-ipc{cell.ipc}-seed{cell.seed}")
+    return replace(cell, name=f"{words}-{key[:10]}")
+
+
+def readable(text: str) -> str:
+    """Text as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_.")[:120]
 
 
 def prepared_units(job: Job) -> list[Path]:

@@ -91,7 +91,5 @@ def _record(config: dict[str, Any], work: Work, cells: list[Cell]) -> dict[str, 
         "config": config,
         "command": work.command,
         "settled": {group: {"hyper": s.hyper, "notes": list(s.notes)} for group, s in work.settled.items()},
-        "cells": [
-            {"data": c.data, "method": c.method, "ipc": c.ipc, "seed": c.seed, "name": c.name} for c in cells
-        ],
+        "cells": [{"data": c.data, "method": c.method, "ipc": c.ipc, "seed": c.seed, "name": c.name} for c in cells],
     }

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datastill.comparison.cells import Cell, Work, prepare_unit, run_cell
+from datastill.comparison.cells import prepare_unit, readable, run_cell
 from datastill.comparison.plan import lay_out, preparations
 from datastill.comparison.result import Comparison, load_comparison
-from datastill.comparison.settings import make_settings
+from datastill.comparison.settings import Settings, make_settings
 from datastill.comparison.sources import RealSets, real_sets
 from datastill.core.allocator import keep_freed_memory
-from datastill.core.errors import InputError
+from datastill.core.errors import InputError, Interrupted
 from datastill.core.files import write_text
-from datastill.evaluation.arms import Progress, silent
 from datastill.evaluation.protocols import Protocol
-from datastill.launch import Done, Failure, Unit, UnitsFailed, one_thread, run_units
+from datastill.launch import Done, Failure, Function, Unit, UnitsFailed, one_thread, run_units
 
 ERRORS = "errors"
+
+#: Told the stage ("preparing" or "cells") and what has ended in it.
+Progress = Callable[[str, Done], object]
+
+
+def silent(stage: str, done: Done) -> None:
+    """No progress."""
 
 
 class CellsFailed(UnitsFailed):
@@ -88,11 +94,14 @@ def compare(
         reals.check_references()
     if out is not None:
         return _compare(asked, reals, Path(out), workers, progress)
-    with tempfile.TemporaryDirectory(prefix="datastill-compare-") as folder:
-        return _compare(asked, reals, Path(folder), workers, progress).detached()
+    try:
+        with tempfile.TemporaryDirectory(prefix="datastill-compare-") as folder:
+            return _compare(asked, reals, Path(folder), workers, progress)
+    except Interrupted as stop:
+        raise Interrupted("Stopped; nothing is kept, since no folder was given (out=...).") from stop
 
 
-def _compare(asked: Any, reals: RealSets, out: Path, workers: int, progress: Progress) -> Comparison:
+def _compare(asked: Settings, reals: RealSets, out: Path, workers: int, progress: Progress) -> Comparison:
     with one_thread():
         work, cells = lay_out(asked, reals, out)
         shared, needed = preparations(work, cells)
@@ -104,30 +113,17 @@ def _compare(asked: Any, reals: RealSets, out: Path, workers: int, progress: Pro
     comparison = load_comparison(out)
     comparison.save()
     if failures:
-        _write_tracebacks(failures, work)
+        for failure in failures:
+            if failure.traceback:
+                write_text(out / ERRORS / f"{readable(failure.name)}.txt", f"{failure}\n\n{failure.traceback}")
         raise CellsFailed(failures, len(cells) + len(shared), comparison)
     return comparison
 
 
-def _stage(name: str, function: Any, units: list[Unit], workers: int, progress: Progress) -> list[Failure]:
+def _stage(name: str, function: Function, units: list[Unit], workers: int, progress: Progress) -> list[Failure]:
     """Run the units of a stage; those that failed do not end the comparison."""
-
-    def on_done(done: Done) -> None:
-        progress(name, done.done, done.total, {"minutes left": done.seconds_left / 60})
-
-    finished = sum(unit.finished for unit in units)
-    if finished:
-        progress(name, finished, len(units), {})
     try:
-        run_units(function, units, workers=workers, on_done=on_done)
+        run_units(function, units, workers=workers, on_done=lambda done: progress(name, done))
     except UnitsFailed as error:
         return error.failures
     return []
-
-
-def _write_tracebacks(failures: list[Failure], work: Work) -> None:
-    for k, failure in enumerate(f for f in failures if f.traceback):
-        write_text(work.out / ERRORS / f"{k}.txt", f"{failure}\n\n{failure.traceback}")
-
-
-__all__ = ["Cell", "CellsFailed", "compare"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from datastill.comparison.sources import RealSets
 from datastill.core.checkpoint import plain
+from datastill.core.cost import pick_device
 from datastill.core.errors import InputError, nearest
 from datastill.core.registry import get_method
 from datastill.evaluation.protocols import Protocol, get_protocol
@@ -50,7 +51,7 @@ class Settings:
                 "recipe": self.recipe,
                 "settings": self.overrides,
                 "budget": self.budget,
-                "device": self.device,
+                "device": pick_device(self.device).type,
             }
         )
 
@@ -85,7 +86,8 @@ class Settings:
         words += [] if self.budget is None else ["--budget", f"{self.budget:g}s"]
         changes = [f"{m}.{n}={json.dumps(v)}" for m, values in self.overrides.items() for n, v in values.items()]
         words += ["--set", *changes] if changes else []
-        return shlex.join([*words, "--device", self.device])
+        words += [] if self.device == "auto" else ["--device", self.device]
+        return shlex.join(words)
 
     def _seed_words(self) -> list[str]:
         if self.seeds == tuple(range(len(self.seeds))):
@@ -166,12 +168,22 @@ def _overrides(given: Mapping[str, Mapping[str, Any]], methods: Mapping[str, str
         name = next((name for name, text in methods.items() if key in (name, text)), None)
         if name is None:
             raise InputError(f"There are settings for {key!r}, which is not compared. {nearest(key, methods)}")
-        try:
-            json.dumps(dict(values))
-        except TypeError as error:
-            raise InputError(f"The settings of {key} must be numbers, words or switches ({error}).") from error
+        for field in fields(get_method(methods[name]).cls):
+            if field.name in values and not _like(field.default, values[field.name]):
+                raise InputError(f"{key}.{field.name} cannot be {values[field.name]!r}; it is like {field.default!r}.")
         found[name] = dict(values)
     return found
+
+
+def _like(default: Any, value: Any) -> bool:
+    """Whether a value can stand where `default` stands: a switch, a number or a word that JSON can say."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    if isinstance(default, int | str):
+        return isinstance(value, type(default))
+    return value is None or isinstance(value, int | float | str)
 
 
 def _distinct(name: str, values: Iterable[Any], least: int) -> tuple[int, ...]:

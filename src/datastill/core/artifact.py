@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from datastill.core.errors import InputError
 from datastill.core.files import read_json, read_tensors, write_json, write_tensors
 from datastill.core.plan import Codes, Decoder
 from datastill.core.space import Space
+
+if TYPE_CHECKING:
+    from datastill.export import Exported
 
 FORMAT = "datastill-distilled-set"
 VERSION = 1
@@ -86,6 +89,12 @@ class DistilledSet:
     def as_dataset(self, pixels: bool = False) -> Dataset[tuple[Tensor, Tensor]]:
         """A torch Dataset of (image, label): images in the Space, or as pixels in [0, 1]."""
         return torch.utils.data.TensorDataset(self.pixels if pixels else self.images, self.targets)  # type: ignore[return-value]
+
+    def export(self, folder: str | Path, format: str = "imagefolder") -> Exported:
+        """Write the set for other tools; see `datastill.export.export`."""
+        from datastill.export import export
+
+        return export(self, folder, format)
 
     def save(self, folder: str | Path) -> Path:
         """Write the artifact; the manifest, which names the tensors' hash, is written last.

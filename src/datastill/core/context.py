@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from datastill.core.batch import Batch
 from datastill.core.errors import InputError
 from datastill.core.plan import Block, Callback, Codes, Plan, Synthetic, Task, chunk_for
 from datastill.core.rng import Key, Rng
+
+if TYPE_CHECKING:
+    from datastill.models.base import Network
 
 
 def class_means(values: Tensor, y: Tensor, classes: int, weight: Tensor | None = None) -> Tensor:
@@ -85,6 +89,11 @@ class Context:
         for callback in self.callbacks:
             batch = callback.before_real_batch(batch, self)
         return batch.to(self.device)
+
+    def net_updated(self, network: Network) -> None:
+        """Surrogates call this after every training step of a network."""
+        for callback in self.callbacks:
+            callback.after_net_update(network, self)
 
     def reduce(self, values: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
         """Statistics of real samples per class, (C, d). The one place that privacy mechanisms replace."""

@@ -37,6 +37,6 @@ class Guard:
         if self.in_a_row >= self.limit:
             raise Diverged(
                 f"Stopped at step {step}: {bad} was not finite {self.limit} times in a row; nothing was changed by "
-                "those steps and the last good set is kept. Lower the learning rate of the images and start again."
+                "those steps. Lower the learning rate of the images (--image-lr) and start again."
             )
         return False

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datastill.core.checkpoint import Checkpointer, Snapshot
 from datastill.core.context import Context
-from datastill.core.errors import Interrupted
+from datastill.core.errors import Diverged, Interrupted
 from datastill.core.guard import Guard
 from datastill.core.interrupt import stop_between_steps
 from datastill.core.plan import Block, Callback, Codes, Grads, Plan, Stepper, Synthetic, Task
@@ -152,7 +152,12 @@ def _run_block(running: _Running, checkpointer: Checkpointer | None, stop_after:
     started = time.perf_counter() - running.seconds
     with stop_between_steps() as stop:
         while context.step < last:
-            one_step(context, running.steppers, running.guard)
+            try:
+                one_step(context, running.steppers, running.guard)
+            except Diverged:
+                if checkpointer is not None:
+                    checkpointer.write(context.block.key, running.snapshot(finished=False))
+                raise
             running.losses.append(context.loss)
             context.step += 1
             running.seconds = time.perf_counter() - started

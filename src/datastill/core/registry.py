@@ -28,6 +28,8 @@ class Method:
     stands by a `#:` comment, which is also the help of the command line.
     """
 
+    registered_name: ClassVar[str] = ""
+    registered_family: ClassVar[str] = ""
     #: Values of the paper where the default is a cheaper one.
     paper_values: ClassVar[dict[str, Any]] = {}
 
@@ -91,7 +93,8 @@ def method(name: str, *, paper: str, family: str) -> Callable[[M], M]:
         known = _REGISTRY.get(name)
         if known and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
             raise InputError(f"Two methods are called {name!r}: {known.cls.__module__} and {cls.__module__}.")
-        cls.registered_name = name  # type: ignore[attr-defined]
+        cls.registered_name = name
+        cls.registered_family = family
         _REGISTRY[name] = MethodInfo(name, cls, paper, family)
         return cls
 
@@ -133,7 +136,12 @@ def _from_file(path: Path, wanted: str) -> MethodInfo:
         raise InputError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path} cannot be imported ({type(error).__name__}: {error}); mend it first.") from error
     found = {n: i for n, i in _REGISTRY.items() if i.cls.__module__ == module_name or n not in before}
     if wanted and wanted not in found:
         raise InputError(f"{path} registers no method {wanted!r}. {nearest(wanted, found)}")
@@ -172,6 +180,6 @@ def with_overrides(instance: Method, overrides: dict[str, Any]) -> Method:
     known = {f.name for f in dataclasses.fields(instance)}
     for name in overrides:
         if name not in known:
-            label = getattr(instance, "registered_name", type(instance).__name__)
+            label = instance.registered_name or type(instance).__name__
             raise InputError(f"{label} has no hyper-parameter {name!r}. {nearest(name, known)}")
     return dataclasses.replace(instance, **overrides)

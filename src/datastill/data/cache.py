@@ -211,11 +211,11 @@ def _mixed(first: str, shape: tuple[int, ...], other: str, found: tuple[int, ...
         kinds = {1: "grey", 3: "colour"}
         return ImageError(
             f"Images mix modes: {first} is {kinds[shape[0]]} and {other} is {kinds[found[0]]}; "
-            "pass mode='RGB' (or mode='L') to convert all images."
+            "convert all with mode='RGB' or 'L' (--mode RGB)."
         )
     return ImageError(
         f"Images mix sizes: {first} is {shape[1]}x{shape[2]} and {other} is {found[1]}x{found[2]} "
-        "(height x width); pass size=32 or size=(height, width) to resize all images."
+        "(height x width); resize all with size=32 or (height, width) (--size 32)."
     )
 
 

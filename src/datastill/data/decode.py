@@ -60,7 +60,7 @@ def convert(image: Image.Image, name: str, mode: str | None) -> Image.Image:
         silent = _SILENT.get(image.mode)
         if silent is None:
             what = f"of mode {image.mode!r} ({_MEANING.get(image.mode, 'not plain grey or colour')})"
-            raise ImageError(f"{name} is {what}; pass mode='RGB' or mode='L' to convert all images.")
+            raise ImageError(f"{name} is {what}; convert all images with mode='RGB' or 'L' (--mode RGB).")
         mode = silent
     if image.mode == mode:
         return image
@@ -133,4 +133,6 @@ def _luma(array: np.ndarray) -> np.ndarray:
 
 def _short(error: Exception) -> Any:
     text = " ".join(str(error).split()) or type(error).__name__
+    if "BytesIO" in text:  # Pillow names the object in memory, not the file
+        return "no image format that is known here"
     return text if len(text) < 80 else type(error).__name__

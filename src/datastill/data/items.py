@@ -83,7 +83,8 @@ def _read_split(dataset: Any, request: Request, where: str) -> Split:
         if image.shape != shape:
             raise InputError(
                 f"Images mix shapes: item {rows[0]} of the {where} dataset is {shape} and item {i} is "
-                f"{image.shape} (channels, height, width); pass size=32 and mode='RGB' to make them alike."
+                f"{image.shape} (channels, height, width); make them alike with "
+                "size=32 and mode='RGB'."
             )
         rows.append(i)
         labels.append(label.item() if isinstance(label, Tensor) and label.numel() == 1 else label)

@@ -249,5 +249,5 @@ def _refuse_other_shape(train: Store, test: Store) -> None:
     if train.shape != test.shape:
         raise InputError(
             f"Training images are {train.shape} and test images {test.shape} (channels, height, width); "
-            "pass size= or mode= to make them alike."
+            "make them alike with size= or mode= (--size, --mode)."
         )

@@ -29,7 +29,8 @@ def ceiling_macs(real: RealSet, factory: NetworkFactory) -> float:
 def whole_set(real: RealSet, factory: NetworkFactory, seed: int, device: torch.device, progress: Progress) -> Arm:
     """One network on the whole real set; kept in the cache under a hash of all that it depends on."""
     recipe = get_protocol(PROTOCOL)
-    key = digest([real.fingerprint, factory.describe(), recipe.name, seed, device.type])
+    assert real.test is not None
+    key = digest([real.fingerprint, real.test.fingerprint, factory.describe(), recipe.name, seed, device.type])
     path = cache_folder() / "ceilings" / f"{key}.json"
     if path.is_file():
         record = read_json(path)

@@ -146,7 +146,9 @@ class Evaluation:
         over = spread_over(self.differences)[1]
         if math.isnan(width):
             return f"{points:+.1f} points against Random, from one network: too few to say more."
-        size = f"{points:+.1f} ± {width:.1f} points against Random (95 %, paired, over {over})"
+        few = ": few" if over == "networks" and self.differences.numel() < 5 else ""
+        count = len(self.differences) if over == "sets" else self.differences.numel()
+        size = f"{points:+.1f} ± {width:.1f} points against Random (95 %, paired, over {count} {over}{few})"
         if points - width > 0:
             return f"Beats Random: {size}."
         if points + width < 0:

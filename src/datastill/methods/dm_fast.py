@@ -1,4 +1,4 @@
-"""Distribution matching on narrow surrogates with small real batches: DM's objective at a tenth of the cost.
+"""Distribution matching on narrow surrogates with small real batches: DM's objective in many cheap steps.
 
 L = sum_c || mean_{x in B_c} f(x) - mean_{s in S_c} f(s) ||^2
 as in DM (Zhao and Bilen, WACV 2023, arXiv:2110.04181), with f a fresh network of `width` channels and B_c of
@@ -7,7 +7,7 @@ keep their full width.
 
 - Needs: nothing but the real set and a network family.
 - Cost: C * (real_batch forward + 3 * ipc) passes of a narrow network a step; with the defaults about a
-  hundredth of a DM step at one image per class.
+  three-hundredth of a DM step at one image per class.
 - Departs: a setting of our own, not a published one; where its advantage ends stands on its page.
 """
 
@@ -52,7 +52,7 @@ class DMFast(Method):
     def scaled(self, task: Task, seconds: float) -> Method:
         """As many of these steps as the time allows."""
         steps = int(seconds / nominal_seconds(self.macs_per_step(task), task.device.type))
-        return replace(self, steps=max(20, min(10_000, steps)))
+        return replace(self, steps=max(20, min(3_000, steps)))
 
     def _dm(self) -> DM:
         from datastill.methods.dm import DM

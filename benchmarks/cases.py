@@ -1,0 +1,175 @@
+"""What is measured: one function per case and side, each call of which does the same work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import naive
+import torch
+
+SHAPES = {"cifar10": (3, 32, 50.7e6), "fashion_mnist": (1, 28, 48.4e6)}
+PASSES = 30  #: training passes timed in an evaluation case; the protocol has 301
+TEST_IMAGES = 10_000
+
+
+def names(kinds: list[str]) -> list[str]:
+    """All cases of the given kinds."""
+    every = [f"dm {data} ipc {ipc}" for data in SHAPES for ipc in (1, 10, 50)]
+    every += [f"eval {data} ipc {ipc}" for data in SHAPES for ipc in (1, 10)]
+    every += ["dsa cifar10 siamese", "dsa cifar10 independent"]
+    return [n for n in every if n.split()[0] in kinds]
+
+
+def sides(name: str) -> tuple[str, ...]:
+    """Which sides a case has."""
+    both = ("literal", "literal, tuned", "datastill")
+    return both if name.startswith("dsa") else (*both, "datastill bf16")
+
+
+def gflop(name: str) -> float:
+    """Floating-point work of one call, counting two per multiply-accumulate; 0 where it does not count."""
+    kind, data, *rest = name.split()
+    macs = SHAPES[data][2]
+    if kind == "dm":
+        return 2e-9 * macs * (2560 + 3 * 10 * int(rest[1]))
+    if kind == "eval":
+        return 2e-9 * macs * (PASSES * 3 * 10 * int(rest[1]) + TEST_IMAGES)
+    return 0.0
+
+
+def images(data: str, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of the right shape, ten classes in turn. Values do not matter to time."""
+    channels, size, _ = SHAPES[data]
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, channels, size, size, generator=generator), torch.arange(n) % 10
+
+
+def build(name: str, side: str, device: str) -> Callable[[], object]:
+    """The function that does one unit of a case's work."""
+    kind, data, *rest = name.split()
+    makers = {"dm": dm, "eval": evaluation, "dsa": dsa}
+    return makers[kind](data, rest, side, device)
+
+
+def dm(data: str, rest: list[str], side: str, device: str) -> Callable[[], object]:
+    """One image update of all ten classes with 256 real images each."""
+    ipc = int(rest[1])
+    x, y = images(data, 10_000)
+    if side.startswith("literal"):
+        return naive.Dm(x, y, ipc, 256).step
+    from datastill import load_real
+    from datastill.core.loop import _start, one_step
+    from datastill.core.plan import Block
+    from datastill.jobs import prepare_job
+
+    real = load_real((x.sigmoid(), y), space="raw")
+    precision = "bf16" if side.endswith("bf16") else "float32"
+    augment = "color_crop_cutout_flip_scale_rotate"
+    job = prepare_job(
+        "dm", real, ipc=ipc, steps=10**6, recipe="paper", device=device, precision=precision, augment=augment
+    )
+    plan = job.method.build(job.task)
+    block: Block = next(plan.partition.blocks(job.task.labels))
+    running = _start(plan, job.task, block, (), {})
+
+    def step() -> None:
+        one_step(running.context, running.steppers, running.guard)
+        running.context.step += 1
+
+    return step
+
+
+def evaluation(data: str, rest: list[str], side: str, device: str) -> Callable[[], object]:
+    """One network: 30 training passes on the synthetic set and one pass over 10,000 test images."""
+    ipc = int(rest[1])
+    channels, size, _ = SHAPES[data]
+    x, y = images(data, 10 * ipc)
+    test_x, test_y = images(data, TEST_IMAGES)
+    if side.startswith("literal"):
+
+        def literal() -> None:
+            network = naive.PlainConvNet(channels, 10, size)
+            naive.train_passes(network, x, y, PASSES, augment=False)
+            naive.test_pass(network, test_x, test_y)
+
+        return literal
+    from datastill.core.precision import casting
+    from datastill.core.rng import Rng
+    from datastill.engines.training import Schedule, predict, train
+    from datastill.models import resolve_network
+
+    factory = resolve_network(None, channels=channels, classes=10, size=(size, size))
+    where = torch.device(device)
+
+    def ours() -> None:
+        with casting(where, "bf16" if side.endswith("bf16") else "float32"):
+            network = factory(0).to(where)
+            train(network, x, y, Schedule(passes=PASSES), Rng(0), device=where)
+            predict(network, test_x, device=where)
+
+    return ours
+
+
+def dsa(data: str, rest: list[str], side: str, device: str) -> Callable[[], object]:
+    """Augmentation of 2560 images: siamese per class, or with parameters per image; ten draws."""
+    channels, size, _ = SHAPES[data]
+    x, y = images(data, 2560)
+    y = y.sort().values
+    shared = rest[0] == "siamese"
+    generator = torch.Generator().manual_seed(0)
+    if side.startswith("literal"):
+
+        def literal() -> None:
+            for draw in range(10):
+                for c in range(10):
+                    part = x[y == c]
+                    if shared:
+                        naive.siamese(part, 10 * draw + c)
+                    else:
+                        naive.independent(part, generator)
+
+        return literal
+    from datastill.augment import Dsa
+
+    augment = Dsa("color_crop_cutout_flip_scale_rotate")
+    where = torch.device(device)
+    moved, rows = x.to(where), y.to(where)
+
+    def ours() -> None:
+        for _ in range(10):
+            if shared:
+                record = augment.draw(10, (channels, size, size), generator)
+                augment.apply(moved, record, rows=rows)
+            else:
+                for c in range(10):
+                    record = augment.draw(256, (channels, size, size), generator, one_op=True)
+                    augment.apply(moved[256 * c : 256 * (c + 1)], record)
+
+    return ours
+
+
+def ceiling(device: str, threads: int) -> dict[str, float]:
+    """GFLOP/s of the best of a few convolutions, in float32 and bfloat16."""
+    from datastill.core.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    best = {"float32": 0.0, "bf16": 0.0}
+    for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
+        for batch, side in ((16, 16), (32, 16), (16, 32), (64, 8)):
+            conv = torch.nn.Conv2d(128, 128, 3, padding=1).to(device, dtype)
+            x = torch.randn(batch, 128, side, side, device=device, dtype=dtype)
+            with torch.no_grad():
+                conv(x)
+                for _ in range(5):
+                    if device == "cuda":
+                        torch.cuda.synchronize()
+                    started = time.perf_counter()
+                    for _ in range(10):
+                        conv(x)
+                    if device == "cuda":
+                        torch.cuda.synchronize()
+                    seconds = (time.perf_counter() - started) / 10
+                    best[name] = max(best[name], 2e-9 * batch * 128 * 128 * 9 * side * side / seconds)
+    return best

@@ -1,0 +1,156 @@
+"""The published algorithms as they are usually run: one class at a time, one image at a time, nothing shared.
+
+These are the other side of every ratio in this folder. They are written from the papers' pseudo-code with the
+habits of the field's scripts (real images normalised and in memory, a network built per step, a data loader per
+pass, the test pass without `no_grad`), on torch's own layers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class PlainConvNet(nn.Module):
+    """ConvNet-3/128 on torch's layers: conv, instance norm, ReLU, average pool; a linear layer."""
+
+    def __init__(self, channels: int, classes: int, size: int, width: int = 128, depth: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        side = size
+        for d in range(depth):
+            padding = 3 if channels == 1 and d == 0 else 1
+            side = side + 2 * padding - 2
+            layers += [
+                nn.Conv2d(channels if d == 0 else width, width, 3, padding=padding),
+                nn.GroupNorm(width, width, affine=True),
+                nn.ReLU(inplace=True),
+                nn.AvgPool2d(2, 2),
+            ]
+            side //= 2
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width * side * side, classes)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Flat features."""
+        return self.features(x).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return self.classifier(self.embed(x))
+
+
+class Dm:
+    """Distribution matching, the literal loop: per class, real and synthetic passes; one backward over all."""
+
+    def __init__(self, x: Tensor, y: Tensor, ipc: int, real_batch: int, lr: float = 1.0, augment: bool = True) -> None:
+        self.x, self.classes, self.ipc, self.real_batch = x, int(y.max()) + 1, ipc, real_batch
+        self.members = [(y == c).nonzero().squeeze(1) for c in range(self.classes)]
+        self.augment, self.generator = augment, torch.Generator().manual_seed(0)
+        start = torch.cat([x[self._draw(c, ipc)] for c in range(self.classes)])
+        self.images = start.clone().requires_grad_()
+        self.optimiser = torch.optim.SGD([self.images], lr=lr, momentum=0.5)
+
+    def _draw(self, c: int, n: int) -> Tensor:
+        order = torch.randperm(len(self.members[c]), generator=self.generator)
+        return self.members[c][order[:n]]
+
+    def step(self) -> float:
+        """One image update."""
+        channels, size = self.x.shape[1], self.x.shape[2]
+        network = PlainConvNet(channels, self.classes, size).train()
+        for parameter in network.parameters():
+            parameter.requires_grad = False
+        loss = torch.tensor(0.0)
+        for c in range(self.classes):
+            real = self.x[self._draw(c, self.real_batch)]
+            synthetic = self.images[c * self.ipc : (c + 1) * self.ipc]
+            if self.augment:
+                seed = int(torch.randint(0, 2**31, (1,), generator=self.generator))
+                real, synthetic = siamese(real, seed), siamese(synthetic, seed)
+            target = network.embed(real).detach()
+            loss = loss + torch.sum((target.mean(0) - network.embed(synthetic).mean(0)) ** 2)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        return loss.item()
+
+
+def siamese(x: Tensor, seed: int) -> Tensor:
+    """One operation with one parameter for every image, image by image."""
+    g = torch.Generator().manual_seed(seed)
+    op = int(torch.randint(0, 6, (1,), generator=g))
+    u, v = torch.rand(2, generator=g).tolist()
+    return torch.stack([one_image(image, op, u, v) for image in x])
+
+
+def independent(x: Tensor, g: torch.Generator) -> Tensor:
+    """One operation for the batch, parameters per image."""
+    op = int(torch.randint(0, 6, (1,), generator=g))
+    return torch.stack([one_image(image, op, *torch.rand(2, generator=g).tolist()) for image in x])
+
+
+def one_image(x: Tensor, op: int, u: float, v: float) -> Tensor:
+    """Colour, crop, cutout, flip, scale or rotate of one image (c, h, w)."""
+    h = x.shape[1]
+    if op == 0:
+        x = x + (u - 0.5)
+        middle = x.mean(0, keepdim=True)
+        x = (x - middle) * (2 * v) + middle
+        whole = x.mean()
+        return (x - whole) * (u + 0.5) + whole
+    if op == 1:
+        p = int(0.125 * h + 0.5)
+        top, left = int(u * (2 * p + 1)), int(v * (2 * p + 1))
+        return F.pad(x, (p, p, p, p))[:, top : top + h, left : left + h]
+    if op == 2:
+        k = int(0.5 * h + 0.5)
+        mask = torch.ones_like(x)
+        top, left = int(u * (h + 1)) - k // 2, int(v * (h + 1)) - k // 2
+        mask[:, max(top, 0) : max(top + k, 0), max(left, 0) : max(left + k, 0)] = 0
+        return x * mask
+    if op == 3:
+        return x.flip(2) if u < 0.5 else x
+    if op == 4:
+        a, b = 1 / 1.2 + u * (1.2 - 1 / 1.2), 1 / 1.2 + v * (1.2 - 1 / 1.2)
+        theta = [[a, 0.0, 0.0], [0.0, b, 0.0]]
+    else:
+        t = (u - 0.5) * 2 * 15 * math.pi / 180
+        theta = [[math.cos(t), -math.sin(t), 0.0], [math.sin(t), math.cos(t), 0.0]]
+    grid = F.affine_grid(torch.tensor([theta]), [1, *x.shape], align_corners=False)
+    return F.grid_sample(x[None], grid, align_corners=False)[0]
+
+
+def train_passes(network: nn.Module, x: Tensor, y: Tensor, passes: int, augment: bool) -> None:
+    """Evaluation training: a data loader, one optimiser step per batch, accuracy counted on the way."""
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, foreach=False)
+    g = torch.Generator().manual_seed(0)
+    loader = DataLoader(TensorDataset(x, y), batch_size=256, shuffle=True, num_workers=0, generator=g)
+    network.train()
+    for _ in range(passes):
+        right = 0
+        for images, labels in loader:
+            if augment:
+                images = independent(images, g)
+            out = network(images)
+            loss = F.cross_entropy(out, labels)
+            right += int((out.argmax(1) == labels).sum().item())
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            loss.item()
+
+
+def test_pass(network: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Accuracy in eval mode, batches of 256, graphs built and thrown away."""
+    network.eval()
+    right = 0
+    for images, labels in DataLoader(TensorDataset(x, y), batch_size=256):
+        out = network(images)
+        F.cross_entropy(out, labels).item()
+        right += int((out.argmax(1) == labels).sum().item())
+    return right / len(y)

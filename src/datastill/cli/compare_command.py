@@ -1,0 +1,258 @@
+"""`datastill compare`: a table over methods, sizes and seeds; or over evaluation networks (`--sets ... --on ...`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datastill.cli.options import DataOptions, parse, plain_warnings
+from datastill.core.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from datastill.cli.progress import Display
+    from datastill.comparison import Comparison, CrossMatrix
+    from datastill.launch import Done
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareData(DataOptions):
+    """Which real data: one source or several."""
+
+    data: tuple[str, ...] = ()  # type: ignore[assignment]  #: names or folders of real data; none takes digits, or what --sets were made from
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """What to compare."""
+
+    data: CompareData
+    methods: tuple[str, ...] = ()  #: names, or files such as my_method.py; Random is always added
+    ipc: tuple[int, ...] = ()  #: images per class, one number or several; 1 if none
+    seeds: int = 3  #: distilled sets of each kind, from seeds 0, 1, ...
+    seed_list: tuple[int, ...] = ()  #: these seeds instead
+    out: Path | None = None  #: folder, runs/compare if none; a comparison of the same settings in it goes on
+    workers: int = 1  #: processes to run cells in, one thread each
+    protocol: str = "auto"  #: one for all; auto is dsa-quick-v1 from 16 pixels, else dc-v1
+    networks: int = 3  #: fresh networks per distilled set
+    network: str | None = None  #: architecture to distil with and to evaluate on; sized to fit if none
+    recipe: str = "auto"  #: auto (minutes each on a laptop) or paper (the published settings)
+    budget: str | None = None  #: time to distil each set, such as 60s or 5m, instead of auto's two minutes
+    set: tuple[str, ...] = ()  #: hyper-parameters of a method, such as dm.steps=60
+    sets: tuple[
+        Path, ...
+    ] = ()  #: score these distilled sets, or those of a comparison's folder, on the networks of --on
+    on: tuple[str, ...] = ("convnet", "mlp", "lenet")  #: with --sets: evaluation networks
+    learning_rates: str = "fixed"  #: with --sets: fixed, or tuned for each network on real training images held back
+    ledger: Path | None = None  #: a folder that gets a copy of every cell's record
+    device: str = "auto"  #: auto, cpu, cuda or mps
+    quiet: bool = False  #: print the table only
+    json: bool = False  #: print the result as JSON instead of a table
+
+
+def main(args: list[str]) -> int:
+    """Parse and run."""
+    text = "One table over methods, sizes and seeds, with Random beside each; or over networks (--sets ... --on ...)."
+    options = parse(CompareOptions, args, "compare", text)
+    with plain_warnings(options.quiet):
+        return cross(options) if options.sets else run(options)
+
+
+def run(options: CompareOptions) -> int:
+    """Compare, print, write."""
+    from datastill.cli.distill_command import parse_seconds
+    from datastill.cli.progress import Display
+    from datastill.comparison import CellsFailed, compare
+
+    display = Display(options.quiet or options.json)
+    out = options.out or Path("runs/compare")
+    failed = None
+    try:
+        with display.bars():
+            result = compare(
+                options.methods,
+                _load(options),
+                ipc=options.ipc or (1,),
+                seeds=options.seed_list or options.seeds,
+                network=options.network,
+                protocol=options.protocol,
+                networks=options.networks,
+                recipe=options.recipe,
+                settings=parse_settings(options.set),
+                budget=None if options.budget is None else parse_seconds(options.budget),
+                out=out,
+                workers=options.workers,
+                device=options.device,
+                progress=_teller(display, out),
+            )
+    except CellsFailed as error:
+        failed, result = error, error.comparison
+    if result.rows:
+        _write(result, out, options.ledger)
+        _print(result, out, display, options.json)
+    if failed is not None:
+        raise failed
+    return 0
+
+
+def _load(options: CompareOptions) -> Any:
+    return [dataclasses.replace(options.data, data=name).load() for name in options.data.data or ("digits",)]  # type: ignore[arg-type]
+
+
+def parse_settings(given: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Settings by method out of "dm.steps=60"; values as JSON, else as words."""
+    settings: dict[str, dict[str, Any]] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        method, dot, name = key.strip().rpartition(".")
+        if not (equals and dot and method and name):
+            raise InputError(f"Cannot read --set {text!r}; write it as METHOD.NAME=VALUE, such as dm.steps=60.")
+        try:
+            found = json.loads(value)
+        except json.JSONDecodeError:
+            found = {"True": True, "False": False}.get(value.strip(), value.strip())
+        settings.setdefault(method, {})[name.replace("-", "_")] = found
+    return settings
+
+
+def _teller(display: Display, out: Path) -> Any:
+    """Bars in a terminal, else a line for every unit."""
+    import sys
+
+    from datastill.core.cost import describe_seconds
+    from datastill.core.files import read_json
+
+    in_terminal = sys.stderr.isatty()
+
+    def tell(stage: str, done: Done) -> None:
+        display.update(stage, done.done, done.total, {"minutes left": done.seconds_left / 60})
+        if in_terminal and done.failure is None:
+            return
+        outcome = f"failed: {done.failure.sentence}" if done.failure else "prepared"
+        if done.failure is None and stage == "cells":
+            outcome = f"{100 * read_json(done.unit.target)['accuracy']:.1f} %"
+        left = f", about {describe_seconds(done.seconds_left)} left" if done.done < done.total else ""
+        display.say(f"[{done.done}/{done.total}] {done.unit.name}: {outcome} ({done.seconds:.1f} s{left})")
+
+    return tell
+
+
+def _write(result: Comparison, out: Path, ledger: Path | None) -> None:
+    from datastill.core.files import read_json, write_json
+    from datastill.report.compare_page import write_comparison_report
+
+    write_comparison_report(out / "report.html", result)
+    if ledger is not None:
+        for row in result.rows:
+            for cell in row.cells.values():
+                write_json(ledger / f"{cell['cell']}.json", read_json(out / "results" / f"{cell['cell']}.json"))
+
+
+def _print(result: Comparison, out: Path, display: Display, as_json: bool) -> None:
+    from datastill.comparison.tables import caption
+
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2))
+        return
+    display.table(comparison_table(result))
+    display.out.print(caption(result), style="dim")
+    for verdict in result.verdicts:
+        display.out.print(verdict, markup=False)
+    display.say(f"Written to {out}: comparison.json, table.md and report.html.")
+
+
+def comparison_table(result: Comparison) -> Table:
+    """Methods by data set and size."""
+    from rich.table import Table
+
+    from datastill.comparison.tables import cells
+
+    several = len(result.config["data"]) > 1
+    name = "" if several else f"{next(iter(result.config['data']))}: "
+    table = Table(title=f"{name}protocol {result.protocol}", title_justify="left")
+    columns = [("data", "left")] * several + [("ipc", "right"), ("method", "left"), ("test accuracy %", "right")]
+    columns += [("against Random", "right"), ("to distil", "right"), ("to evaluate", "right")]
+    for column, justify in columns:
+        table.add_column(column, justify=justify, no_wrap=column != "data")  # type: ignore[arg-type]
+    for (data, ipc), rows in result.groups().items():
+        best = max(row.mean for row in rows)
+        for row in rows:
+            shown = [data] * several + [str(ipc), *cells(row)]
+            table.add_row(*shown, style="bold" if row.mean == best else None)
+        table.add_section()
+    return table
+
+
+def cross(options: CompareOptions) -> int:
+    """Score sets on several networks, print, write."""
+    from datastill.cli.progress import Display
+    from datastill.comparison import cross_architecture
+    from datastill.core.files import write_json, write_text
+
+    if options.methods:
+        raise InputError("--sets scores sets that are there, --methods makes new ones; give one of the two.")
+    if len(options.data.data) > 1:
+        raise InputError("--sets takes one data set; name it once, or leave --data out.")
+    display = Display(options.quiet or options.json)
+    with display.bars():
+        matrix = cross_architecture(
+            _sets(options),
+            _load(options)[0] if options.data.data else None,
+            options.on,
+            protocol=options.protocol,
+            repeats=options.networks,
+            learning_rates=options.learning_rates,
+            device=options.device,
+            progress=lambda name, done, total: display.update("evaluating", done, total, {}),
+        )
+    out = options.out or Path("runs/cross")
+    write_json(out / "cross.json", matrix.to_dict())
+    write_text(out / "cross.md", matrix.table())
+    if options.json:
+        print(json.dumps(matrix.to_dict(), indent=2))
+    else:
+        _print_matrix(matrix, display)
+        display.say(f"Written to {out}: cross.json and cross.md.")
+    return 0
+
+
+def _sets(options: CompareOptions) -> list[Path]:
+    """Run folders; the folder of a comparison stands for its cells, of the size in --ipc where it has several."""
+    from datastill.comparison import load_comparison
+
+    found: list[Path] = []
+    for folder in options.sets:
+        if not (folder / "plan.json").is_file():
+            found.append(folder)
+            continue
+        comparison = load_comparison(folder)
+        rows = [row for row in comparison.rows if not options.ipc or row.ipc in options.ipc]
+        data = {row.data for row in rows}
+        if len(data) > 1:
+            raise InputError(f"{folder} compares {', '.join(sorted(data))}; give the run folders of one data set.")
+        found += [path for row in rows for seed in row.seeds if (path := comparison.cell_folder(row, seed))]
+    if not found:
+        raise InputError("There is no finished set of that size in the folder of --sets.")
+    return found
+
+
+def _print_matrix(matrix: CrossMatrix, display: Display) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{matrix.data}, ipc {matrix.ipc}: test accuracy %", title_justify="left")
+    table.add_column("method")
+    for network in matrix.networks:
+        table.add_column(network, justify="right")
+    for method in matrix.methods:
+        table.add_row(method, *(matrix.cell(method, network) for network in matrix.networks))
+    table.add_section()
+    for name, found in (("Kendall's tau", matrix.kendall), ("Spearman's rho", matrix.spearman)):
+        values = ["–" if math.isnan(v) else f"{v:.2f}" for v in found[0].tolist()]
+        table.add_row(f"{name} with {matrix.networks[0]}", *values, style="dim")
+    display.table(table)
+    display.out.print(matrix.caption(), style="dim")

@@ -1,0 +1,72 @@
+"""Tables of comparisons as text."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from datastill.report.words import duration, percent, plural, signed
+
+if TYPE_CHECKING:
+    from datastill.comparison.result import Comparison, Row
+
+COLUMNS = ("method", "accuracy, %", "against Random, points", "to distil", "to evaluate")
+
+
+def markdown(comparison: Comparison) -> str:
+    """Markdown as a README takes it: the best of each data set and size in bold, then what the numbers mean."""
+    lines = [
+        "| data | ipc | " + " | ".join(COLUMNS) + " |",
+        "|---|---:|---|---:|---:|---:|---:|",
+    ]
+    for rows in comparison.groups().values():
+        best = max(row.mean for row in rows)
+        for row in rows:
+            name, accuracy, difference, made, scored = cells(row)
+            bold = "**" if row.mean == best else ""
+            shown = [row.data.replace("|", "/"), str(row.ipc), name, f"{bold}{accuracy}{bold}"]
+            lines.append(f"| {' | '.join([*shown, difference, made, scored])} |")
+    told = [caption(comparison)]
+    if comparison.command:
+        told.append(f"Made by `{comparison.command}`.")
+    return "\n".join([*lines, "", *told]) + "\n"
+
+
+def cells(row: Row) -> tuple[str, str, str, str, str]:
+    """Method, accuracy, paired difference, time to distil and to evaluate, as text."""
+    return (
+        row.method,
+        plus_minus(percent(row.mean), row.interval),
+        plus_minus(signed(row.difference), row.difference_interval),
+        duration(row.distillation_seconds),
+        duration(row.evaluation_seconds),
+    )
+
+
+def plus_minus(text: str, width: float) -> str:
+    """A number with the half-width of its interval, where there is one."""
+    return text if math.isnan(width) else f"{text} ± {percent(width)}"
+
+
+def caption(comparison: Comparison) -> str:
+    """What the numbers of a table mean, in a few sentences."""
+    config, rows = comparison.config, comparison.rows
+    seeds = {len(row.seeds) for row in rows} or {0}
+    few, many = min(seeds), max(seeds)
+    sets = plural(many, "set") if few == many else f"{few} to {many} sets"
+    over = " or ".join(sorted({row.interval_over for row in rows})) or "sets"
+    text = (
+        f"Test accuracy under protocol {comparison.protocol}: mean over {sets} (seeds) × "
+        f"{plural(config['networks'], 'network')}; ± is the half-width of a 95 % t-interval over {over}. "
+        "Differences are paired: a method and the Random of its seed share the networks' weights and orders. "
+        "Times are means per set, on one thread; the time to distil includes what methods prepare once and share."
+    )
+    if config.get("budget"):
+        text += f" Distillation was given {duration(config['budget'])} per set."
+    if comparison.missing:
+        text += f" {plural(len(comparison.missing), 'cell')} of {_all(comparison)} have no result."
+    return text
+
+
+def _all(comparison: Comparison) -> int:
+    return len(comparison.missing) + sum(len(row.cells) for row in comparison.rows)
