@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datastill.core.registry import methods
     from datastill.data import load_real
     from datastill.estimation import estimate
-    from datastill.evaluation import evaluate
+    from datastill.evaluation.evaluate import evaluate
     from datastill.evaluation.protocols import protocols
     from datastill.importers import import_released
     from datastill.run import distill

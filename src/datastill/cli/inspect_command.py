@@ -42,7 +42,9 @@ def main(args: list[str]) -> int:
         "network": record["network"].get("spec") or record["network"]["name"],
         "hyper-parameters": ", ".join(f"{k}={v}" for k, v in record["hyper"].items()) or "none",
         "evaluate with": record["student"]["protocol"],
-        "cost": f"{cost['steps']} steps, {describe_seconds(cost['seconds'])}, {cost['hardware']}",
+        "cost": f"{cost['steps']} steps, {describe_seconds(cost['seconds'])}, {cost['hardware']}"
+        if cost.get("known", True)
+        else "not known: made by others",
         "made by": f"datastill {cost['versions']['datastill']}, torch {cost['versions']['torch']}",
         "notes": "; ".join([*record["data"]["notes"], *record["notes"]]) or "none",
     }

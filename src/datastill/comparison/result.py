@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,14 @@ class Row:
     @cached_property
     def paired(self) -> Evaluation | None:
         """The method beside Random, over the seeds that both have; None for Random itself and where none is."""
+        return None if self.method == BASELINE else self.beside(BASELINE)
+
+    def beside(self, name: str) -> Evaluation | None:
+        """The method beside its baseline of that name, over the seeds that both have."""
         both = [seed for seed in self.seeds if seed in self.baseline]
-        if self.method == BASELINE or not both:
+        if not both:
             return None
-        mine, other = (_arm(n, [c[s] for s in both]) for n, c in ((self.method, self.cells), (BASELINE, self.baseline)))
+        mine, other = (_arm(n, [c[s] for s in both]) for n, c in ((self.method, self.cells), (name, self.baseline)))
         first = self.cells[both[0]]
         return Evaluation(mine, other, None, first["protocol"], first["network"], first["real"], {})
 
@@ -171,6 +175,13 @@ class Comparison:
         for row in self.rows:
             found.setdefault((row.data, row.ipc), []).append(row)
         return found
+
+    def lead(self, rows: Sequence[Row]) -> Evaluation | None:
+        """The best of rows that compare beside the second best, paired over the seeds of both; None for one row."""
+        ranked = sorted(rows, key=lambda row: -row.mean)
+        if len(ranked) < 2:
+            return None
+        return replace(ranked[0], baseline=ranked[1].cells).beside(ranked[1].method)
 
     def table(self) -> str:
         """The table in Markdown, accuracies in percent."""

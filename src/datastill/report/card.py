@@ -173,7 +173,7 @@ def _made(distilled: DistilledSet) -> str:
         + ".",
         "\n".join(table) if rows else "It has no hyper-parameters.",
     ]
-    if cost:
+    if cost and cost.get("known", True):
         versions = ", ".join(f"{name} {number}" for name, number in cost.get("versions", {}).items())
         lines.append(
             f"Cost: {words.plural(cost['steps'], 'image update')} in {words.duration(cost['seconds'])} on "

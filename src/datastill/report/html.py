@@ -135,7 +135,8 @@ def _tiles(first: DistilledSet, evaluation: Evaluation | None) -> list[tuple[str
     share = f" ({100 * count / real:.2g}\u00a0%)" if real else ""
     meaning = f"images in place of {real:,}{share}" if real else "images"
     tiles.append(("plain", f"{count:,}", "", meaning))
-    if "seconds" in manifest.get("cost", {}):
+    cost = manifest.get("cost", {})
+    if "seconds" in cost and cost.get("known", True):
         number, _, unit = words.duration(manifest["cost"]["seconds"]).partition(" ")
         tiles.append(("plain", number, unit, "to distil"))
     return tiles

@@ -14,8 +14,10 @@ _WIDTH = 96
 
 def python_call(manifest: Mapping[str, Any]) -> str:
     """A script that makes the set again, with every hyper-parameter written out."""
+    if "imported" in manifest:
+        return "# this set was made by others and imported with datastill.import_released"
     hyper, given = _hyper(manifest)
-    arguments = {"ipc": manifest["ipc"], "seed": manifest["seed"], **_network(manifest), **hyper}
+    arguments = {"ipc": manifest["ipc"], "seed": manifest["seed"], **_engine(manifest), **hyper}
     lines = ["from datastill import distill, load_real", ""]
     lines += [f"# {name} was a tensor of yours: pass it too" for name in given]
     if manifest.get("network", {}).get("spec", "") is None:
@@ -29,6 +31,8 @@ def python_call(manifest: Mapping[str, Any]) -> str:
 
 def command(manifest: Mapping[str, Any], out: str = "runs/again") -> str | None:
     """The command that makes the set again, or None where a command line cannot say it."""
+    if "imported" in manifest:
+        return None
     data = manifest["data"]
     hyper, given = _hyper(manifest)
     options = dict(data.get("options", {}))
@@ -39,7 +43,7 @@ def command(manifest: Mapping[str, Any], out: str = "runs/again") -> str | None:
         return None
     if manifest.get("network", {}).get("spec", "") is None:
         return None
-    settings = {**options, "ipc": manifest["ipc"], "seed": manifest["seed"], **_network(manifest), **hyper}
+    settings = {**options, "ipc": manifest["ipc"], "seed": manifest["seed"], **_engine(manifest), **hyper}
     words = ["datastill", "distill", str(manifest["method"]), "--data", str(data["source"])]
     for name, item in settings.items():
         words += _flag(name, item)
@@ -68,6 +72,12 @@ def _hyper(manifest: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def _network(manifest: Mapping[str, Any]) -> dict[str, Any]:
     spec = manifest.get("network", {}).get("spec")
     return {"network": spec} if spec else {}
+
+
+def _engine(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The network, and the precision where it is not the usual one."""
+    precision = manifest.get("cost", {}).get("precision", "float32")
+    return {**_network(manifest), **({} if precision == "float32" else {"precision": precision})}
 
 
 def _load(data: Mapping[str, Any]) -> str:
