@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 
 import pytest
 import torch
@@ -268,3 +270,26 @@ def test_bf16_training_updates_every_step(digits: RealSet) -> None:
     curves = [evaluate(made, digits, networks=1, random=False, precision=p) for p in ("float32", "bf16")]
     assert curves[1].distilled.losses[-1] < 0.1 * curves[1].distilled.losses[0]
     assert abs(curves[0].mean - curves[1].mean) < 0.05
+
+
+def test_checks_watch_training_images_and_resume(digits: RealSet, tmp_path) -> None:
+    """`--check-every`: a curve that changes nothing, reads no test image and survives a stop."""
+    from datastill.core.errors import Interrupted
+    from datastill.evaluation.check import Check
+
+    settings = {"ipc": 1, "network": "convnet:width=4,depth=1", "steps": 6, "real_batch": 8}
+    whole = Check(2, images=100)
+    watched = distill("dm", dataclasses.replace(digits, test=None), callbacks=[whole], **settings)
+    assert [step for step, _ in whole.accuracies] == [2, 4, 6]
+    assert torch.equal(watched.images, distill("dm", digits, **settings).images)
+
+    class Stop(Callback):
+        def after_step(self, context: Context) -> None:
+            if context.step == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        distill("dm", digits, out=tmp_path / "run", callbacks=[Check(2, images=100), Stop()], **settings)
+    resumed = Check(2, images=100)
+    distill("dm", digits, out=tmp_path / "run", resume=True, callbacks=[resumed], **settings)
+    assert resumed.accuracies == whole.accuracies

@@ -112,11 +112,13 @@ def _chart(
         return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * (value - low) / (high - low)
 
     series = []
-    for name, colour in colours.items():
+    shown = [name for name in colours if any(row.method == name for row, _ in places)]
+    for k, name in enumerate(shown):
         mine = [(row, x) for row, x in places if row.method == name]
+        aside = 5.0 * (k - (len(shown) - 1) / 2) if joined else 0.0  # equal sizes side by side
         marks = [
             Mark(
-                across(x),
+                across(x) + aside,
                 up(row.mean),
                 up(max(low, row.mean - _width(row))),
                 up(min(high, row.mean + _width(row))),
@@ -125,7 +127,7 @@ def _chart(
             )
             for row, x in mine
         ]
-        series.append(Series(name, colour, sorted(marks, key=lambda mark: mark.x)))
+        series.append(Series(name, colours[name], sorted(marks, key=lambda mark: mark.x)))
     step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.2) if (high - low) / s <= 6.5)
     levels = [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
     yticks = [(up(level), f"{100 * level:.0f}") for level in levels]

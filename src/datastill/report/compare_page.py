@@ -111,15 +111,15 @@ def _headline(comparison: Comparison, data: str, ipc: int, rows: Sequence[Row]) 
     what = f"{data}, ipc {ipc:,}"
     if best.method == BASELINE:
         return "loss" if len(rows) > 1 else "open", what, f"no method is ahead of Random ({_accuracy(best)})."
-    text = (
-        f"{best.method} leads with {_accuracy(best)}, {_points(best.difference, best.difference_interval)} over Random"
-    )
+    ahead = _points(best.difference, best.difference_interval)
+    won = best.difference > best.difference_interval
+    text = f"{best.method} leads with {_accuracy(best)}, "
+    text += f"{ahead} over Random" if won else f"but {ahead} over Random is too little to be sure"
     beside = comparison.lead(rows)
     if beside is not None and beside.random is not None and beside.random.name != BASELINE:
-        second, width = beside.random.name, beside.difference_interval
-        sure = beside.difference > width
-        text += f"; over {second} it is {_points(beside.difference, width)}" + ("" if sure else ", too close to tell")
-    won = not math.isnan(best.difference_interval) and best.difference > best.difference_interval
+        width = beside.difference_interval
+        text += f"; its lead over {beside.random.name}, {_points(beside.difference, width)}, is "
+        text += "clear" if beside.difference > width else "too small to be sure"
     return "win" if won else "open", what, text + "."
 
 
@@ -199,14 +199,21 @@ def _heat(data: str, ipc: int, rows: Sequence[Row], colours: Mapping[str, int]) 
     values = [row.arm.per_class.tolist() for row in rows]
     spread = [max(column) - min(column) if not any(map(math.isnan, column)) else -1.0 for column in zip(*values)]
     kept = sorted(sorted(range(len(names)), key=lambda c: -spread[c])[:HEAT_CLASSES])
-    lines = [(row.method, colours[row.method], [_heat_cell(mine[c]) for c in kept]) for row, mine in zip(rows, values)]
+    seen = [mine[c] for mine in values for c in kept if not math.isnan(mine[c])] or [0.0]
+    low, high = min(seen), max(seen)
+    lines = [
+        (row.method, colours[row.method], [_heat_cell(mine[c], low, high) for c in kept])
+        for row, mine in zip(rows, values)
+    ]
     cut = f"The {len(kept)} of {len(names)} classes on which the methods differ most." if len(kept) < len(names) else ""
     return {"title": f"{data}, ipc {ipc:,}", "names": [names[c] for c in kept], "rows": lines, "cut": cut}
 
 
-def _heat_cell(value: float) -> tuple[str, int]:
-    """(percent, strength of the colour from 0 to 100)."""
-    return ("–", 0) if math.isnan(value) else (f"{100 * value:.0f}", round(85 * value))
+def _heat_cell(value: float, low: float, high: float) -> tuple[str, int]:
+    """(percent, strength of the colour in percent): the table's lowest is faint, its highest strong."""
+    if math.isnan(value):
+        return "–", 0
+    return f"{100 * value:.0f}", round(6 + 84 * (value - low) / (high - low or 1.0))
 
 
 def _cost(row: Row, colours: Mapping[str, int]) -> dict[str, Any]:
