@@ -88,7 +88,7 @@ def run(options: CompareOptions) -> int:
                 out=out,
                 workers=options.workers,
                 device=options.device,
-                progress=_teller(display, out),
+                progress=_teller(display),
             )
     except CellsFailed as error:
         failed, result = error, error.comparison
@@ -120,7 +120,7 @@ def parse_settings(given: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     return settings
 
 
-def _teller(display: Display, out: Path) -> Any:
+def _teller(display: Display) -> Any:
     """Bars in a terminal, else a line for every unit."""
     import sys
 
@@ -129,12 +129,13 @@ def _teller(display: Display, out: Path) -> Any:
 
     in_terminal = sys.stderr.isatty()
 
-    def tell(stage: str, done: Done) -> None:
-        display.update(stage, done.done, done.total, {"minutes left": done.seconds_left / 60})
-        if in_terminal and done.failure is None:
-            return
+    def tell(done: Done) -> None:
+        if in_terminal:
+            display.update("cells", done.done, done.total, {"minutes left": done.seconds_left / 60})
+            if done.failure is None:
+                return
         outcome = f"failed: {done.failure.sentence}" if done.failure else "prepared"
-        if done.failure is None and stage == "cells":
+        if done.failure is None and done.unit.target.suffix == ".json":
             outcome = f"{100 * read_json(done.unit.target)['accuracy']:.1f} %"
         left = f", about {describe_seconds(done.seconds_left)} left" if done.done < done.total else ""
         display.say(f"[{done.done}/{done.total}] {done.unit.name}: {outcome} ({done.seconds:.1f} s{left})")
@@ -154,36 +155,34 @@ def _write(result: Comparison, out: Path, ledger: Path | None) -> None:
 
 
 def _print(result: Comparison, out: Path, display: Display, as_json: bool) -> None:
-    from datastill.comparison.tables import caption
+    from datastill.comparison.tables import caption, headlines
 
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
         return
-    display.table(comparison_table(result))
-    display.out.print(caption(result), style="dim")
-    for verdict in result.verdicts:
-        display.out.print(verdict, markup=False)
+    for data in result.config["data"]:
+        if any(row.data == data for row in result.rows):
+            display.table(comparison_table(result, data))
+    display.out.print(caption(result), style="dim", markup=False)
+    for _, what, text in headlines(result):
+        display.out.print(f"{what}: {text}", markup=False)
     display.say(f"Written to {out}: comparison.json, table.md and report.html.")
 
 
-def comparison_table(result: Comparison) -> Table:
-    """Methods by data set and size."""
+def comparison_table(result: Comparison, data: str) -> Table:
+    """Methods by size, on one data set."""
     from rich.table import Table
 
     from datastill.comparison.tables import cells
 
-    several = len(result.config["data"]) > 1
-    name = "" if several else f"{next(iter(result.config['data']))}: "
-    table = Table(title=f"{name}protocol {result.protocol}", title_justify="left")
-    columns = [("data", "left")] * several + [("ipc", "right"), ("method", "left"), ("test accuracy %", "right")]
-    columns += [("against Random", "right"), ("to distil", "right"), ("to evaluate", "right")]
-    for column, justify in columns:
-        table.add_column(column, justify=justify, no_wrap=column != "data")  # type: ignore[arg-type]
-    for (data, ipc), rows in result.groups().items():
+    table = Table(title=f"{data}: protocol {result.protocol}", title_justify="left")
+    for column in ("ipc", "method", "test accuracy %", "against Random", "to distil", "to evaluate"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for (name, ipc), rows in result.groups().items():
         best = max(row.mean for row in rows)
         for row in rows:
-            shown = [data] * several + [str(ipc), *cells(row)]
-            table.add_row(*shown, style="bold" if row.mean == best else None)
+            if name == data:
+                table.add_row(str(ipc), *cells(row), style="bold" if row.mean == best else None)
         table.add_section()
     return table
 
@@ -253,6 +252,6 @@ def _print_matrix(matrix: CrossMatrix, display: Display) -> None:
     table.add_section()
     for name, found in (("Kendall's tau", matrix.kendall), ("Spearman's rho", matrix.spearman)):
         values = ["–" if math.isnan(v) else f"{v:.2f}" for v in found[0].tolist()]
-        table.add_row(f"{name} with {matrix.networks[0]}", *values, style="dim")
+        table.add_row(name, *values, style="dim")
     display.table(table)
-    display.out.print(matrix.caption(), style="dim")
+    display.out.print(matrix.caption(), style="dim", markup=False)

@@ -44,7 +44,7 @@ def main(args: list[str]) -> int:
         _print(entries, display)
     if others:
         shown = ", ".join(str(path) for path in others[:3]) + (", ..." if len(others) > 3 else "")
-        display.say(f"{len(others)} JSON files hold no result and were left out: {shown}")
+        display.say(f"Left out, since they hold no result: {shown}")
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,12 @@ def prepared_units(job: Job) -> list[Path]:
     return [path for path in paths if path is not None]
 
 
-def prepare_unit(work: Work, cell: Cell, target: Path) -> None:
+def perform(step: Callable[[Work, Cell, Path], None], work: Work, cell: Cell, target: Path) -> None:
+    """One step of a comparison: `prepare` or `run_cell`."""
+    step(work, cell, target)
+
+
+def prepare(work: Work, cell: Cell, target: Path) -> None:
     """Do the preparation that writes `target`, once for all cells that share it."""
     job = work.job(cell)
     watch = Stopwatch()
@@ -141,8 +146,8 @@ def prepare_unit(work: Work, cell: Cell, target: Path) -> None:
 
 def run_cell(work: Work, cell: Cell, target: Path) -> None:
     """Distil (or go on from a checkpoint), score, and write the record."""
-    watch = Stopwatch()
     job = work.job(cell)
+    watch = Stopwatch()
     distilled = run_job(job, work.folder(cell), (), 15.0)
     made = watch.read()
     result = evaluate(

@@ -20,7 +20,7 @@ from datastill.evaluation.evaluate import Distilled, _load, real_for
 from datastill.evaluation.protocols import Protocol
 from datastill.evaluation.scores import spread_over, t_interval
 from datastill.models import resolve_network
-from datastill.report.words import percent
+from datastill.report.words import percent, plural
 
 FORMAT = "datastill-cross"
 BASELINE = "random"
@@ -106,7 +106,7 @@ class CrossMatrix:
             lines.append(f"| {' | '.join([method, *cells])} |")
         for name, found in (("Kendall's tau", self.kendall), ("Spearman's rho", self.spearman)):
             cells = ["–" if math.isnan(v) else f"{v:.2f}" for v in found[0].tolist()]
-            lines.append(f"| *{name} with {self.networks[0]}* | {' | '.join(cells)} |")
+            lines.append(f"| *{name}* | {' | '.join(cells)} |")
         return "\n".join([*lines, "", self.caption()]) + "\n"
 
     def caption(self) -> str:
@@ -120,7 +120,8 @@ class CrossMatrix:
         )
         return (
             f"Test accuracy in percent on {self.data}, ipc {self.ipc}, protocol {self.protocol}; {rates}. "
-            f"Mean over {sets} set{'s' * (sets > 1)} × {repeats} networks, ± half of a 95 % interval."
+            f"Mean over {plural(sets, 'set')} × {plural(repeats, 'network')}, ± half of a 95 % interval. "
+            f"Tau and rho: how far a network ranks the methods as {self.networks[0]} does, from 1 (alike) to -1."
         )
 
     def cell(self, method: str, network: str) -> str:

@@ -92,8 +92,8 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield digest(key), stored
     elif {"distilled", "made", "protocol", "network", "data"} <= stored.keys() and stored["made"]:
         for name in ("distilled", "random"):
-            arm = stored.get(name)
-            for made, accuracies in zip(stored["made"], arm["accuracies"] if arm else [], strict=False):
+            arm = stored.get(name) or {"accuracies": []}
+            for made, accuracies in zip(stored["made"], arm["accuracies"], strict=False):
                 yield f"{path} {name}", _pseudo_cell(stored, arm, made, accuracies, name)
 
 

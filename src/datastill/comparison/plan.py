@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datastill.comparison.cells import Cell, Settled, Work, job_of, named, prepared_units
+from datastill.comparison.cells import Cell, Settled, Work, job_of, named, prepare, prepared_units, run_cell
 from datastill.comparison.settings import Settings
 from datastill.comparison.sources import RealSets
 from datastill.core.artifact import MANIFEST
@@ -48,19 +48,19 @@ def lay_out(settings: Settings, reals: RealSets, out: Path) -> tuple[Work, list[
     return work, cells
 
 
-def preparations(work: Work, cells: list[Cell]) -> tuple[list[Unit], dict[Cell, list[Path]]]:
-    """One unit for every file that cells share, and the files that each unfinished cell needs."""
-    units: dict[Path, Unit] = {}
-    needed: dict[Cell, list[Path]] = {}
+def units_of(work: Work, cells: list[Cell]) -> list[Unit]:
+    """Every file that cells share, once, and after these the cells."""
+    shared: dict[Path, Unit] = {}
+    units = []
     for cell in cells:
-        if work.result(cell).is_file():
-            continue
-        needed[cell] = prepared_units(work.job(cell))
-        for path in needed[cell]:
+        target = work.result(cell)
+        needs = () if target.is_file() else tuple(prepared_units(work.job(cell)))
+        for path in needs:
             kind = path.name.rsplit("-", 1)[0]
-            title = f"{cell.data}, {kind}, seed {cell.seed}"
-            units.setdefault(path, Unit(title, (work, cell), path, group=f"{cell.data}, {kind}"))
-    return list(units.values()), needed
+            name = f"{cell.data}, {kind}, seed {cell.seed}"
+            shared.setdefault(path, Unit(name, (prepare, work, cell), path, f"{cell.data}, {kind}"))
+        units.append(Unit(cell.title, (run_cell, work, cell), target, cell.group, needs))
+    return [*shared.values(), *units]
 
 
 def _stored(config: dict[str, Any], out: Path) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -175,13 +175,6 @@ class Comparison:
         for row in self.rows:
             found.setdefault((row.data, row.ipc), []).append(row)
         return found
-
-    def lead(self, rows: Sequence[Row]) -> Evaluation | None:
-        """The best of rows that compare beside the second best, paired over the seeds of both; None for one row."""
-        ranked = sorted(rows, key=lambda row: -row.mean)
-        if len(ranked) < 2:
-            return None
-        return replace(ranked[0], baseline=ranked[1].cells).beside(ranked[1].method)
 
     def table(self) -> str:
         """The table in Markdown, accuracies in percent."""

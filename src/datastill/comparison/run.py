@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datastill.comparison.cells import prepare_unit, readable, run_cell
-from datastill.comparison.plan import lay_out, preparations
+from datastill.comparison.cells import perform, readable
+from datastill.comparison.plan import lay_out, units_of
 from datastill.comparison.result import Comparison, load_comparison
 from datastill.comparison.settings import Settings, make_settings
 from datastill.comparison.sources import RealSets, real_sets
@@ -16,15 +16,15 @@ from datastill.core.allocator import keep_freed_memory
 from datastill.core.errors import InputError, Interrupted
 from datastill.core.files import write_text
 from datastill.evaluation.protocols import Protocol
-from datastill.launch import Done, Failure, Function, Unit, UnitsFailed, one_thread, run_units
+from datastill.launch import Done, Failure, UnitsFailed, one_thread, run_units
 
 ERRORS = "errors"
 
-#: Told the stage ("preparing" or "cells") and what has ended in it.
-Progress = Callable[[str, Done], object]
+#: Told what has ended, and how far all is.
+Progress = Callable[[Done], object]
 
 
-def silent(stage: str, done: Done) -> None:
+def silent(done: Done) -> None:
     """No progress."""
 
 
@@ -104,26 +104,17 @@ def compare(
 def _compare(asked: Settings, reals: RealSets, out: Path, workers: int, progress: Progress) -> Comparison:
     with one_thread():
         work, cells = lay_out(asked, reals, out)
-        shared, needed = preparations(work, cells)
-    failures = _stage("preparing", prepare_unit, shared, workers, progress)
-    ready = [cell for cell in cells if all(path.is_file() for path in needed.get(cell, []))]
-    units = [Unit(cell.title, (work, cell), work.result(cell), cell.group) for cell in ready]
-    failures += _stage("cells", run_cell, units, workers, progress)
-    failures += [Failure(c.title, "what it needs could not be prepared", 1) for c in cells if c not in set(ready)]
+        units = units_of(work, cells)
+    failures: list[Failure] = []
+    try:
+        run_units(perform, units, workers=workers, on_done=progress)
+    except UnitsFailed as error:
+        failures = error.failures
     comparison = load_comparison(out)
     comparison.save()
     if failures:
         for failure in failures:
             if failure.traceback:
                 write_text(out / ERRORS / f"{readable(failure.name)}.txt", f"{failure}\n\n{failure.traceback}")
-        raise CellsFailed(failures, len(cells) + len(shared), comparison)
+        raise CellsFailed(failures, len(units), comparison)
     return comparison
-
-
-def _stage(name: str, function: Function, units: list[Unit], workers: int, progress: Progress) -> list[Failure]:
-    """Run the units of a stage; those that failed do not end the comparison."""
-    try:
-        run_units(function, units, workers=workers, on_done=lambda done: progress(name, done))
-    except UnitsFailed as error:
-        return error.failures
-    return []

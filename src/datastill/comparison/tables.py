@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from datastill.report.words import duration, percent, plural, signed
 
 if TYPE_CHECKING:
     from datastill.comparison.result import Comparison, Row
+    from datastill.evaluation.scores import Evaluation
 
 COLUMNS = ("method", "accuracy, %", "against Random, points", "to distil", "to evaluate")
 
@@ -66,6 +69,37 @@ def caption(comparison: Comparison) -> str:
     if comparison.missing:
         text += f" {plural(len(comparison.missing), 'cell')} of {_all(comparison)} have no result."
     return text
+
+
+def headlines(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """("win", "loss" or "open", what, sentence) of each data set and size: who leads, over Random and the next."""
+    return [_headline(data, ipc, rows) for (data, ipc), rows in comparison.groups().items()]
+
+
+def _headline(data: str, ipc: int, rows: Sequence[Row]) -> tuple[str, str, str]:
+    what = f"{data}, ipc {ipc:,}"
+    ranked = sorted(rows, key=lambda row: -row.mean)
+    best = ranked[0]
+    accuracy = f"{plus_minus(percent(best.mean), best.interval)} %"
+    if best.method == "random":
+        return "loss" if len(rows) > 1 else "open", what, f"no method is ahead of Random, {accuracy}."
+    if best.paired is None:
+        return "open", what, f"{best.method} leads with {accuracy}; Random has no result."
+    ahead, won = _lead(best.paired)
+    text = f"{best.method} leads with {accuracy}, "
+    text += f"{ahead} over Random" if won else f"but {ahead} over Random is too little to be sure"
+    if ranked[1].method != "random":
+        over = replace(best, baseline=ranked[1].cells).beside(ranked[1].method)
+        if over is not None:
+            lead, clear = _lead(over)
+            text += f"; its lead over {ranked[1].method}, {lead}, is {'clear' if clear else 'too small to be sure'}"
+    return "win" if won else "open", what, text + "."
+
+
+def _lead(pair: Evaluation) -> tuple[str, bool]:
+    """A paired difference as text, and whether its interval lies above zero."""
+    width = pair.difference_interval
+    return f"{plus_minus(signed(pair.difference), width)} points", pair.difference > width
 
 
 def _all(comparison: Comparison) -> int:

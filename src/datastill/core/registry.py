@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from datastill.core.errors import InputError, nearest
+from datastill.core.imports import import_file
 
 if TYPE_CHECKING:
     from datastill.core.plan import Plan, Task
@@ -129,20 +129,13 @@ def get_method(name: str) -> MethodInfo:
 def _from_file(path: Path, wanted: str) -> MethodInfo:
     if not path.is_file():
         raise InputError(f"There is no method file {path}; check the path.")
-    before = set(_REGISTRY)
-    module_name = f"datastill_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{path} is not a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
     try:
-        spec.loader.exec_module(module)
+        module = import_file(path)
     except InputError:
         raise
     except Exception as error:
         raise InputError(f"{path} cannot be imported ({type(error).__name__}: {error}); mend it first.") from error
-    found = {n: i for n, i in _REGISTRY.items() if i.cls.__module__ == module_name or n not in before}
+    found = {name: info for name, info in _REGISTRY.items() if info.cls.__module__ == module.__name__}
     if wanted and wanted not in found:
         raise InputError(f"{path} registers no method {wanted!r}. {nearest(wanted, found)}")
     if not found or (len(found) > 1 and not wanted):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -40,6 +41,17 @@ class Rng:
     def child(self, purpose: str, *key: Key) -> Rng:
         """An independent family, for a part that derives keys of its own."""
         return Rng(self.derive(purpose, *key))
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put Python's and numpy's global generators back afterwards; some libraries draw from them when imported."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
 
 
 @contextlib.contextmanager

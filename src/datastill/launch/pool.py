@@ -23,7 +23,7 @@ import torch
 
 from datastill.core.allocator import keep_freed_memory
 from datastill.core.errors import DatastillError, InputError, Interrupted
-from datastill.launch.units import Failure, Function, Unit, attempt
+from datastill.launch.units import Failure, Function, Unit, attempt, without_needs
 
 #: Seconds that a worker has to write a checkpoint when it is asked to stop.
 GRACE_SECONDS = 8.0
@@ -47,14 +47,20 @@ def run_pool(
     before = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    held = list(units)
+    running: dict[Future[tuple[Failure | None, float]], Unit] = {}
     try:
-        with _interrupts_ignored():  # a worker inherits this, and is not interrupted while it starts
-            futures = {executor.submit(_work, function, unit): unit for unit in units}
-        waiting: set[Future[tuple[Failure | None, float]]] = set(futures)
-        while waiting:
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                ended(futures[future], *future.result())
+        while held or running:
+            ready = [unit for unit in held if unit.ready]
+            held = [unit for unit in held if not unit.ready]
+            with _interrupts_ignored():  # a worker inherits this, and is not interrupted while it starts
+                running |= {executor.submit(_work, function, unit): unit for unit in ready}
+            if not running:
+                for unit in held:
+                    ended(unit, without_needs(unit), 0.0)
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                ended(running.pop(future), *future.result())
         executor.shutdown()
     except BrokenProcessPool as error:
         done = sum(unit.finished for unit in units)

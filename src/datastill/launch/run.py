@@ -8,7 +8,7 @@ from typing import Any
 from datastill.core.allocator import keep_freed_memory
 from datastill.core.errors import InputError, Interrupted
 from datastill.launch.pool import run_pool
-from datastill.launch.units import Clock, Done, Failure, Function, Unit, UnitsFailed, attempt, one_thread
+from datastill.launch.units import Clock, Done, Failure, Function, Unit, UnitsFailed, attempt, one_thread, without_needs
 
 OnDone = Callable[[Done], Any]
 
@@ -22,7 +22,7 @@ def run_units(function: Function, units: Sequence[Unit], *, workers: int = 1, on
 
     Args:
         function: called as `function(*unit.arguments, unit.target)`; importable by name where workers > 1.
-        units: those of one target are one unit.
+        units: those of one target are one unit; a unit stands after those whose files it needs.
         workers: 1 runs in this process; more run in processes that are started afresh ("spawn").
         on_done: told after every unit.
 
@@ -67,4 +67,4 @@ def _run_here(function: Function, units: Sequence[Unit], ended: Callable[[Unit, 
     keep_freed_memory()
     with one_thread():
         for unit in units:
-            ended(unit, *attempt(function, unit))
+            ended(unit, *(attempt(function, unit) if unit.ready else (without_needs(unit), 0.0)))

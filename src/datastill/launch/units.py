@@ -27,17 +27,24 @@ class Unit:
         arguments: can be pickled where units go to other processes.
         target: the file that is there when the unit is finished, named by a hash of what it depends on.
         group: units of one group cost about the same; the time left is reckoned by group.
+        needs: files of other units, earlier in the list, that must be there before it can start.
     """
 
     name: str
     arguments: tuple[Any, ...]
     target: Path
     group: str = ""
+    needs: tuple[Path, ...] = ()
 
     @property
     def finished(self) -> bool:
         """Whether its file is there."""
         return self.target.is_file()
+
+    @property
+    def ready(self) -> bool:
+        """Whether all that it needs is there."""
+        return all(path.is_file() for path in self.needs)
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,11 @@ class UnitsFailed(DatastillError):
             f"{len(failures)} of {total} units failed, the others are kept: {shown}{more}. "
             "Mend what is named and rerun the same command to go on."
         )
+
+
+def without_needs(unit: Unit) -> Failure:
+    """A unit that cannot start, since a unit that it needs has failed."""
+    return Failure(unit.name, "what it needs could not be made", 1)
 
 
 def attempt(function: Function, unit: Unit) -> tuple[Failure | None, float]:

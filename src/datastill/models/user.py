@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import os
 import sys
@@ -18,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from datastill.core.errors import InputError, nearest
+from datastill.core.imports import import_file
 from datastill.core.rng import isolated
 from datastill.models.anatomy import Anatomy, Embed, Size, dissect
 from datastill.models.base import Network
@@ -45,7 +44,7 @@ def load_object(reference: str) -> Any:
     place, _, name = reference.rpartition(":")
     try:
         with isolated(0):
-            module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+            module = import_file(Path(place)) if place.endswith(".py") else _import_module(place)
     except InputError:
         raise
     except Exception as error:
@@ -69,26 +68,6 @@ def _import_module(name: str) -> ModuleType:
     finally:
         if added and here in sys.path:
             sys.path.remove(here)
-
-
-def _import_file(path: Path) -> ModuleType:
-    path = path.expanduser().resolve()
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; a network of your own is named path/to/file.py:ClassName.")
-    name = f"datastill_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{path} is not a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 def arguments_for(function: Callable[..., Any], shapes: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datastill._version import __version__
-from datastill.comparison.tables import caption, cells
+from datastill.comparison.tables import caption, cells, headlines
 from datastill.core.errors import InputError
 from datastill.core.files import write_text
 from datastill.report import words
@@ -66,7 +66,7 @@ def page(comparison: Comparison) -> dict[str, Any]:
     return {
         "title": _title(methods, data),
         "lead": _lead(comparison, methods),
-        "headlines": [_headline(comparison, name, ipc, group) for (name, ipc), group in groups.items()],
+        "headlines": headlines(comparison),
         "tiles": _tiles(comparison),
         "groups": [_table(name, ipc, group, colours, len(data) > 1) for (name, ipc), group in groups.items()],
         "caption": caption(comparison),
@@ -103,32 +103,6 @@ def _lead(comparison: Comparison, methods: Sequence[str]) -> str:
         f"{words.plural(count, 'set')}, every one scored by {words.plural(config['networks'], 'fresh network')} "
         f"under protocol {comparison.protocol}."
     )
-
-
-def _headline(comparison: Comparison, data: str, ipc: int, rows: Sequence[Row]) -> tuple[str, str, str]:
-    """(outcome, what, sentence) for one data set and size: who leads, over Random and over the next."""
-    best = max(rows, key=lambda row: row.mean)
-    what = f"{data}, ipc {ipc:,}"
-    if best.method == BASELINE:
-        return "loss" if len(rows) > 1 else "open", what, f"no method is ahead of Random ({_accuracy(best)})."
-    ahead = _points(best.difference, best.difference_interval)
-    won = best.difference > best.difference_interval
-    text = f"{best.method} leads with {_accuracy(best)}, "
-    text += f"{ahead} over Random" if won else f"but {ahead} over Random is too little to be sure"
-    beside = comparison.lead(rows)
-    if beside is not None and beside.random is not None and beside.random.name != BASELINE:
-        width = beside.difference_interval
-        text += f"; its lead over {beside.random.name}, {_points(beside.difference, width)}, is "
-        text += "clear" if beside.difference > width else "too small to be sure"
-    return "win" if won else "open", what, text + "."
-
-
-def _accuracy(row: Row) -> str:
-    return f"{words.with_interval(row.mean, row.interval)} %"
-
-
-def _points(difference: float, width: float) -> str:
-    return words.signed(difference) + ("" if math.isnan(width) else f" ± {words.percent(width)}") + " points"
 
 
 def _tiles(comparison: Comparison) -> list[tuple[str, str, str, str]]:
@@ -240,7 +214,7 @@ def _machine(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 def _settings(comparison: Comparison) -> list[tuple[str, str]]:
     config = comparison.config
-    first = {row.data: next(iter(row.cells.values())) for row in reversed(comparison.rows)}
+    first = {row.data: next(iter(row.cells.values())) for row in comparison.rows}
     protocol = ", ".join(f"{k} {words.value(v)}" for k, v in config["protocol"].items() if k not in ("name", "summary"))
     described = {words.describe_network(cell["network"]) for cell in first.values()}
     found = [

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
+
+from datastill.core.rng import undisturbed
 
 
 def herding(features: Tensor, k: int) -> Tensor:
@@ -43,10 +47,13 @@ def k_center(features: Tensor, k: int) -> Tensor:
 
 def k_means(features: Tensor, k: int, seed: int) -> Tensor:
     """The sample nearest to each of k centroids; a sample taken already gives way to the next nearest."""
-    from sklearn.cluster import KMeans
-
     points = features.double().numpy()
-    fitted = KMeans(n_clusters=k, n_init=3, random_state=seed % 2**32).fit(points)
+    with undisturbed(), warnings.catch_warnings():
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
+
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than centroids: handled below
+        fitted = KMeans(n_clusters=k, n_init=3, random_state=seed % 2**32).fit(points)
     centres = torch.from_numpy(fitted.cluster_centers_).to(features)
     distance = torch.cdist(centres, features)
     chosen: list[int] = []

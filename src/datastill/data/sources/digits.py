@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import random
-
 from datastill.core.errors import InputError
+from datastill.core.rng import undisturbed
 from datastill.data.raw import Raw, Request, Split
 from datastill.data.sources import source
 
@@ -23,10 +22,9 @@ def digits(request: Request, *, train: int = 899) -> Raw:
     from datastill.data.arrays import array_split
     from datastill.data.stratify import hold_out
 
-    state = random.getstate()  # importing scikit-learn imports rich, which draws names for its styles
-    from sklearn.datasets import load_digits
+    with undisturbed():  # importing scikit-learn imports rich, which draws names for its styles
+        from sklearn.datasets import load_digits
 
-    random.setstate(state)
     bunch = load_digits()
     images = (bunch.images[:, None] / 16).astype(np.float32)
     labels = torch.from_numpy(bunch.target).long()

@@ -1,0 +1,177 @@
+"""Units of work: skipped when finished, the same wherever they run, none lost when one fails, nothing left alive."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from datastill.core.errors import Diverged, InputError, Interrupted
+from datastill.core.files import write_json
+from datastill.launch import Done, Unit, UnitsFailed, one_thread, run_units
+from datastill.launch.units import Clock
+
+
+def square(n: int, target: Path) -> None:
+    """Writes what it computed, and how many threads it had."""
+    if n == 13:
+        raise Diverged("thirteen is not finite.")
+    if n == 14:
+        raise ValueError("fourteen\nis odd")
+    if n == 15:
+        raise Interrupted("Stopped after step 1.")
+    if n == 16:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if n < 0:
+        time.sleep(-n)
+    write_json(target, {"square": n * n, "threads": torch.get_num_threads()})
+
+
+def units(folder: Path, numbers: list[int], **options: object) -> list[Unit]:
+    return [Unit(f"unit {n}", (n,), folder / f"{n}.json", **options) for n in numbers]  # type: ignore[arg-type]
+
+
+def read(folder: Path) -> dict[str, dict]:
+    return {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def test_a_pool_writes_what_one_process_writes_on_one_thread(tmp_path: Path) -> None:
+    torch.set_num_threads(2)
+    try:
+        run_units(square, units(tmp_path / "serial", [1, 2, 3]))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    run_units(square, units(tmp_path / "pool", [1, 2, 3]), workers=2)
+    assert read(tmp_path / "serial") == read(tmp_path / "pool")
+    assert read(tmp_path / "pool")["3.json"] == {"square": 9, "threads": 1}
+
+
+def test_a_finished_unit_is_left_as_it_is_and_units_of_one_target_are_one(tmp_path: Path) -> None:
+    told: list[Done] = []
+    write_json(tmp_path / "1.json", "finished")
+    run_units(square, units(tmp_path, [1, 2, 2]), on_done=told.append)
+    assert read(tmp_path)["1.json"] == "finished"
+    assert [(one.unit.name, one.done, one.total) for one in told] == [("unit 2", 2, 2)]
+    assert told[0].seconds_left == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_that_fails_does_not_lose_the_others(tmp_path: Path, workers: int) -> None:
+    made = units(tmp_path, [13, 14, 2])
+    made.append(Unit("child", (3,), tmp_path / "3.json", needs=(tmp_path / "13.json",)))
+    with pytest.raises(UnitsFailed, match="3 of 5 units failed") as caught:
+        run_units(square, [*made, *units(tmp_path, [4])], workers=workers)
+    assert set(read(tmp_path)) == {"2.json", "4.json"}
+    sentences = {failure.name: failure for failure in caught.value.failures}
+    assert sentences["unit 13"].sentence == "thirteen is not finite."
+    assert sentences["unit 13"].exit_code == 3
+    assert sentences["unit 14"].sentence == "ValueError: fourteen is odd"
+    assert "square" in sentences["unit 14"].traceback
+    assert "could not be made" in sentences["child"].sentence
+    assert caught.value.exit_code == caught.value.failures[0].exit_code
+    assert "unit 13: thirteen" in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_unit_waits_for_what_it_needs(tmp_path: Path, workers: int) -> None:
+    first = Unit("slow", (-1,), tmp_path / "-1.json")
+    second = Unit("next", (2,), tmp_path / "2.json", needs=(first.target,))
+    order: list[str] = []
+    run_units(square, [first, second], workers=workers, on_done=lambda done: order.append(done.unit.name))
+    assert order == ["slow", "next"]
+
+
+def test_a_unit_that_writes_nothing_has_failed(tmp_path: Path) -> None:
+    with pytest.raises(UnitsFailed, match="without writing"):
+        run_units(lambda target: None, [Unit("idle", (), tmp_path / "x.json")])
+
+
+def test_a_wish_to_stop_ends_all_of_it(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match="1 of 3 units are finished and kept; rerun the same command"):
+        run_units(square, units(tmp_path, [1, 15, 2]))
+    assert set(read(tmp_path)) == {"1.json"}
+
+
+def test_a_worker_that_is_killed_is_told_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="A worker process died .* rerun the same command") as caught:
+        run_units(square, units(tmp_path, [16, -1]), workers=2)
+    assert type(caught.value).__name__ == "WorkersLost"
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2"])
+def test_workers_are_a_whole_number(tmp_path: Path, workers: object) -> None:
+    with pytest.raises(InputError, match="workers"):
+        run_units(square, [], workers=workers)  # type: ignore[arg-type]
+
+
+def test_the_time_left_goes_by_group(tmp_path: Path) -> None:
+    made = [Unit(str(k), (), tmp_path / str(k), group=group) for k, group in enumerate("aabbb")]
+    clock = Clock(made, workers=1)
+    assert clock.ended(made[0], 1.0) == 4.0  # nothing is known of b: as what ended
+    assert clock.ended(made[2], 10.0) == 1.0 + 2 * 10.0
+    assert Clock(made, workers=2).ended(made[0], 1.0) == 2.0
+
+
+def test_threads_are_put_back_after_an_error() -> None:
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ValueError, match="x"), one_thread():
+            assert torch.get_num_threads() == 1
+            raise ValueError("x")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from test_launch import square, units
+from datastill.launch import run_units
+if __name__ == "__main__":
+    run_units(square, units(Path(sys.argv[1]), [1, 2, -60, -61]), workers=2)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_worker_outlives_its_parent(tmp_path: Path, number: signal.Signals) -> None:
+    """Stopped or killed, the parent leaves no process behind that would go on beside the rerun."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(here=str(Path(__file__).parent)))
+    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], stderr=subprocess.DEVNULL)
+    while not ((tmp_path / "1.json").exists() and (tmp_path / "2.json").exists()) and parent.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    workers = children_of(parent.pid)
+    assert len(workers) >= 2
+    started = time.monotonic()
+    parent.send_signal(number)
+    parent.wait(timeout=30)
+    while any(alive(pid) for pid in workers) and time.monotonic() - started < 15:
+        time.sleep(0.05)
+    assert not [pid for pid in workers if alive(pid)]
+    assert time.monotonic() - started < 15
+    assert set(read(tmp_path)) == {"1.json", "2.json"}
+
+
+def children_of(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children")
+    if not text.exists():
+        pytest.skip("no /proc here")
+    return [int(child) for child in text.read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
