@@ -19,7 +19,7 @@ from datastill.launch import Done, Unit, UnitsFailed, one_thread, run_units
 from datastill.launch.units import Clock
 
 
-def square(n: int, target: Path) -> None:
+def square(n: float, target: Path) -> None:
     """Writes what it computed, and how many threads it had."""
     if n == 13:
         raise Diverged("thirteen is not finite.")
@@ -34,7 +34,7 @@ def square(n: int, target: Path) -> None:
     write_json(target, {"square": n * n, "threads": torch.get_num_threads()})
 
 
-def units(folder: Path, numbers: list[int], **options: object) -> list[Unit]:
+def units(folder: Path, numbers: list[float], **options: object) -> list[Unit]:
     return [Unit(f"unit {n}", (n,), folder / f"{n}.json", **options) for n in numbers]  # type: ignore[arg-type]
 
 
@@ -65,28 +65,27 @@ def test_a_finished_unit_is_left_as_it_is_and_units_of_one_target_are_one(tmp_pa
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_one_that_fails_does_not_lose_the_others(tmp_path: Path, workers: int) -> None:
-    made = units(tmp_path, [13, 14, 2])
-    made.append(Unit("child", (3,), tmp_path / "3.json", needs=(tmp_path / "13.json",)))
-    with pytest.raises(UnitsFailed, match="3 of 5 units failed") as caught:
-        run_units(square, [*made, *units(tmp_path, [4])], workers=workers)
-    assert set(read(tmp_path)) == {"2.json", "4.json"}
+    made = units(tmp_path, [13, 14, -0.3])
+    made.append(Unit("child of 13", (3,), tmp_path / "3.json", needs=(tmp_path / "13.json",)))
+    made.append(Unit("child of the slow", (5,), tmp_path / "5.json", needs=(tmp_path / "-0.3.json",)))
+    order: list[str] = []
+    with pytest.raises(UnitsFailed, match="3 of 6 units failed") as caught:
+        run_units(
+            square,
+            [*made, *units(tmp_path, [4])],
+            workers=workers,
+            on_done=lambda done: order.append(done.unit.name),
+        )
+    assert set(read(tmp_path)) == {"-0.3.json", "4.json", "5.json"}
+    assert order.index("unit -0.3") < order.index("child of the slow"), "a unit waits for what it needs"
     sentences = {failure.name: failure for failure in caught.value.failures}
     assert sentences["unit 13"].sentence == "thirteen is not finite."
     assert sentences["unit 13"].exit_code == 3
     assert sentences["unit 14"].sentence == "ValueError: fourteen is odd"
     assert "square" in sentences["unit 14"].traceback
-    assert "could not be made" in sentences["child"].sentence
+    assert "could not be made" in sentences["child of 13"].sentence
     assert caught.value.exit_code == caught.value.failures[0].exit_code
     assert "unit 13: thirteen" in str(caught.value)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_unit_waits_for_what_it_needs(tmp_path: Path, workers: int) -> None:
-    first = Unit("slow", (-1,), tmp_path / "-1.json")
-    second = Unit("next", (2,), tmp_path / "2.json", needs=(first.target,))
-    order: list[str] = []
-    run_units(square, [first, second], workers=workers, on_done=lambda done: order.append(done.unit.name))
-    assert order == ["slow", "next"]
 
 
 def test_a_unit_that_writes_nothing_has_failed(tmp_path: Path) -> None:
