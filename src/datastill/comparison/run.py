@@ -16,7 +16,7 @@ from datastill.core.allocator import keep_freed_memory
 from datastill.core.errors import InputError, Interrupted
 from datastill.core.files import write_text
 from datastill.evaluation.protocols import Protocol
-from datastill.launch import Done, Failure, UnitsFailed, one_thread, run_units
+from datastill.launch import Done, Failure, UnitsFailed, check_workers, one_thread, run_units
 
 ERRORS = "errors"
 
@@ -51,6 +51,7 @@ def compare(
     out: str | Path | None = None,
     workers: int = 1,
     device: str = "auto",
+    precision: str = "float32",
     progress: Progress = silent,
 ) -> Comparison:
     """Distil with every method at every size from every seed, and score all under one protocol.
@@ -75,6 +76,7 @@ def compare(
         out: a folder for cells, results and tables; None keeps nothing on disk.
         workers: processes to run cells in.
         device: "auto", "cpu", "cuda", "mps".
+        precision: of the networks' arithmetic: "float32", or "bf16" where the processor is fast at it.
         progress: told after every unit.
 
     Raises:
@@ -83,10 +85,11 @@ def compare(
         CellsFailed: some cells failed; the others were done, and are in its `comparison`.
     """
     keep_freed_memory()
+    check_workers(workers)
     reals = real_sets(real)
     asked = make_settings(
         methods, reals, ipc=ipc, seeds=seeds, network=network, protocol=protocol, networks=networks,
-        recipe=recipe, settings=settings, budget=budget, device=device,
+        recipe=recipe, settings=settings, budget=budget, device=device, precision=precision,
     )  # fmt: skip
     if workers != 1:
         if not (network is None or isinstance(network, str)):

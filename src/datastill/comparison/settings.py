@@ -14,7 +14,6 @@ from datastill.core.cost import pick_device
 from datastill.core.errors import InputError, nearest
 from datastill.core.registry import get_method
 from datastill.evaluation.protocols import Protocol, get_protocol
-from datastill.models import resolve_network
 
 #: Options of `load_real` that the command line has too.
 _DATA_FLAGS = ("size", "mode", "skip_bad", "space")
@@ -36,6 +35,7 @@ class Settings:
     overrides: Mapping[str, Mapping[str, Any]]  #: method -> hyper-parameters over the recipe's
     budget: float | None
     device: str
+    precision: str = "float32"
 
     def config(self, reals: RealSets) -> dict[str, Any]:
         """All that the numbers depend on, JSON-able; a comparison that is taken up again must agree with it."""
@@ -52,6 +52,7 @@ class Settings:
                 "settings": self.overrides,
                 "budget": self.budget,
                 "device": pick_device(self.device).type,
+                "precision": self.precision,
             }
         )
 
@@ -59,13 +60,7 @@ class Settings:
         """A name as it is; a class or module of the caller's by what identifies its architecture."""
         if self.network is None or isinstance(self.network, str):
             return self.network
-        sets = {label: reals.get(label) for label in reals.labels()}
-        return {
-            label: resolve_network(
-                self.network, channels=real.shape[0], classes=real.classes, size=real.shape[1:]
-            ).describe()
-            for label, real in sets.items()
-        }
+        return {label: reals.network(label, self.network).describe() for label in reals.labels()}
 
     def command(self, reals: RealSets) -> str | None:
         """The command that makes this comparison, or None where a command line cannot say it."""
@@ -87,6 +82,7 @@ class Settings:
         changes = [f"{m}.{n}={json.dumps(v)}" for m, values in self.overrides.items() for n, v in values.items()]
         words += ["--set", *changes] if changes else []
         words += [] if self.device == "auto" else ["--device", self.device]
+        words += [] if self.precision == "float32" else ["--precision", self.precision]
         return shlex.join(words)
 
     def _seed_words(self) -> list[str]:
@@ -108,6 +104,7 @@ def make_settings(
     settings: Mapping[str, Mapping[str, Any]] | None,
     budget: float | None,
     device: str,
+    precision: str = "float32",
 ) -> Settings:
     """Settings out of what a caller gave.
 
@@ -130,6 +127,7 @@ def make_settings(
         overrides=_overrides(settings or {}, named),
         budget=budget,
         device=device,
+        precision=precision,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from typing import Any
 from datastill.core.errors import InputError
 from datastill.data import load_real
 from datastill.data.real import RealSet
+from datastill.models import NetworkFactory, resolve_network
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,27 @@ class RealSets:
 
     def __init__(self, sets: Mapping[str, RealSet]) -> None:
         self._here = dict(sets)
+        self._networks: dict[str, NetworkFactory] = {}
         self.references = {
             label: Reference(real.name, real.source, json.dumps(dict(real.options)), real.fingerprint)
             for label, real in sets.items()
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"references": self.references, "_here": {}}
+        return {"references": self.references, "_here": {}, "_networks": {}}
 
     def get(self, label: str) -> RealSet:
         """The real set of a label."""
         return self._here[label] if label in self._here else _loaded(self.references[label])
+
+    def network(self, label: str, spec: Any) -> NetworkFactory:
+        """The network that fits a real set; one factory for all cells, which knows its facts."""
+        if label not in self._networks:
+            real = self.get(label)
+            self._networks[label] = resolve_network(
+                spec, channels=real.shape[0], classes=real.classes, size=real.shape[1:]
+            )
+        return self._networks[label]
 
     def labels(self) -> list[str]:
         """All labels."""
@@ -86,7 +98,9 @@ def _load(reference: Reference) -> RealSet:
 @lru_cache(maxsize=8)
 def _loaded(reference: Reference) -> RealSet:
     """A real set in a worker, loaded once per process."""
-    real = _load(reference)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the parent has loaded it, and has shown them
+        real = _load(reference)
     if real.fingerprint != reference.fingerprint:
         raise InputError(f"The files of {reference.name} ({reference.source}) changed while they were in use.")
     return real

@@ -32,8 +32,7 @@ def run_units(function: Function, units: Sequence[Unit], *, workers: int = 1, on
         UnitsFailed: some failed; the others were done all the same.
         WorkersLost: a worker was killed.
     """
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise InputError(f"workers must be a whole number of at least 1, not {workers!r}.")
+    check_workers(workers)
     distinct = list({unit.target: unit for unit in units}.values())
     missing = [unit for unit in distinct if not unit.finished]
     clock = Clock(missing, workers)
@@ -61,6 +60,12 @@ def run_units(function: Function, units: Sequence[Unit], *, workers: int = 1, on
         ) from stop
     if failures:
         raise UnitsFailed(failures, len(distinct))
+
+
+def check_workers(workers: int) -> None:
+    """Refuse what is no number of workers."""
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise InputError(f"workers must be a whole number of at least 1, not {workers!r}.")
 
 
 def _run_here(function: Function, units: Sequence[Unit], ended: Callable[[Unit, Failure | None, float], None]) -> None:
