@@ -15,7 +15,7 @@ from datastill.core.checkpoint import plain
 from datastill.core.cost import pick_device
 from datastill.core.errors import InputError
 from datastill.core.files import digest
-from datastill.core.plan import Plan, Task, chunk_for
+from datastill.core.plan import Plan, Progress, Task, chunk_for, silent
 from datastill.core.precision import casting
 from datastill.core.recipes import Recipe, find_recipe, get_recipe
 from datastill.core.registry import Method, get_method, with_overrides
@@ -79,6 +79,7 @@ def prepare_job(
     seed: int = 0,
     device: str = "auto",
     precision: str = "float32",
+    progress: Progress = silent,
     folder: Path | None = None,
     **hyper: Any,
 ) -> Job:
@@ -92,7 +93,7 @@ def prepare_job(
     factory = resolve_network(network, channels=data.shape[0], classes=data.classes, size=data.shape[1:])
     where = pick_device(device)
     casting(where, precision)
-    task = Task(data, ipc, factory, seed, where, precision, folder)
+    task = Task(data, ipc, factory, seed, where, precision, progress, folder)
     settled, found, notes = _settle(start, name, data.name, task, recipe, hyper)
     return Job(settled, name, family, task, recipe, found, notes)
 

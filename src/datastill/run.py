@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from datastill.augment.strategies import strategy_for
@@ -15,7 +16,7 @@ from datastill.core.cost import environment, peak_memory_bytes
 from datastill.core.errors import Diverged, InputError, Interrupted
 from datastill.core.files import digest, make_folder, read_json, read_tensors, write_json, write_tensors
 from datastill.core.loop import Outcome, synthesise
-from datastill.core.plan import Callback, Plan, Task, Unit
+from datastill.core.plan import Callback, Plan, Progress, Task, Unit, silent
 from datastill.core.registry import Method
 from datastill.core.threads import threads_for
 from datastill.estimation import within
@@ -37,6 +38,7 @@ def distill(
     resume: bool = False,
     device: str = "auto",
     precision: str = "float32",
+    progress: Progress = silent,
     callbacks: Sequence[Callback] = (),
     checkpoint_seconds: float = 15.0,
     **hyper: Any,
@@ -57,6 +59,7 @@ def distill(
         resume: go on from the checkpoints in `out`.
         device: "auto", "cpu", "cuda", "mps".
         precision: "float32", or "bf16" for the networks' convolutions and matrix products.
+        progress: told how a preparation goes, such as the feature network of a coreset; callbacks see the loop.
         callbacks: hooks into the loop.
         checkpoint_seconds: time between checkpoints; never changes a result.
         **hyper: hyper-parameters of the method, over the recipe's.
@@ -81,6 +84,7 @@ def distill(
         seed=seed,
         device=device,
         precision=precision,
+        progress=progress,
         folder=folder,
         **hyper,
     )
@@ -99,14 +103,17 @@ def run_job(job: Job, folder: Path | None, callbacks: Sequence[Callback], checkp
 def _run_plan(
     job: Job, plan: Plan, folder: Path | None, callbacks: Sequence[Callback], checkpoint_seconds: float
 ) -> DistilledSet:
+    stored = None
+    if folder is not None and (folder / CONFIG).is_file():
+        stored = read_json(folder / CONFIG)
+        torch.set_num_threads(int(stored.get("threads", torch.get_num_threads())))  # the caller's come back afterwards
     config = job.config(plan)
     checkpointer = None
     if folder is not None:
         make_folder(folder)
-        stored = folder / CONFIG
-        if stored.is_file():
-            refuse_other(config, read_json(stored), folder)
-        write_json(stored, config)
+        if stored is not None:
+            refuse_other(config, stored, folder)
+        write_json(folder / CONFIG, config)
         checkpointer = Checkpointer(folder / "checkpoints", config, checkpoint_seconds)
     prepared = _prepare(plan, job.task)
     try:

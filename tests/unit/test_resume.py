@@ -18,6 +18,7 @@ from datastill import distill, load_distilled, load_real
 from datastill.core.context import Context
 from datastill.core.errors import InputError, Interrupted
 from datastill.core.plan import Callback
+from datastill.core.rng import Rng
 
 SCRIPT = """
 import sys, torch
@@ -155,6 +156,25 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, damage: str) ->
         path.write_bytes(data[: len(data) // 2] if damage == "truncate" else b"")
     with pytest.raises(InputError, match="block-00000"):
         distill("dm", "digits", steps=20, out=out, resume=True, **SMALL)
+
+
+def test_a_run_resumes_with_the_threads_it_began_with(tmp_path: Path) -> None:
+    """Threads change the last bits, so they are taken from the run, whatever this machine has."""
+    generator = Rng(0).generator("images")
+    real = load_real((torch.rand(40, 1, 28, 28, generator=generator), torch.arange(40) % 2))
+    settings = {"ipc": 1, "network": "convnet:width=64,depth=3", "real_batch": 4, "steps": 4}
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(Interrupted):
+            distill("dm", real, out=tmp_path / "run", callbacks=[StopAt(2)], **settings)
+        whole = distill("dm", real, **settings)
+        torch.set_num_threads(1)
+        resumed = distill("dm", real, out=tmp_path / "run", resume=True, **settings)
+        assert torch.equal(whole.images, resumed.images)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_budget_becomes_steps_once(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
 
     display = Display(run.quiet or run.json)
     check_out(run.out, run.resume)
+    display.say(f"Reading {data.data} ...")
     real = data.load()
     budget = parse_seconds(run.budget) if run.budget is not None else None
     settings: dict[str, Any] = {
@@ -127,6 +128,7 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
             budget=budget,
             out=run.out,
             resume=run.resume,
+            progress=display.update,
             callbacks=hooks,
             **values,
         )

@@ -5,7 +5,7 @@ Every axis is an ordinary object with the few methods named here; there is no ba
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 Codes = dict[str, Tensor]
 
 
+#: Told what is being done, how much of it is done, how much there is, and numbers worth showing.
+Progress = Callable[[str, float, float, dict[str, float]], None]
+
+
+def silent(task: str, done: float, total: float, numbers: dict[str, float]) -> None:
+    """No progress."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What is to be distilled: the data, the size, the network, the seed, the device."""
@@ -34,6 +42,7 @@ class Task:
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "float32"  #: of the networks' arithmetic: "float32" or "bf16"
+    progress: Progress = field(default=silent, compare=False)  #: told how a preparation goes
     folder: Path | None = None  #: where prepared units are kept; None keeps them in memory only
 
     @property

@@ -50,7 +50,12 @@ class FeatureNetwork:
         network = task.network(rng.derive("network")).to(task.device)
         counter = ForgettingCounter(len(real))
 
+        seen = 0
+
         def on_batch(index: Tensor, logits: Tensor) -> None:
+            nonlocal seen
+            seen += len(index)
+            task.progress("feature network", seen / len(real), self.passes, {})
             counter.visit(index, logits.argmax(1).cpu() == real.labels[index])
 
         train(

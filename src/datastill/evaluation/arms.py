@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from datastill.core.plan import Progress, silent
 from datastill.core.rng import Rng
 from datastill.engines.stacked_networks import train_many
 from datastill.engines.training import Images, Schedule, predict
@@ -19,15 +20,8 @@ if TYPE_CHECKING:
     from datastill.data.real import RealSet
     from datastill.models.factory import NetworkFactory
 
-#: Told what is being done, how much of it is done, how much there is, and numbers worth showing.
-Progress = Callable[[str, float, float, dict[str, float]], None]
-
 #: Test sets up to this many bytes as float32 are encoded once and kept.
 _KEEP_BYTES = 2**30
-
-
-def silent(task: str, done: float, total: float, numbers: dict[str, float]) -> None:
-    """No progress."""
 
 
 @dataclass(frozen=True)

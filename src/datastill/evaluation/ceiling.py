@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from datastill.core.files import digest, read_json, write_json
+from datastill.core.plan import Progress
 from datastill.core.threads import threads_for
 from datastill.data.cache import cache_folder
-from datastill.evaluation.arms import Progress, TestSplit, run_arm
+from datastill.evaluation.arms import TestSplit, run_arm
 from datastill.evaluation.protocols import get_protocol
 from datastill.evaluation.scores import Arm
 

@@ -12,10 +12,11 @@ from datastill.core.allocator import keep_freed_memory
 from datastill.core.artifact import DistilledSet, load_distilled
 from datastill.core.cost import Stopwatch, environment, peak_memory_bytes, pick_device
 from datastill.core.errors import InputError
+from datastill.core.plan import Progress, silent
 from datastill.core.precision import casting
 from datastill.core.threads import threads_for
 from datastill.data import load_real
-from datastill.evaluation.arms import Progress, TestSplit, run_arm, silent
+from datastill.evaluation.arms import TestSplit, run_arm
 from datastill.evaluation.ceiling import whole_set
 from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.evaluation.scores import Arm, Evaluation
