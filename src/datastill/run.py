@@ -12,7 +12,7 @@ from torch import Tensor
 from datastill.augment.strategies import strategy_for
 from datastill.core.artifact import MANIFEST, DistilledSet
 from datastill.core.checkpoint import Checkpointer, plain, refuse_other
-from datastill.core.cost import environment, peak_memory_bytes
+from datastill.core.cost import Stopwatch, environment, peak_memory_bytes
 from datastill.core.errors import Diverged, InputError, Interrupted
 from datastill.core.files import digest, make_folder, read_json, read_tensors, write_json, write_tensors
 from datastill.core.loop import Outcome, synthesise
@@ -115,7 +115,7 @@ def _run_plan(
             refuse_other(config, stored, folder)
         write_json(folder / CONFIG, config)
         checkpointer = Checkpointer(folder / "checkpoints", config, checkpoint_seconds)
-    prepared = _prepare(plan, job.task)
+    prepared, prepare_seconds = _prepare(plan, job.task)
     try:
         outcome = synthesise(plan, job.task, callbacks=callbacks, checkpointer=checkpointer, prepared=prepared)
     except Interrupted as stop:
@@ -124,7 +124,7 @@ def _run_plan(
     except Diverged as stop:
         hint = f" The last good images are in {folder / 'checkpoints'}." if folder is not None else ""
         raise Diverged(f"{stop}{hint}") from stop
-    distilled = _artifact(job, plan, outcome)
+    distilled = _artifact(job, plan, outcome, prepare_seconds)
     if folder is not None:
         distilled.save(folder)
         write_card_and_preview(distilled, folder)
@@ -140,19 +140,27 @@ def check_out(folder: Path, resume: bool) -> None:
     make_folder(folder)
 
 
-def _prepare(plan: Plan, task: Task) -> dict[str, dict[str, Tensor]]:
-    """Run the units that are missing; each is one file, named by the hash of what it depends on."""
+def _prepare(plan: Plan, task: Task) -> tuple[dict[str, dict[str, Tensor]], float]:
+    """Run the units that are missing; each is one file, named by the hash of what it depends on.
+
+    Returns their tensors by name, and the seconds that they took, whenever that was.
+    """
     prepared: dict[str, dict[str, Tensor]] = {}
+    total = 0.0
     for unit in plan.prepare:
         name = unit_name(unit)
         path = prepared_path(unit, task)
         if path is not None and path.is_file():
-            prepared[name] = read_tensors(path)[0]
+            prepared[name], meta = read_tensors(path)
+            total += float(meta.get("seconds", 0.0))
             continue
+        watch = Stopwatch()
         prepared[name] = unit.run(task)
+        seconds = watch.read()["seconds"]
+        total += seconds
         if path is not None:
-            write_tensors(path, prepared[name])
-    return prepared
+            write_tensors(path, prepared[name], {"seconds": str(seconds)})
+    return prepared, total
 
 
 def unit_name(unit: Unit) -> str:
@@ -167,7 +175,7 @@ def prepared_path(unit: Unit, task: Task) -> Path | None:
     return task.folder / "prepare" / f"{unit_name(unit)}-{digest(unit.key(task))}.safetensors"
 
 
-def _artifact(job: Job, plan: Plan, outcome: Outcome) -> DistilledSet:
+def _artifact(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float) -> DistilledSet:
     task, real = job.task, job.task.real
     protocol = _student_protocol(job)
     losses = outcome.losses
@@ -190,6 +198,7 @@ def _artifact(job: Job, plan: Plan, outcome: Outcome) -> DistilledSet:
             "steps": int(losses.shape[1]) if losses.ndim == 2 else 0,
             "blocks": int(losses.shape[0]),
             "seconds": round(outcome.seconds, 3),
+            "prepare_seconds": round(prepare_seconds, 3),
             "precision": task.precision,
             "skipped_steps": outcome.skipped,
             "peak_memory_bytes": peak_memory_bytes(task.device),

@@ -87,7 +87,7 @@ def _mentioned(field: str, args: list[str]) -> bool:
 def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[str, Any]) -> int:
     """The whole run, with its pictures and report."""
     from datastill.cli.progress import Display, LoopProgress
-    from datastill.core.cost import describe_seconds
+    from datastill.core.cost import describe_cost, describe_seconds
     from datastill.estimation import estimate_job
     from datastill.evaluation.check import Check
     from datastill.jobs import prepare_job
@@ -113,8 +113,9 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
     if not display.quiet and budget is None:
         paper = prepare_job(info.cls, real, **{**settings, "recipe": "paper"}, **values)
         told = estimate_job(job, paper)
-        if told.seconds:
-            display.say(f"Expected: {describe_seconds(told.seconds)}, {told.steps} steps.")
+        if told.seconds >= 2:
+            steps = f", {told.steps} steps" if told.steps else ""
+            display.say(f"Expected: {describe_seconds(told.seconds)}{steps}.")
         if told.paper_seconds > 1.5 * told.seconds:
             display.say(f"The paper's setting would take {describe_seconds(told.paper_seconds)} (--recipe paper).")
     check = Check(run.check_every) if run.check_every else None
@@ -142,7 +143,7 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
         command=" ".join(["datastill", *sys.argv[1:]]),
     )
     cost = distilled.manifest["cost"]
-    display.say(f"Done: {cost['steps']} steps in {describe_seconds(cost['seconds'])}; saved in {run.out}.")
+    display.say(f"Done: {describe_cost(cost)}; saved in {run.out}.")
     if cost["skipped_steps"]:
         display.say(f"{cost['skipped_steps']} steps were not finite and changed nothing.")
     display.say(f"Score it beside a random selection: datastill evaluate {run.out}")

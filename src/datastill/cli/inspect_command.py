@@ -23,7 +23,7 @@ def main(args: list[str]) -> int:
     """Parse and print."""
     options = parse(InspectOptions, args, "inspect", "Show what a distilled set holds and how it was made.")
     from datastill.core.artifact import load_distilled
-    from datastill.core.cost import describe_seconds
+    from datastill.core.cost import describe_cost
 
     one = load_distilled(options.folder)
     record = one.manifest
@@ -42,7 +42,7 @@ def main(args: list[str]) -> int:
         "network": record["network"].get("spec") or record["network"]["name"],
         "hyper-parameters": ", ".join(f"{k}={v}" for k, v in record["hyper"].items()) or "none",
         "evaluate with": record["student"]["protocol"],
-        "cost": f"{cost['steps']} steps, {describe_seconds(cost['seconds'])}, {cost['hardware']}"
+        "cost": f"{describe_cost(cost)}, {cost['hardware']}"
         if cost.get("known", True)
         else "not known: made by others",
         "made by": f"datastill {cost['versions']['datastill']}, torch {cost['versions']['torch']}",

@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +88,12 @@ def describe_seconds(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} minutes"
     return f"{seconds / 3600:.1f} hours"
+
+
+def describe_cost(cost: Mapping[str, Any]) -> str:
+    """What a manifest's cost says of making the set, in words."""
+    total = describe_seconds(cost["seconds"] + cost.get("prepare_seconds", 0.0))
+    return f"{cost['steps']} steps in {total}" if cost["steps"] else f"selected in {total}"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
