@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from datastill._version import __version__
 
 _LAZY = {
+    "InputError": "datastill.core.errors",
     "load_real": "datastill.data",
     "distill": "datastill.run",
     "compare": "datastill.comparison",
@@ -22,6 +23,7 @@ _LAZY = {
 if TYPE_CHECKING:
     from datastill.comparison import compare
     from datastill.core.artifact import load_distilled
+    from datastill.core.errors import InputError
     from datastill.core.registry import methods
     from datastill.data import load_real
     from datastill.estimation import estimate
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from datastill.run import distill
 
 __all__ = [
+    "InputError",
     "__version__",
     "compare",
     "distill",

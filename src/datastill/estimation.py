@@ -105,13 +105,13 @@ def _unit_seconds(unit: Any, task: Task) -> float:
 
 def within(job: Job, seconds: float, folder: Path | None, resume: bool) -> Job:
     """A budget in seconds becomes a number of steps once: measured at the start, read back on resume."""
-    if seconds <= 0:
-        raise InputError(f"The budget must be above 0 seconds, not {seconds}.")
+    if not (0 < seconds < float("inf")):
+        raise InputError(f"The budget must be a time above 0 seconds, not {seconds}.")
     if not steps_of(job.method):
         return job
     if resume and folder is not None and (folder / CONFIG).is_file():
         stored = read_json(folder / CONFIG).get("hyper", {})
-        kept = {"steps": stored["steps"], "real_batch": stored.get("real_batch")}
+        kept = {"steps": stored.get("steps"), "real_batch": stored.get("real_batch")}
         return replace(job, method=with_overrides(job.method, {n: v for n, v in kept.items() if v is not None}))
     steps = max(1, int(seconds / measure_step(job)))
     return replace(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,7 @@ class Job:
         return plain(
             {
                 "method": self.method_name,
+                "recipe": self.recipe,
                 "hyper": hyper_of(self.method),
                 "ipc": self.task.ipc,
                 "seed": self.task.seed,
@@ -90,6 +93,7 @@ def prepare_job(
     start, name, family = _instance(method)
     data: RealSet = real if isinstance(real, RealSet) else load_real(real)
     check_ipc(data, ipc)
+    ipc, seed = int(ipc), _whole_seed(seed)
     factory = resolve_network(network, channels=data.shape[0], classes=data.classes, size=data.shape[1:])
     where = pick_device(device)
     casting(where, precision)
@@ -140,12 +144,23 @@ def _changes(before: Method, after: Method) -> list[str]:
     return [f"scaled from the paper's setting: {', '.join(changed)}"] if changed else []
 
 
+def _whole_seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise InputError(f"The seed must be a whole number, not {seed!r}.")
+    return int(seed)
+
+
 def _check_values(method: Method) -> None:
-    for field_name, value in asdict(method).items():
-        if field_name in ("steps", "real_batch", "feature_passes") and (not isinstance(value, int) or value < 1):
-            raise InputError(f"{field_name} must be a whole number of at least 1, not {value!r}.")
-        if field_name.endswith("_lr") and not value > 0:
-            raise InputError(f"{field_name} must be above 0, not {value!r}.")
+    for name, value in asdict(method).items():
+        if name in ("steps", "real_batch", "feature_passes"):
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise InputError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        elif name.endswith(("_lr", "_momentum")):
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if name.endswith("_lr") and not (number and value > 0):
+                raise InputError(f"{name} must be a finite number above 0, not {value!r}.")
+            if name.endswith("_momentum") and not (number and 0 <= value < 1):
+                raise InputError(f"{name} must lie in [0, 1), not {value!r}.")
 
 
 def steps_of(method: Method) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,8 @@ def distill(
         folder=folder,
         **hyper,
     )
+    if budget is not None and "steps" in hyper:
+        raise InputError("A budget settles the steps by itself; give either budget (--budget) or steps (--steps).")
     if budget is not None:
         job = within(job, budget, folder, resume)
     return run_job(job, folder, callbacks, checkpoint_seconds)
@@ -106,10 +109,13 @@ def _run_plan(
     stored = None
     if folder is not None and (folder / CONFIG).is_file():
         stored = read_json(folder / CONFIG)
+        if not isinstance(stored, dict):
+            raise InputError(f"{folder / CONFIG} is damaged; remove the folder to start again.")
         torch.set_num_threads(int(stored.get("threads", torch.get_num_threads())))  # the caller's come back afterwards
     config = job.config(plan)
     checkpointer = None
     if folder is not None:
+        _check_apart(folder, job.task.real.source)
         make_folder(folder)
         if stored is not None:
             refuse_other(config, stored, folder)
@@ -127,17 +133,32 @@ def _run_plan(
     distilled = _artifact(job, plan, outcome, prepare_seconds)
     if folder is not None:
         distilled.save(folder)
-        write_card_and_preview(distilled, folder)
+        if not (folder / "evaluation.json").is_file():  # a card with its results stays
+            write_card_and_preview(distilled, folder)
         write_tensors(folder / "losses.safetensors", {"losses": outcome.losses})
     return distilled
 
 
 def check_out(folder: Path, resume: bool) -> None:
+    """Refuse a folder that a run cannot go into; makes nothing."""
     if (folder / MANIFEST).is_file() and not resume:
         raise InputError(f"{folder} already holds a finished run; choose another --out or remove it.")
     if (folder / CONFIG).is_file() and not resume:
         raise InputError(f"{folder} holds an unfinished run; add --resume to go on, or choose another --out.")
-    make_folder(folder)
+    if not (folder / CONFIG).is_file() and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no run; choose another --out to overwrite nothing.")
+    above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not above.is_dir():
+        raise InputError(f"Cannot make the folder {folder}: a file of that name is in the way; choose another --out.")
+    if not os.access(above, os.W_OK):
+        raise InputError(f"Cannot write {folder}: {above} is not yours to write; choose another --out.")
+
+
+def _check_apart(folder: Path, source: str) -> None:
+    """A run inside its own data would be read as images of another class next time."""
+    inside = source and Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve())
+    if inside:
+        raise InputError(f"{folder} lies inside the data ({source}); choose an --out outside it.")
 
 
 def _prepare(plan: Plan, task: Task) -> tuple[dict[str, dict[str, Tensor]], float]:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class CompareData(DataOptions):
     """Which real data: one source or several."""
 
-    data: tuple[str, ...] = ()  # type: ignore[assignment]  #: names or folders of real data; none takes digits, or what --sets were made from
+    data: tuple[str, ...] = ()  # type: ignore[assignment]
+    """names or folders of real data; none takes digits, or what --sets were made from"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +45,8 @@ class CompareOptions:
     recipe: str = "auto"  #: auto (minutes each on a laptop) or paper (the published settings)
     budget: str | None = None  #: time to distil each set, such as 60s or 5m, instead of auto's two minutes
     set: tuple[str, ...] = ()  #: hyper-parameters of a method, such as dm.steps=60
-    sets: tuple[
-        Path, ...
-    ] = ()  #: score these distilled sets, or those of a comparison's folder, on the networks of --on
+    #: score these distilled sets, or those of a comparison's folder, on the networks of --on
+    sets: tuple[Path, ...] = ()
     on: tuple[str, ...] = ("convnet", "mlp", "lenet")  #: with --sets: evaluation networks
     learning_rates: str = "fixed"  #: with --sets: fixed, or tuned for each network on real training images held back
     ledger: Path | None = None  #: a folder that gets a copy of every cell's record

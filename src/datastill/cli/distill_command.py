@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,13 +142,13 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
         real=real,
         snapshots=snapshots,
         accuracy=check.accuracies if check is not None else (),
-        command=" ".join(["datastill", *sys.argv[1:]]),
+        command=shlex.join(["datastill", *sys.argv[1:]]),
     )
     cost = distilled.manifest["cost"]
     display.say(f"Done: {describe_cost(cost)}; saved in {run.out}.")
     if cost["skipped_steps"]:
         display.say(f"{cost['skipped_steps']} steps were not finite and changed nothing.")
-    display.say(f"Score it beside a random selection: datastill evaluate {run.out}")
+    display.say(f"Score it beside a random selection: datastill evaluate {shlex.quote(str(run.out))}")
     if run.json:
         print(json.dumps(distilled.manifest, indent=2))
     return 0
@@ -167,6 +169,9 @@ def parse_seconds(text: str) -> float:
     units = {"s": 1, "m": 60, "h": 3600}
     number, unit = (text[:-1], text[-1]) if text and text[-1] in units else (text, "s")
     try:
-        return float(number) * units[unit]
+        seconds = float(number) * units[unit]
+        if not math.isfinite(seconds):
+            raise ValueError(text)
+        return seconds
     except ValueError:
         raise InputError(f"A budget is a time such as 60s, 5m or 2h, not {text!r}.") from None

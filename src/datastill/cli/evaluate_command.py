@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,10 +84,11 @@ def score(options: EvaluateOptions) -> int:
             precision=options.precision,
             progress=display.update,
         )
-    record = {**result.to_dict(), "command": " ".join(["datastill", *sys.argv[1:]])}
+    record = {**result.to_dict(), "command": shlex.join(["datastill", *sys.argv[1:]])}
     target = options.out or options.sets[0] / "evaluation.json"
     write_json(target, record)
-    write_run(options.sets[0], sets[0], real=real, evaluation=result, sets=sets)
+    if options.out is None:
+        write_run(options.sets[0], sets[0], real=real, evaluation=result, sets=sets)
     if options.json:
         print(json.dumps(record, indent=2))
     else:
@@ -94,5 +96,6 @@ def score(options: EvaluateOptions) -> int:
         display.out.print(result.verdict)
         for note in result.notes:
             display.say(f"  {note}")
-        display.say(f"Written to {target}; pictures in {options.sets[0] / 'report.html'}.")
+        where = "" if options.out else f"; pictures in {options.sets[0] / 'report.html'}"
+        display.say(f"Written to {target}{where}.")
     return 0

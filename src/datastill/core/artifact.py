@@ -163,7 +163,7 @@ def _checked(manifest: Any, folder: Path) -> dict[str, Any]:
     for name in files:
         if Path(name).name != name or name in ("..", "."):
             raise InputError(f"{where} points outside its folder ({name!r}) and is refused.")
-    needed = ("method", "ipc", "classes", "space", "decoder", "data", "labels")
+    needed = ("method", "ipc", "seed", "classes", "space", "decoder", "data", "labels", "cost")
     missing = [name for name in needed if name not in manifest]
     if missing or TENSORS not in files:
         raise InputError(f"{where} is incomplete: {', '.join(missing) or TENSORS} is missing.")

@@ -16,7 +16,7 @@ from datastill.core.guard import Guard
 from datastill.core.interrupt import stop_between_steps
 from datastill.core.plan import Block, Callback, Codes, Grads, Plan, Stepper, Synthetic, Task
 from datastill.core.precision import casting
-from datastill.core.rng import Rng
+from datastill.core.rng import Rng, isolated
 
 
 @dataclass
@@ -87,8 +87,10 @@ class _Running:
         if context.plan.surrogates is not None:
             context.plan.surrogates.load(snapshot.group("surrogates"))
         for callback in context.callbacks:
-            if callback.name:
+            if callback.name and f"callback:{callback.name}" in snapshot.groups:
                 callback.load(snapshot.group(f"callback:{callback.name}"))
+            elif callback.name:
+                callback.start(context)  # it was not there when the run began
         context.step = int(snapshot.meta["step"])
         self.guard.skipped = context.skipped = int(snapshot.meta["skipped"])
         self.guard.in_a_row = int(snapshot.meta["in_a_row"])
@@ -149,9 +151,9 @@ def _start(
 def _run_block(running: _Running, checkpointer: Checkpointer | None, stop_after: int | None) -> None:
     context = running.context
     last = context.steps if stop_after is None else min(context.steps, stop_after)
-    started = time.perf_counter() - running.seconds
     with stop_between_steps() as stop:
         while context.step < last:
+            started = time.perf_counter()
             try:
                 one_step(context, running.steppers, running.guard)
             except Diverged:
@@ -160,7 +162,7 @@ def _run_block(running: _Running, checkpointer: Checkpointer | None, stop_after:
                 raise
             running.losses.append(context.loss)
             context.step += 1
-            running.seconds = time.perf_counter() - started
+            running.seconds += time.perf_counter() - started
             for callback in context.callbacks:
                 callback.after_step(context)
             unfinished = context.step < last
@@ -205,7 +207,8 @@ def gradients(context: Context, record: object) -> tuple[Tensor, Codes]:
     with torch.enable_grad():
         leaves = {name: leaf.detach().requires_grad_() for name, leaf in codes.items()}
         context.synthetic = plan.decoder.decode(leaves, y, record)
-        with casting(context.device, context.task.precision):
+        drawing = isolated(context.seed("dropout"))  # networks may draw from the global generator
+        with casting(context.device, context.task.precision), drawing:
             out = plan.objective(context)
         if isinstance(out, Grads):
             with torch.no_grad():

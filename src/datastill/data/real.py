@@ -173,7 +173,7 @@ def check_ipc(real: RealSet, ipc: int) -> None:
     """
     if isinstance(ipc, bool) or not isinstance(ipc, Integral) or ipc < 1:
         raise InputError(f"--ipc is {ipc!r}, and images per class must be a whole number of at least 1.")
-    short = (real.counts < ipc).nonzero().flatten().tolist()
+    short = (real.counts < min(ipc, 2**62)).nonzero().flatten().tolist()
     if short:
         worst = min(short, key=lambda c: int(real.counts[c]))
         others = f" (and {len(short) - 1} more classes are short)" if len(short) > 1 else ""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
 
 from datastill.core.files import digest, read_json, write_json
 from datastill.core.plan import Progress
+from datastill.core.precision import casting
 from datastill.core.threads import threads_for
 from datastill.data.cache import cache_folder
 from datastill.evaluation.arms import TestSplit, run_arm
@@ -27,22 +29,26 @@ def ceiling_macs(real: RealSet, factory: NetworkFactory) -> float:
     return 3.0 * get_protocol(PROTOCOL).passes * len(real) * factory.macs
 
 
-def whole_set(real: RealSet, factory: NetworkFactory, seed: int, device: torch.device, progress: Progress) -> Arm:
+def whole_set(
+    real: RealSet, factory: NetworkFactory, seed: int, device: torch.device, precision: str, progress: Progress
+) -> Arm:
     """One network on the whole real set; kept in the cache under a hash of all that it depends on."""
-    recipe = get_protocol(PROTOCOL)
+    schedule = get_protocol(PROTOCOL).schedule(real.name, real.shape)
     assert real.test is not None
-    key = digest([real.fingerprint, real.test.fingerprint, factory.describe(), recipe.name, seed, device.type])
+    key = digest(
+        [real.fingerprint, real.test.fingerprint, factory.describe(), asdict(schedule), seed, device.type, precision]
+    )
     path = cache_folder() / "ceilings" / f"{key}.json"
     if path.is_file():
         record = read_json(path)
         per_class = [math.nan if v is None else v for v in record["per_class"]]
-        return Arm("whole set", _double(record["accuracies"]), _double(per_class))
-    with threads_for(factory.macs):
+        return Arm("whole set", _double(record["accuracies"]), _double(per_class), seconds=record["seconds"])
+    with threads_for(factory.macs), casting(device, precision):
         arm = run_arm(
             "whole set",
             [(lambda index: real.batch(index).x, real.labels)],
             TestSplit.of(real),
-            recipe.schedule(real.name, real.shape),
+            schedule,
             factory,
             networks=1,
             seed=seed,
@@ -50,7 +56,7 @@ def whole_set(real: RealSet, factory: NetworkFactory, seed: int, device: torch.d
             progress=progress,
         )
     record = arm.to_dict()
-    write_json(path, {"accuracies": arm.accuracies.tolist(), "per_class": record["per_class"]})
+    write_json(path, {"accuracies": arm.accuracies.tolist(), "per_class": record["per_class"], "seconds": arm.seconds})
     return arm
 
 

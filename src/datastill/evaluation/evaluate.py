@@ -12,6 +12,7 @@ from datastill.core.allocator import keep_freed_memory
 from datastill.core.artifact import DistilledSet, load_distilled
 from datastill.core.cost import Stopwatch, environment, peak_memory_bytes, pick_device
 from datastill.core.errors import InputError
+from datastill.core.files import digest
 from datastill.core.plan import Progress, silent
 from datastill.core.precision import casting
 from datastill.core.threads import threads_for
@@ -72,6 +73,7 @@ def evaluate(
     sets = _load(distilled)
     first = sets[0]
     data = real_for(first, real).with_space(first.space)
+    _check_alike(sets)
     for one in sets:
         _check_fit(one, data)
     recipe = get_protocol(_auto_protocol(first)) if protocol == "auto" else protocol
@@ -98,13 +100,13 @@ def evaluate(
 
     scored = arm(first.manifest["method"], [(one.images, one.targets) for one in sets])
     baseline = arm("random", [_random_pair(one, data) for one in sets]) if random else None
-    top = whole_set(data, factory, seed, where, progress) if ceiling else None
+    top = whole_set(data, factory, seed, where, precision, progress) if ceiling else None
     return Evaluation(
         distilled=scored,
         random=baseline,
         ceiling=top,
         protocol=recipe.name,
-        network=factory.describe(),
+        network={**factory.describe(), "spec": network if isinstance(network, str) else None},
         data=data.describe(),
         cost={
             **watch.read(),
@@ -112,6 +114,7 @@ def evaluate(
             "peak_memory_bytes": peak_memory_bytes(where),
             **environment(where),
         },
+        seed=seed,
         names=[one.name + f", seed {one.manifest['seed']}" for one in sets],
         made=[_made(one) for one in sets],
         notes=_notes(sets, data),
@@ -140,6 +143,23 @@ def real_for(distilled: DistilledSet, real: Any) -> RealSet:
     if found.test is None:
         raise InputError(f"{found.name} has no test split to evaluate on.")
     return found
+
+
+def _check_alike(sets: list[DistilledSet]) -> None:
+    """Several sets stand for one method at one size: anything else would be a mean over different things."""
+    first = sets[0]
+    for one in sets[1:]:
+        for what, mine, theirs in (
+            ("method", first.manifest["method"], one.manifest["method"]),
+            ("images per class", first.ipc, one.ipc),
+            ("space", first.space.id, one.space.id),
+        ):
+            if mine != theirs:
+                raise InputError(
+                    f"The sets differ in their {what} ({mine} and {theirs}); evaluate them one by one, or use compare."
+                )
+    if len({digest([one.codes, one.labels]) for one in sets}) < len(sets):
+        raise InputError("The same set is given more than once; each counts as evidence of its own, so give it once.")
 
 
 def _check_fit(distilled: DistilledSet, real: RealSet) -> None:
@@ -185,6 +205,10 @@ def _made(one: DistilledSet) -> dict[str, Any]:
 
 def _notes(sets: list[DistilledSet], real: RealSet) -> list[str]:
     notes = list(real.notes)
+    if len({digest(one.manifest["hyper"]) for one in sets}) > 1:
+        notes.append("The sets were made with different hyper-parameters.")
+    if real.test is not None and len(real.test) < 500:
+        notes.append(f"{len(real.test)} test images: one of them is {100 / len(real.test):.1f} points.")
     made_from = {one.manifest["data"].get("fingerprint") for one in sets}
     if made_from != {real.fingerprint}:
         notes.append("The set was made from other data than it is evaluated on; Random comes from the latter.")

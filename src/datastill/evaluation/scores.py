@@ -95,6 +95,7 @@ class Evaluation:
     network: dict[str, Any]
     data: dict[str, Any]
     cost: dict[str, Any]
+    seed: int = 0
     names: list[str] = field(default_factory=list)
     made: list[dict[str, Any]] = field(default_factory=list)  #: how each set was made, from its manifest
     notes: list[str] = field(default_factory=list)
@@ -148,7 +149,10 @@ class Evaluation:
             return f"{points:+.1f} points against Random, from one network: too few to say more."
         few = ": few" if over == "networks" and self.differences.numel() < 5 else ""
         count = len(self.differences) if over == "sets" else self.differences.numel()
-        size = f"{points:+.1f} ± {width:.1f} points against Random (95 %, paired, over {count} {over}{few})"
+        alone = "" if over == "sets" else "; it speaks for these images, not for the method"
+        size = f"{points:+.1f} ± {width:.1f} points against Random (95 %, paired, over {count} {over}{few}{alone})"
+        if width == 0 and points:
+            return f"{points:+.1f} points against Random in all {count} {over}: too coarse a test for an interval."
         if points - width > 0:
             return f"Beats Random: {size}."
         if points + width < 0:
@@ -160,6 +164,7 @@ class Evaluation:
         return {
             "protocol": self.protocol,
             "network": self.network,
+            "seed": self.seed,
             "data": self.data,
             "sets": self.names,
             "made": self.made,

@@ -38,7 +38,8 @@ class FeatureMeans:
     def __call__(self, context: Context) -> Grads:
         """Loss per class of the block, and its gradient for every synthetic image."""
         network = cast("Network", context.surrogate)
-        joint = couples_samples(network)
+        family = context.plan.network or context.task.network
+        joint = couples_samples(network) or family.couples_samples
         record = _draw(context)
         batch = context.real_batch()
         with torch.no_grad():

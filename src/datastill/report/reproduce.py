@@ -56,6 +56,12 @@ def evaluate_call(evaluation: Mapping[str, Any], folder: str = "path/of/this/fol
     folders = [folder, *(f"path/of/set/{k + 1}" for k in range(1, len(accuracies)))]
     sets = _literal(folders if len(folders) > 1 else folder)
     settings: dict[str, Any] = {"protocol": evaluation["protocol"], "networks": len(accuracies[0])}
+    if evaluation.get("network", {}).get("spec"):
+        settings["network"] = evaluation["network"]["spec"]
+    if evaluation.get("seed"):
+        settings["seed"] = evaluation["seed"]
+    if evaluation.get("cost", {}).get("precision", "float32") != "float32":
+        settings["precision"] = evaluation["cost"]["precision"]
     if evaluation.get("ceiling"):
         settings["ceiling"] = True
     call = _call("evaluate", [sets], settings)
