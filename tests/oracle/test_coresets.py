@@ -131,7 +131,7 @@ def test_prepared_features_are_kept_and_reused(digits: RealSet, tmp_path) -> Non
 
 def test_dm_fast_is_dm_when_asked_alike(digits: RealSet) -> None:
     """Identity: full width, DM's batch and augmentation: the same method, bit for bit."""
-    common = {"ipc": 2, "network": NET, "steps": 4, "real_batch": 16, "augment": "none"}
+    common = {"ipc": 2, "network": NET, "steps": 4, "real_batch": 16, "augment": "none", "decay": "none"}
     fast = distill("dm-fast", digits, width=0, **common)
     assert torch.equal(fast.images, distill("dm", digits, **common).images)
     narrow = distill("dm-fast", digits, width=4, **common)

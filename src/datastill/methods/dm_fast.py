@@ -33,7 +33,7 @@ class DMFast(Method):
     real_batch: int = 8  #: real images per class and step
     image_lr: float = 1.0  #: SGD learning rate of the pixels
     image_momentum: float = 0.5  #: SGD momentum of the pixels
-    decay: Literal["none", "cosine"] = "none"  #: how the learning rate of the pixels falls over the steps
+    decay: Literal["none", "cosine"] = "cosine"  #: how the learning rate of the pixels falls over the steps
     init: str = "real"  #: start from distinct "real" images or from "noise"
     augment: str = "none"  #: DSA strategy, "none", or "auto": all operations, no flip for digits
 
