@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 SIDES = ("literal", "literal, tuned", "datastill", "datastill bf16")
-DATA = {"cifar10": (3, 32, 50.7e6), "fashion_mnist": (1, 28, 48.4e6)}
 
 
 def serve(side: str, device: str, threads: int, pipe: Any) -> None:

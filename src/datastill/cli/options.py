@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -62,4 +62,4 @@ def plain_warnings(quiet: bool) -> Iterator[None]:
         yield
 
 
-__all__ = ["DataOptions", "parse", "plain_warnings", "positional_first", "replace"]
+__all__ = ["DataOptions", "parse", "plain_warnings", "positional_first"]

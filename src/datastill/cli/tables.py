@@ -6,7 +6,6 @@ import math
 
 from rich.table import Table
 
-from datastill.core.cost import describe_seconds
 from datastill.evaluation.scores import Arm, Evaluation
 
 
@@ -43,8 +42,3 @@ def _row(arm: Arm) -> list[str]:
 
 def _points(value: float) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def cost_line(seconds: float, steps: int) -> str:
-    """What distillation took."""
-    return f"{steps} steps in {describe_seconds(seconds)}"

@@ -15,6 +15,7 @@ from datastill.core.errors import InputError
 from datastill.core.files import write_text
 from datastill.report import words
 from datastill.report.compare_figures import charts, image_groups, limits
+from datastill.report.html import render
 
 if TYPE_CHECKING:
     from datastill.comparison.result import Comparison, Row
@@ -36,23 +37,8 @@ def write_comparison_report(path: str | Path, comparison: Comparison) -> Path:
         raise InputError("There is nothing to report yet: no cell of the comparison is finished.")
     path = Path(path)
     target = path / "report.html" if path.is_dir() else path
-    write_text(target, render(page(comparison)))
+    write_text(target, render(page(comparison), "compare.html.j2"))
     return target
-
-
-def render(record: dict[str, Any]) -> str:
-    """The page of a record; every text in it is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("datastill", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(duration=words.duration, bytes=words.bytes_, value=words.value)
-    return environment.get_template("compare.html.j2").render(record)
 
 
 def page(comparison: Comparison) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def write_report(
     return target
 
 
-def render(record: dict[str, Any]) -> str:
-    """The page of a record; every text in it is escaped."""
+def render(record: dict[str, Any], template: str = "report.html.j2") -> str:
+    """The page of a record in one of the templates here; every text in it is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -72,7 +72,7 @@ def render(record: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(duration=words.duration, bytes=words.bytes_, value=words.value)
-    return environment.get_template("report.html.j2").render(record)
+    return environment.get_template(template).render(record)
 
 
 def page(
