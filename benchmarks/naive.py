@@ -71,7 +71,7 @@ class Dm:
             synthetic = self.images[c * self.ipc : (c + 1) * self.ipc]
             if self.augment:
                 seed = int(torch.randint(0, 2**31, (1,), generator=self.generator))
-                real, synthetic = siamese(real, seed), siamese(synthetic, seed)
+                real, synthetic = siamese_batch(real, seed), siamese_batch(synthetic, seed)
             target = network.embed(real).detach()
             loss = loss + torch.sum((target.mean(0) - network.embed(synthetic).mean(0)) ** 2)
         self.optimiser.zero_grad()
@@ -86,6 +86,32 @@ def siamese(x: Tensor, seed: int) -> Tensor:
     op = int(torch.randint(0, 6, (1,), generator=g))
     u, v = torch.rand(2, generator=g).tolist()
     return torch.stack([one_image(image, op, u, v) for image in x])
+
+
+def siamese_batch(x: Tensor, seed: int) -> Tensor:
+    """The same over the whole batch at once, as the published DM and DSA loops do it."""
+    g = torch.Generator().manual_seed(seed)
+    op = int(torch.randint(0, 6, (1,), generator=g))
+    u, v = torch.rand(2, generator=g).tolist()
+    if op == 0:
+        x = x + (u - 0.5)
+        middle = x.mean(1, keepdim=True)
+        x = (x - middle) * (2 * v) + middle
+        whole = x.mean((1, 2, 3), keepdim=True)
+        return (x - whole) * (u + 0.5) + whole
+    if op == 3:
+        return x.flip(3) if u < 0.5 else x
+    if op in (1, 2):
+        p, k, h = int(0.125 * x.shape[2] + 0.5), int(0.5 * x.shape[2] + 0.5), x.shape[2]
+        if op == 1:
+            top, left = int(u * (2 * p + 1)), int(v * (2 * p + 1))
+            return F.pad(x, (p, p, p, p))[:, :, top : top + h, left : left + h]
+        mask = torch.ones_like(x)
+        top, left = int(u * (h + 1)) - k // 2, int(v * (h + 1)) - k // 2
+        mask[:, :, max(top, 0) : max(top + k, 0), max(left, 0) : max(left + k, 0)] = 0
+        return x * mask
+    theta = affine(op, u, v).expand(len(x), 2, 3)
+    return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
 
 
 def independent(x: Tensor, g: torch.Generator) -> Tensor:
@@ -115,14 +141,17 @@ def one_image(x: Tensor, op: int, u: float, v: float) -> Tensor:
         return x * mask
     if op == 3:
         return x.flip(2) if u < 0.5 else x
+    grid = F.affine_grid(affine(op, u, v), [1, *x.shape], align_corners=False)
+    return F.grid_sample(x[None], grid, align_corners=False)[0]
+
+
+def affine(op: int, u: float, v: float) -> Tensor:
+    """The matrix of a scale (op 4) or a rotation (op 5), (1, 2, 3)."""
     if op == 4:
         a, b = 1 / 1.2 + u * (1.2 - 1 / 1.2), 1 / 1.2 + v * (1.2 - 1 / 1.2)
-        theta = [[a, 0.0, 0.0], [0.0, b, 0.0]]
-    else:
-        t = (u - 0.5) * 2 * 15 * math.pi / 180
-        theta = [[math.cos(t), -math.sin(t), 0.0], [math.sin(t), math.cos(t), 0.0]]
-    grid = F.affine_grid(torch.tensor([theta]), [1, *x.shape], align_corners=False)
-    return F.grid_sample(x[None], grid, align_corners=False)[0]
+        return torch.tensor([[[a, 0.0, 0.0], [0.0, b, 0.0]]])
+    t = (u - 0.5) * 2 * 15 * math.pi / 180
+    return torch.tensor([[[math.cos(t), -math.sin(t), 0.0], [math.sin(t), math.cos(t), 0.0]]])
 
 
 def train_passes(network: nn.Module, x: Tensor, y: Tensor, passes: int, augment: bool) -> None:
