@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import naive
 import torch
@@ -11,20 +12,25 @@ import torch
 SHAPES = {"cifar10": (3, 32, 50.7e6), "fashion_mnist": (1, 28, 48.4e6)}
 PASSES = 30  #: training passes timed in an evaluation case; the protocol has 301
 TEST_IMAGES = 10_000
+INNER = 10  #: passes of the inner loop timed; the published loop makes 50 between two updates at ipc 10
+ALL = "color_crop_cutout_flip_scale_rotate"
+NET_IMAGES = 2_000  #: real images of IDC's network training per step
 
 
 def names(kinds: list[str]) -> list[str]:
     """All cases of the given kinds."""
     every = [f"dm {data} ipc {ipc}" for data in SHAPES for ipc in (1, 10, 50)]
     every += [f"eval {data} ipc {ipc}" for data in SHAPES for ipc in (1, 10)]
-    every += ["dsa cifar10 siamese", "dsa cifar10 independent"]
+    every += ["augment cifar10 siamese", "augment cifar10 independent"]
+    every += [f"{kind} {data} ipc {ipc}" for kind in ("dc", "dsa") for data in SHAPES for ipc in (1, 10)]
+    every += [f"{kind} {data} ipc 10" for kind in ("inner", "idc") for data in SHAPES]
     return [n for n in every if n.split()[0] in kinds]
 
 
 def sides(name: str) -> tuple[str, ...]:
     """Which sides a case has."""
     both = ("literal", "literal, tuned", "datastill")
-    return both if name.startswith("dsa") else (*both, "datastill bf16")
+    return both if name.startswith("augment") else (*both, "datastill bf16")
 
 
 def gflop(name: str) -> float:
@@ -35,6 +41,13 @@ def gflop(name: str) -> float:
         return 2e-9 * macs * (2560 + 3 * 10 * int(rest[1]))
     if kind == "eval":
         return 2e-9 * macs * (PASSES * 3 * 10 * int(rest[1]) + TEST_IMAGES)
+    ipc = int(rest[1]) if rest[0] == "ipc" else 0
+    if kind in ("dc", "dsa"):
+        return 2e-9 * macs * (3 * 2560 + 8 * 10 * ipc)
+    if kind == "inner":
+        return 2e-9 * macs * 3 * INNER * 10 * ipc
+    if kind == "idc":
+        return 2e-9 * macs * (3 * 640 + 8 * 10 * min(128, 4 * ipc) + 3 * NET_IMAGES)
     return 0.0
 
 
@@ -48,7 +61,15 @@ def images(data: str, n: int) -> tuple[torch.Tensor, torch.Tensor]:
 def build(name: str, side: str, device: str) -> Callable[[], object]:
     """The function that does one unit of a case's work."""
     kind, data, *rest = name.split()
-    makers = {"dm": dm, "eval": evaluation, "dsa": dsa}
+    makers = {
+        "dm": dm,
+        "eval": evaluation,
+        "augment": augmentation,
+        "inner": inner,
+        "idc": idc,
+    }
+    if kind in ("dc", "dsa"):
+        return gradient_match(data, [kind, *rest], side, device)
     return makers[kind](data, rest, side, device)
 
 
@@ -58,26 +79,7 @@ def dm(data: str, rest: list[str], side: str, device: str) -> Callable[[], objec
     x, y = images(data, 10_000)
     if side.startswith("literal"):
         return naive.Dm(x, y, ipc, 256).step
-    from datastill import load_real
-    from datastill.core.loop import _start, one_step
-    from datastill.core.plan import Block
-    from datastill.jobs import prepare_job
-
-    real = load_real((x.sigmoid(), y), space="raw")
-    precision = "bf16" if side.endswith("bf16") else "float32"
-    augment = "color_crop_cutout_flip_scale_rotate"
-    job = prepare_job(
-        "dm", real, ipc=ipc, steps=10**6, recipe="paper", device=device, precision=precision, augment=augment
-    )
-    plan = job.method.build(job.task)
-    block: Block = next(plan.partition.blocks(job.task.labels))
-    running = _start(plan, job.task, block, (), {})
-
-    def step() -> None:
-        one_step(running.context, running.steppers, running.guard)
-        running.context.step += 1
-
-    return step
+    return stepping("dm", data, side, device, ipc=ipc, augment=ALL)[0]
 
 
 def evaluation(data: str, rest: list[str], side: str, device: str) -> Callable[[], object]:
@@ -111,7 +113,62 @@ def evaluation(data: str, rest: list[str], side: str, device: str) -> Callable[[
     return ours
 
 
-def dsa(data: str, rest: list[str], side: str, device: str) -> Callable[[], object]:
+def stepping(method: str, data: str, side: str, device: str, **hyper: Any) -> tuple[Callable[[], None], Any]:
+    """One step of a method in its published setting, and what runs it."""
+    from datastill import load_real
+    from datastill.core.loop import _start, one_step
+    from datastill.core.plan import Block
+    from datastill.jobs import prepare_job
+
+    x, y = images(data, 10_000)
+    real = load_real((x.sigmoid(), y), space="raw")
+    precision = "bf16" if side.endswith("bf16") else "float32"
+    job = prepare_job(method, real, steps=10**6, recipe="paper", device=device, precision=precision, **hyper)
+    plan = job.method.build(job.task)
+    block: Block = next(plan.partition.blocks(job.task.labels))
+    running = _start(plan, job.task, block, (), {})
+
+    def step() -> None:
+        one_step(running.context, running.steppers, running.guard)
+        running.context.step += 1
+
+    return step, running
+
+
+def gradient_match(data: str, rest: list[str], side: str, device: str) -> Callable[[], object]:
+    """One image update of DC or DSA, 256 real images per class, without the inner loop."""
+    kind, ipc = rest[0], int(rest[2])
+    if side.startswith("literal"):
+        return naive.Dc(*images(data, 10_000), ipc, 256, augment=kind == "dsa").step
+    augment = ALL if kind == "dsa" else "none"
+    return stepping(kind, data, side, device, ipc=ipc, outer=1, inner=1, augment=augment)[0]
+
+
+def inner(data: str, rest: list[str], side: str, device: str) -> Callable[[], object]:
+    """Passes of DC's network over the synthetic set between two image updates."""
+    ipc = int(rest[1])
+    if side.startswith("literal"):
+        loop = naive.Dc(*images(data, 10_000), ipc, 256, augment=False)
+        return lambda: loop.inner(INNER)
+    _, running = stepping("dc", data, side, device, ipc=ipc, outer=10, inner=INNER, real_batch=1)
+    context = running.context
+    network = context.plan.surrogates.draw(context)
+    context.step = 1
+    return lambda: context.plan.surrogates.advance(context) if network is not None else None
+
+
+def idc(data: str, rest: list[str], side: str, device: str) -> Callable[[], object]:
+    """One inner step of IDC with factor 2: 64 real images per class, then 2,000 images of network training."""
+    ipc = int(rest[1])
+    if side.startswith("literal"):
+        return naive.Idc(*images(data, 10_000), ipc, 64, 2, NET_IMAGES).step
+    distance = "l1" if data == "fashion_mnist" else "mse"
+    step, _ = stepping("idc", data, side, device, ipc=ipc, distance=distance, net_images=NET_IMAGES, augment=ALL)
+    step()  # the first draws a network; the others go on with it
+    return step
+
+
+def augmentation(data: str, rest: list[str], side: str, device: str) -> Callable[[], object]:
     """Augmentation of 2560 images: siamese per class, or with parameters per image; ten draws."""
     channels, size, _ = SHAPES[data]
     x, y = images(data, 2560)

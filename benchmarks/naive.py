@@ -80,6 +80,97 @@ class Dm:
         return loss.item()
 
 
+class Dc:
+    """Gradient matching, the literal loop: two gradients per class, one backward over the sum of all classes."""
+
+    def __init__(self, x: Tensor, y: Tensor, ipc: int, real_batch: int, augment: bool) -> None:
+        self.data = Dm(x, y, ipc, real_batch, lr=0.1, augment=augment)
+        self.network = PlainConvNet(x.shape[1], self.data.classes, x.shape[2]).train()
+        self.weights = list(self.network.parameters())
+
+    def step(self) -> float:
+        """One image update."""
+        data = self.data
+        loss = torch.tensor(0.0)
+        for c in range(data.classes):
+            real = data.x[data._draw(c, data.real_batch)]
+            synthetic = data.images[c * data.ipc : (c + 1) * data.ipc]
+            if data.augment:
+                seed = int(torch.randint(0, 2**31, (1,), generator=data.generator))
+                real, synthetic = siamese_batch(real, seed), siamese_batch(synthetic, seed)
+            target = torch.full((len(real),), c)
+            found = torch.autograd.grad(F.cross_entropy(self.network(real), target), self.weights)
+            wanted = [g.detach().clone() for g in found]
+            target = torch.full((data.ipc,), c)
+            got = torch.autograd.grad(F.cross_entropy(self.network(synthetic), target), self.weights, create_graph=True)
+            loss = loss + sum(row_cosine(a, b) for a, b in zip(got, wanted, strict=True) if a.ndim > 1)
+        data.optimiser.zero_grad()
+        loss.backward()
+        data.optimiser.step()
+        return loss.item()
+
+    def inner(self, epochs: int) -> None:
+        """Passes of the network over the synthetic set between two updates."""
+        images = self.data.images.detach().clone()
+        train_passes(
+            self.network, images, torch.arange(len(images)) // self.data.ipc, epochs, self.data.augment, momentum=0.0
+        )
+
+
+class Idc:
+    """IDC, the literal inner step: an update per class, then the network trains on real images."""
+
+    def __init__(self, x: Tensor, y: Tensor, ipc: int, real_batch: int, factor: int, net_images: int) -> None:
+        self.data = Dm(x, y, ipc, real_batch, lr=0.005)
+        self.y, self.real_batch, self.factor, self.net_images = y, real_batch, factor, net_images
+        self.network = PlainConvNet(x.shape[1], self.data.classes, x.shape[2]).train()
+        self.weights = list(self.network.parameters())
+        self.convs = [i for i, p in enumerate(self.weights) if p.ndim == 4]
+        self.optimiser = torch.optim.SGD(
+            self.network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, foreach=False
+        )
+
+    def step(self) -> None:
+        """One image update of every class, then one stretch of training."""
+        data = self.data
+        for c in range(data.classes):
+            real = data.x[data._draw(c, self.real_batch)]
+            synthetic = self.decode(data.images[c * data.ipc : (c + 1) * data.ipc])
+            seed = int(torch.randint(0, 2**31, (1,), generator=data.generator))
+            both = siamese_batch(torch.cat([real, synthetic]), seed)
+            real, synthetic = both[: len(real)], both[len(real) :]
+            found = torch.autograd.grad(F.cross_entropy(self.network(real), torch.full((len(real),), c)), self.weights)
+            target = torch.full((len(synthetic),), c)
+            got = torch.autograd.grad(F.cross_entropy(self.network(synthetic), target), self.weights, create_graph=True)
+            loss = sum((got[i] - found[i].detach()).square().sum() for i in self.convs)
+            data.optimiser.zero_grad()
+            loss.backward()
+            data.optimiser.step()
+        order = torch.randperm(len(data.x), generator=data.generator)[: self.net_images]
+        for index in order.split(self.real_batch):
+            images = independent_batch(data.x[index], data.generator)
+            loss = F.cross_entropy(self.network(images), self.y[index])
+            self.optimiser.zero_grad()
+            loss.backward()
+            self.optimiser.step()
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Every stored image cut into factor x factor tiles, each enlarged to a whole image."""
+        side = x.shape[2] // self.factor
+        tiles = [
+            x[:, :, i * side : (i + 1) * side, j * side : (j + 1) * side]
+            for i in range(self.factor)
+            for j in range(self.factor)
+        ]
+        return F.interpolate(torch.cat(tiles), size=x.shape[2:], mode="bilinear")
+
+
+def row_cosine(a: Tensor, b: Tensor) -> Tensor:
+    """One minus the cosine, summed over output rows, with the published additive epsilon."""
+    a, b = a.flatten(1), b.flatten(1)
+    return (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)).sum()
+
+
 def siamese(x: Tensor, seed: int) -> Tensor:
     """One operation with one parameter for every image, image by image."""
     g = torch.Generator().manual_seed(seed)
@@ -120,6 +211,11 @@ def independent(x: Tensor, g: torch.Generator) -> Tensor:
     return torch.stack([one_image(image, op, *torch.rand(2, generator=g).tolist()) for image in x])
 
 
+def independent_batch(x: Tensor, g: torch.Generator) -> Tensor:
+    """One operation for the batch; the parameters differ by image in the published code, which costs the same."""
+    return siamese_batch(x, int(torch.randint(0, 2**31, (1,), generator=g)))
+
+
 def one_image(x: Tensor, op: int, u: float, v: float) -> Tensor:
     """Colour, crop, cutout, flip, scale or rotate of one image (c, h, w)."""
     h = x.shape[1]
@@ -154,9 +250,10 @@ def affine(op: int, u: float, v: float) -> Tensor:
     return torch.tensor([[[math.cos(t), -math.sin(t), 0.0], [math.sin(t), math.cos(t), 0.0]]])
 
 
-def train_passes(network: nn.Module, x: Tensor, y: Tensor, passes: int, augment: bool) -> None:
-    """Evaluation training: a data loader, one optimiser step per batch, accuracy counted on the way."""
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, foreach=False)
+def train_passes(network: nn.Module, x: Tensor, y: Tensor, passes: int, augment: bool, momentum: float = 0.9) -> None:
+    """Training on a synthetic set: a data loader, one optimiser step per batch, accuracy counted on the way."""
+    decay = 5e-4 if momentum else 0.0
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=momentum, weight_decay=decay, foreach=False)
     g = torch.Generator().manual_seed(0)
     loader = DataLoader(TensorDataset(x, y), batch_size=256, shuffle=True, num_workers=0, generator=g)
     network.train()
@@ -164,7 +261,7 @@ def train_passes(network: nn.Module, x: Tensor, y: Tensor, passes: int, augment:
         right = 0
         for images, labels in loader:
             if augment:
-                images = independent(images, g)
+                images = independent_batch(images, g)
             out = network(images)
             loss = F.cross_entropy(out, labels)
             right += int((out.argmax(1) == labels).sum().item())

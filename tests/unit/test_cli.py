@@ -197,6 +197,13 @@ class TestBadInput:
     def test_no_method(self, refused) -> None:
         refused([], "Name a method")
 
+    def test_a_time_without_a_method_takes_the_fast_one(self, tmp_path: Path, capsys) -> None:
+        code, _, _ = run(
+            ["distill", "--budget", "1s", "--data", "digits", "--out", str(tmp_path / "x"), "--quiet"], capsys
+        )
+        assert code == 0
+        assert load_distilled(tmp_path / "x").manifest["method"] == "dm-fast"
+
     def test_unknown_network(self, refused) -> None:
         refused(["dm", *TINY[2:], "--network", "convnett"], "convnett", "'convnet'")
 

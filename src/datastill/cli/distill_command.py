@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from datastill.jobs import Job
 
 
+#: What a time without a method takes.
+IN_A_HURRY = "dm-fast"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """What to make and where."""
@@ -33,6 +37,7 @@ class RunOptions:
     check_every: int = 0  #: every so many steps, train a network and show its accuracy on training images
     device: str = "auto"  #: auto, cpu, cuda or mps
     precision: str = "float32"  #: of the networks' arithmetic: float32, or bf16 where the processor is fast at it
+    compile: str = "auto"  #: compiled code for the networks: auto (in long runs on a CPU), on or off
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print the manifest as JSON
 
@@ -44,7 +49,12 @@ def main(args: list[str]) -> int:
         if any(a in ("-h", "--help") for a in args):
             print(usage())
             return 0
-        raise InputError("Name a method: `datastill distill dm --data PATH`; `datastill methods` lists them.")
+        if not any(a.split("=")[0] == "--budget" for a in args):
+            raise InputError(
+                "Name a method: `datastill distill dm --data PATH`; `datastill methods` lists them. "
+                "With a time alone (`--budget 60s`) dm-fast is taken."
+            )
+        name = IN_A_HURRY
     info = get_method(name)
     run, data, values = parse_options(info, rest)
     with plain_warnings(run.quiet):
@@ -57,6 +67,7 @@ def usage() -> str:
     return (
         "usage: datastill distill METHOD [options]\n\n"
         f"Learn a small synthetic training set from your data.\n\nmethods:\n{lines}\n\n"
+        "`datastill distill --budget 60s` without a METHOD takes dm-fast.\n"
         "`datastill distill METHOD --help` shows the options of a method, `datastill methods METHOD` its recipes.\n"
         "A file of your own works too: `datastill distill my_method.py`."
     )
@@ -109,6 +120,7 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
         "seed": run.seed,
         "device": run.device,
         "precision": run.precision,
+        "compile": run.compile,
     }
     job = prepare_job(info.cls, real, **settings, **values)
     display.say(describe_job(job))
@@ -161,7 +173,8 @@ def describe_job(job: Job) -> str:
         f"{job.method_name} on {real.name}: {len(real):,} images, {real.classes} classes, "
         f"{'×'.join(map(str, real.shape))}; {task.ipc} per class; {task.network} on {task.device.type}"
     )
-    return "\n".join([text, *(f"  {note}" for note in (*real.notes, *job.notes))])
+    compiling = ["networks are compiled, which takes half a minute or more at the start"] if task.compile else []
+    return "\n".join([text, *(f"  {note}" for note in (*real.notes, *job.notes, *compiling))])
 
 
 def parse_seconds(text: str) -> float:
