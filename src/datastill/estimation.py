@@ -11,9 +11,9 @@ from datastill.core.errors import InputError
 from datastill.core.files import read_json
 from datastill.core.loop import synthesise
 from datastill.core.plan import Task
-from datastill.core.registry import Method, nominal_seconds, with_overrides
+from datastill.core.registry import NOMINAL_MACS_PER_SECOND, Method, nominal_seconds, with_overrides
 from datastill.core.threads import threads_for
-from datastill.jobs import CONFIG, Job, prepare_job, steps_of
+from datastill.jobs import CONFIG, Job, compiled_for, prepare_job, steps_of
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,23 @@ def estimate(
     recipe: str = "auto",
     seed: int = 0,
     device: str = "auto",
+    compile: str = "auto",
     **hyper: Any,
 ) -> Estimate:
     """Minutes and memory of a run, from a few of its steps; nothing is written.
 
     The preparation (a feature network of a coreset) is taken from its count of multiply-accumulates.
     """
-    job = prepare_job(method, real, ipc=ipc, network=network, recipe=recipe, seed=seed, device=device, **hyper)
-    paper = prepare_job(
-        method, job.task.real, ipc=ipc, network=network, recipe="paper", seed=seed, device=device, **hyper
-    )
+    settings: dict[str, Any] = {
+        "ipc": ipc,
+        "network": network,
+        "seed": seed,
+        "device": device,
+        "compile": compile,
+        **hyper,
+    }
+    job = prepare_job(method, real, recipe=recipe, **settings)
+    paper = prepare_job(method, job.task.real, recipe="paper", **settings)
     return estimate_job(job, paper)
 
 
@@ -113,6 +120,7 @@ def within(job: Job, seconds: float, folder: Path | None, resume: bool) -> Job:
         stored = read_json(folder / CONFIG).get("hyper", {})
         kept = {"steps": stored.get("steps"), "real_batch": stored.get("real_batch")}
         return replace(job, method=with_overrides(job.method, {n: v for n, v in kept.items() if v is not None}))
+    job = compiled_for(job, seconds * NOMINAL_MACS_PER_SECOND["cpu"])
     steps = max(1, int(seconds / measure_step(job)))
     return replace(
         job,

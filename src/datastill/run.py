@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from datastill.augment.strategies import strategy_for
+from datastill.core import compilation
 from datastill.core.artifact import MANIFEST, DistilledSet
 from datastill.core.checkpoint import Checkpointer, plain, refuse_other
 from datastill.core.cost import Stopwatch, environment, peak_memory_bytes
@@ -21,7 +22,7 @@ from datastill.core.plan import Callback, Plan, Progress, Task, Unit, silent
 from datastill.core.registry import Method
 from datastill.core.threads import threads_for
 from datastill.estimation import within
-from datastill.jobs import CONFIG, Job, hyper_of, prepare_job
+from datastill.jobs import CONFIG, Job, as_begun, hyper_of, prepare_job
 from datastill.models import resolve_network
 from datastill.report.card import write_card_and_preview
 
@@ -39,6 +40,7 @@ def distill(
     resume: bool = False,
     device: str = "auto",
     precision: str = "float32",
+    compile: str = "auto",
     progress: Progress = silent,
     callbacks: Sequence[Callback] = (),
     checkpoint_seconds: float = 15.0,
@@ -60,6 +62,7 @@ def distill(
         resume: go on from the checkpoints in `out`.
         device: "auto", "cpu", "cuda", "mps".
         precision: "float32", or "bf16" for the networks' convolutions and matrix products.
+        compile: "on", "off" or "auto": compiled code for the networks, for long runs on a CPU.
         progress: told how a preparation goes, such as the feature network of a coreset; callbacks see the loop.
         callbacks: hooks into the loop.
         checkpoint_seconds: time between checkpoints; never changes a result.
@@ -85,6 +88,7 @@ def distill(
         seed=seed,
         device=device,
         precision=precision,
+        compile=compile,
         progress=progress,
         folder=folder,
         **hyper,
@@ -98,21 +102,36 @@ def distill(
 
 def run_job(job: Job, folder: Path | None, callbacks: Sequence[Callback], checkpoint_seconds: float) -> DistilledSet:
     """Prepare, synthesise, and write the artifact."""
+    stored = _stored(folder)
+    if stored is not None:
+        job = as_begun(job, stored)
     plan = job.method.build(job.task)
     with threads_for((plan.network or job.task.network).macs):
-        return _run_plan(job, plan, folder, callbacks, checkpoint_seconds)
+        if stored is not None:  # the caller's number comes back afterwards
+            torch.set_num_threads(int(stored.get("threads", torch.get_num_threads())))
+        return _run_plan(job, plan, folder, stored, callbacks, checkpoint_seconds)
+
+
+def _stored(folder: Path | None) -> dict[str, Any] | None:
+    """The configuration of the run that the folder holds, or None."""
+    if folder is None or not (folder / CONFIG).is_file():
+        return None
+    stored = read_json(folder / CONFIG)
+    if not isinstance(stored, dict):
+        raise InputError(f"{folder / CONFIG} is damaged; remove the folder to start again.")
+    return stored
 
 
 def _run_plan(
-    job: Job, plan: Plan, folder: Path | None, callbacks: Sequence[Callback], checkpoint_seconds: float
+    job: Job,
+    plan: Plan,
+    folder: Path | None,
+    stored: dict[str, Any] | None,
+    callbacks: Sequence[Callback],
+    checkpoint_seconds: float,
 ) -> DistilledSet:
-    stored = None
-    if folder is not None and (folder / CONFIG).is_file():
-        stored = read_json(folder / CONFIG)
-        if not isinstance(stored, dict):
-            raise InputError(f"{folder / CONFIG} is damaged; remove the folder to start again.")
-        torch.set_num_threads(int(stored.get("threads", torch.get_num_threads())))  # the caller's come back afterwards
     config = job.config(plan)
+    fallbacks = compilation.fallbacks()
     checkpointer = None
     if folder is not None:
         _check_apart(folder, job.task.real.source)
@@ -130,7 +149,8 @@ def _run_plan(
     except Diverged as stop:
         hint = f" The last good images are in {folder / 'checkpoints'}." if folder is not None else ""
         raise Diverged(f"{stop}{hint}") from stop
-    distilled = _artifact(job, plan, outcome, prepare_seconds)
+    compiled = job.task.compile and compilation.fallbacks() == fallbacks
+    distilled = _artifact(job, plan, outcome, prepare_seconds, compiled)
     if folder is not None:
         distilled.save(folder)
         if not (folder / "evaluation.json").is_file():  # a card with its results stays
@@ -196,7 +216,7 @@ def prepared_path(unit: Unit, task: Task) -> Path | None:
     return task.folder / "prepare" / f"{unit_name(unit)}-{digest(unit.key(task))}.safetensors"
 
 
-def _artifact(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float) -> DistilledSet:
+def _artifact(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, compiled: bool) -> DistilledSet:
     task, real = job.task, job.task.real
     protocol = _student_protocol(job)
     losses = outcome.losses
@@ -221,6 +241,7 @@ def _artifact(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float) ->
             "seconds": round(outcome.seconds, 3),
             "prepare_seconds": round(prepare_seconds, 3),
             "precision": task.precision,
+            "compile": compiled,
             "skipped_steps": outcome.skipped,
             "peak_memory_bytes": peak_memory_bytes(task.device),
             **environment(task.device),

@@ -71,6 +71,16 @@ def test_the_momentum_is_forgotten_in_both_ways():
     assert (with_drop - without).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("forget", [True, False])
+def test_several_drops_and_cutmix_stack(forget):
+    """Each network has its own draw of CutMix: some mix a batch that others leave."""
+    schedule = Schedule(12, batch=5, drops=((3, 0.2), (7, 0.5)), forget_momentum=forget, cutmix=0.5, augment="crop")
+    for soft in (False, True):
+        (stacked, losses), (alone, losses_alone) = both_ways(schedule, soft=soft)
+        assert (stacked - alone).abs().max() < 1e-12
+        assert (losses - losses_alone).abs().max() < 1e-6
+
+
 def test_soft_labels_and_weights_stack():
     weight = torch.linspace(0, 2, 13, dtype=torch.float64)
     for soft in (False, True):

@@ -103,6 +103,93 @@ def test_the_dc_schedule():
     assert (schedule.momentum, schedule.weight_decay) == (0.9, 5e-4)
 
 
+def spelt_out(network, x, y, schedule: Schedule, rng: Rng) -> None:
+    """Several drops, with the momentum kept or forgotten, and CutMix after the augmentation; each step written out."""
+    parameters = list(network.parameters())
+    velocity = [torch.zeros_like(p) for p in parameters]
+    lr, dsa = schedule.lr, Dsa(schedule.augment, mode=schedule.augment_mode)
+    for p in range(schedule.passes):
+        order = torch.randperm(len(y), generator=rng.generator("order", p))
+        for b, start in enumerate(range(0, len(y), schedule.batch)):
+            index = order[start : start + schedule.batch]
+            record = dsa.draw(len(index), SHAPE, rng.generator("augment", p, b), one_op=True)
+            images, first = dsa.apply(x[index], record).clone(), y[index]
+            generator = rng.generator("cutmix", p, b)
+            chance, lam, cy, cx = torch.rand(4, dtype=torch.float64, generator=generator).tolist()
+            other, share = torch.randperm(len(index), generator=generator), 1.0
+            if chance < schedule.cutmix:
+                half, row, column = int(6 * (1 - lam) ** 0.5) // 2, int(6 * cy), int(6 * cx)
+                rows = slice(max(0, row - half), min(6, row + half))
+                columns = slice(max(0, column - half), min(6, column + half))
+                images[:, :, rows, columns] = images[other][:, :, rows, columns]
+                share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / 36
+            logits = network(images)
+            loss = share * F.cross_entropy(logits, first) + (1 - share) * F.cross_entropy(logits, first[other])
+            for w, v, g in zip(parameters, velocity, torch.autograd.grad(loss, parameters)):
+                v.copy_(0.9 * v + (g + 5e-4 * w.detach()))
+                w.data.sub_(lr * v)
+        for at, factor in schedule.drops:
+            if at == p:
+                lr *= factor
+                velocity = [torch.zeros_like(v) for v in velocity] if schedule.forget_momentum else velocity
+
+
+DROPS = ((2, 0.2), (5, 0.5))
+
+
+@pytest.mark.parametrize("forget", [True, False])
+@pytest.mark.parametrize("cutmix", [0.0, 0.5, 1.0])
+def test_drops_and_cutmix_are_the_written_out_loop(cutmix, forget):
+    """To 1e-12 in float64: mixed labels are one cross-entropy with probabilities here, two with positions there."""
+    (x, y), rng = data(dtype=torch.float64), Rng(7)
+    ours, theirs, other = (linear(dtype=torch.float64) for _ in range(3))
+    options = {"augment": "color_crop_flip_scale_rotate", "augment_mode": "composite", "cutmix": cutmix}
+    schedule = Schedule(9, batch=8, drops=DROPS, forget_momentum=forget, **options)
+    train(ours, x, y, schedule, rng)
+    spelt_out(theirs, x, y, schedule, rng)
+    assert (weights(ours) - weights(theirs)).abs().max() < 1e-12
+    spelt_out(other, x, y, Schedule(9, batch=8, drops=DROPS, forget_momentum=not forget, **options), rng)
+    assert (weights(ours) - weights(other)).abs().max() > 1e-4
+
+
+def test_drop_after_is_one_drop_to_a_tenth():
+    (x, y), rng = data(), Rng(7)
+    one, same = linear(), linear()
+    train(one, x, y, Schedule(5, batch=8, drop_after=2), rng)
+    train(same, x, y, Schedule(5, batch=8, drops=((2, 0.1),)), rng)
+    assert torch.equal(weights(one), weights(same))
+    schedule = Schedule(5, drops=((1, 0.5), (1, 0.5)))
+    assert [schedule.factor_after(p) for p in range(3)] == [None, 0.25, None]
+
+
+def test_cutmix_leaves_the_rest_alone():
+    x, y = data()
+    kept, state = x.clone(), torch.get_rng_state()
+    mixed, alone, single = convolutional(), convolutional(), convolutional()
+    train(mixed, x, y, Schedule(2, batch=8, cutmix=1.0), Rng(0))
+    assert torch.equal(x, kept)
+    assert torch.equal(torch.get_rng_state(), state)
+    train(alone, x, y, Schedule(2, batch=8), Rng(0))
+    assert (weights(mixed) - weights(alone)).abs().max() > 1e-4
+    train(single, x[:1], y[:1], Schedule(2, cutmix=1.0), Rng(0))  # with itself
+    expected = convolutional()
+    train(expected, x[:1], y[:1], Schedule(2), Rng(0))
+    assert torch.allclose(weights(single), weights(expected), atol=1e-6)
+
+
+def test_an_optimiser_goes_on_with_its_momentum():
+    (x, y), rng = data(), Rng(7)
+    whole, parts, new = linear(), linear(), linear()
+    train(whole, x, y, Schedule(2, batch=23), rng)
+    orders = [torch.randperm(23, generator=rng.generator("order", p)) for p in range(2)]
+    optimiser = torch_sgd(parts.parameters(), lr=0.01)
+    for order in orders:
+        train(parts, x[order], y[order], Schedule(1, batch=23), Rng(1), optimiser=optimiser)
+        train(new, x[order], y[order], Schedule(1, batch=23), Rng(1))
+    assert torch.allclose(weights(whole), weights(parts), atol=1e-6)
+    assert (weights(whole) - weights(new)).abs().max() > 1e-4
+
+
 def test_a_seed_decides_everything():
     x, y = data()
     schedule = Schedule(3, batch=8, augment="color_crop_cutout_flip_scale_rotate")
@@ -231,7 +318,17 @@ def test_divergence_stops_early():
 
 @pytest.mark.parametrize(
     "options",
-    [{"passes": -1}, {"passes": 1, "batch": 0}, {"passes": 1, "lr": 0.0}, {"passes": 1, "augment": "x"}],
+    [
+        {"passes": -1},
+        {"passes": 1, "batch": 0},
+        {"passes": 1, "lr": 0.0},
+        {"passes": 1, "augment": "x"},
+        {"passes": 1, "augment_mode": "x"},
+        {"passes": 1, "cutmix": 1.5},
+        {"passes": 1, "drops": ((-1, 0.1),)},
+        {"passes": 1, "drops": ((0, 0.0),)},
+        {"passes": 1, "drops": ((0, 0.1),), "drop_after": 0},
+    ],
 )
 def test_a_schedule_out_of_range_is_refused(options):
     with pytest.raises(InputError):

@@ -384,7 +384,9 @@ class TestReference:
         known = datastill.protocols()
         assert told.keys() == known.keys()
         for name, protocol in known.items():
-            assert [int(cell) for cell in told[name][:3]] == [protocol.passes, protocol.drop_after + 1, protocol.batch]
+            drops = protocol.drops or ((protocol.drop_after, 0.1),)
+            after = f"× {drops[0][1]:g} after {' and '.join(str(p + 1) for p, _ in drops)}"
+            assert told[name][:3] == [str(protocol.passes), after, str(protocol.batch)]
             assert (told[name][3] == "none") == (protocol.augment == "none")
 
     def test_networks(self) -> None:

@@ -135,6 +135,15 @@ def test_protocols_are_as_published() -> None:
     assert (known["dc-v1"].passes, known["dc-v1"].drop_after, known["dc-v1"].augment) == (301, 151, "none")
     assert (known["dc-v1-dsa"].passes, known["dc-v1-dsa"].drop_after) == (1001, 501)
     assert known["dsa-quick-v1"].passes == 100
+    for name, epochs in (("idc-v1", 1000), ("idc-quick-v1", 100)):
+        idc = known[name].schedule("cifar10", (3, 32, 32))
+        assert (idc.passes, idc.batch, idc.forget_momentum, idc.cutmix) == (epochs, 64, False, 0.5)
+        # after epochs 2/3 and 5/6, each rounded down, as torch's MultiStepLR counts them
+        assert idc.drops == ((2 * epochs // 3 - 1, 0.2), (5 * epochs // 6 - 1, 0.2))
+        assert (idc.augment, idc.augment_mode) == ("color_crop_flip_scale_rotate", "composite")
+        assert known[name].schedule("svhn", (3, 32, 32)).augment == "color_crop_scale_rotate"
+        plain = known[name].schedule("digits", (1, 8, 8))
+        assert (plain.augment, plain.cutmix) == ("none", 0.0)
     for p in known.values():
         assert (p.lr, p.momentum, p.weight_decay) == (0.01, 0.9, 5e-4)
     assert known["dc-v1-dsa"].schedule("mnist", (1, 28, 28)).augment == "color_crop_cutout_scale_rotate"

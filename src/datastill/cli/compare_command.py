@@ -52,6 +52,7 @@ class CompareOptions:
     ledger: Path | None = None  #: a folder that gets a copy of every cell's record
     device: str = "auto"  #: auto, cpu, cuda or mps
     precision: str = "float32"  #: of the networks' arithmetic: float32, or bf16 where the processor is fast at it
+    compile: str = "auto"  #: compiled code for the networks: auto (in long runs on a CPU), on or off
     quiet: bool = False  #: print the table only
     json: bool = False  #: print the result as JSON instead of a table
 
@@ -92,6 +93,7 @@ def run(options: CompareOptions) -> int:
                 workers=options.workers,
                 device=options.device,
                 precision=options.precision,
+                compile=options.compile,
                 progress=_teller(display),
             )
     except CellsFailed as error:
@@ -220,6 +222,7 @@ def cross(options: CompareOptions) -> int:
             repeats=options.networks,
             learning_rates=options.learning_rates,
             device=options.device,
+            compile=options.compile,
             progress=lambda name, done, total: display.update("evaluating", done, total, {}),
         )
     out = options.out or Path("runs/cross")

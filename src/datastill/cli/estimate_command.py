@@ -35,6 +35,7 @@ def main(args: list[str]) -> int:
             "seed": run.seed,
             "device": run.device,
             "precision": run.precision,
+            "compile": run.compile,
             **values,
         }
         job = prepare_job(info.cls, real, recipe=run.recipe, **settings)

@@ -27,7 +27,7 @@ class EvaluateOptions:
 
     sets: tyro.conf.Positional[tuple[Path, ...]]  #: folders of distilled sets; three or more give an interval over sets
     data: EvaluateData
-    protocol: str = "auto"  #: dc-v1, dc-v1-dsa, dsa-quick-v1, or auto: what the set asks for
+    protocol: str = "auto"  #: dc-v1, dc-v1-dsa, dsa-quick-v1, idc-v1, idc-quick-v1, or auto: what the set asks for
     networks: int = 5  #: fresh networks per set
     network: str | None = None  #: an architecture; none takes the one that the set was distilled with
     seed: int = 0  #: of the networks' weights and orders, shared with Random
@@ -35,6 +35,7 @@ class EvaluateOptions:
     random: bool = True  #: put Random beside it, from the same initial subsets
     device: str = "auto"  #: auto, cpu, cuda or mps
     precision: str = "float32"  #: of the networks' arithmetic: float32, or bf16 where the processor is fast at it
+    compile: str = "auto"  #: compiled code for the networks: auto (in long runs on a CPU), on or off
     out: Path | None = None  #: a JSON file for the result; none keeps it beside the first set
     quiet: bool = False  #: print the table only
     json: bool = False  #: print the result as JSON instead of a table
@@ -82,6 +83,7 @@ def score(options: EvaluateOptions) -> int:
             ceiling=options.ceiling,
             device=options.device,
             precision=options.precision,
+            compile=options.compile,
             progress=display.update,
         )
     record = {**result.to_dict(), "command": shlex.join(["datastill", *sys.argv[1:]])}

@@ -91,6 +91,7 @@ def job_of(settings: Settings, reals: RealSets, cell: Cell, out: Path) -> Job:
         seed=cell.seed,
         device=settings.device,
         precision=settings.precision,
+        compile=settings.compile,
         folder=out,
         **settings.overrides.get(cell.method, {}),
     )
@@ -112,6 +113,7 @@ def named(cell: Cell, job: Job, settings: Settings) -> Cell:
                 "networks": settings.networks,
                 "device": task.device.type,
                 "precision": settings.precision,
+                "compile": settings.compile,
             }
         )
     )
@@ -162,6 +164,7 @@ def run_cell(work: Work, cell: Cell, target: Path) -> None:
         random=False,
         device=work.settings.device,
         precision=work.settings.precision,
+        compile=work.settings.compile,
     )
     cost = {
         "steps": distilled.manifest["cost"]["steps"],
@@ -169,6 +172,7 @@ def run_cell(work: Work, cell: Cell, target: Path) -> None:
         "distillation_seconds": round(max(made["seconds"], distilled.manifest["cost"]["seconds"]), 3),
         "prepare_seconds": round(sum(_seconds_of(path) for path in prepared_units(job)), 3),
         "evaluation_seconds": round(result.distilled.seconds, 3),
+        "compile": {"distillation": distilled.manifest["cost"]["compile"], "evaluation": result.distilled.compiled},
         "cpu_seconds": watch.read()["cpu_seconds"],
         "peak_memory_bytes": peak_memory_bytes(job.task.device),
     }

@@ -173,6 +173,7 @@ def cross_architecture(
     learning_rates: str = "fixed",
     random: bool = True,
     device: str = "auto",
+    compile: str = "auto",
     progress: Progress = silent,
 ) -> CrossMatrix:
     """Score sets on several architectures that they were not all made with.
@@ -192,6 +193,7 @@ def cross_architecture(
             a stratified part of the real training set. Test images choose nothing.
         random: whether Random stands among the methods.
         device: "auto", "cpu", "cuda", "mps".
+        compile: "on", "off" or "auto": compiled code, for long evaluations on a CPU.
         progress: told after every pair of method and network.
 
     Raises:
@@ -218,9 +220,9 @@ def cross_architecture(
         for network in networks:
             key, rate = (method, network), _own_rate(sets) or recipe.lr
             if validation is not None:
-                rate, tried[key] = tune(sets, validation, recipe, network, rate, device=device)
+                rate, tried[key] = tune(sets, validation, recipe, network, rate, device=device, compile=compile)
             rates[key] = rate
-            accuracies[key] = _score(sets, data, with_rate(recipe, rate), network, repeats, device)
+            accuracies[key] = _score(sets, data, with_rate(recipe, rate), network, repeats, device, compile)
             progress(f"{method} on {network}", len(accuracies), total)
     seeds = {method: [int(one.manifest["seed"]) for one in sets] for method, sets in by_method.items()}
     return CrossMatrix(
@@ -230,7 +232,13 @@ def cross_architecture(
 
 
 def _score(
-    sets: Sequence[DistilledSet], data: RealSet, protocol: Protocol, network: str, repeats: int, device: str
+    sets: Sequence[DistilledSet],
+    data: RealSet,
+    protocol: Protocol,
+    network: str,
+    repeats: int,
+    device: str,
+    compile: str,
 ) -> Tensor:
     """Accuracies (sets, repeats); a set's networks come from its own seed, as in `compare`."""
     rows = [
@@ -243,6 +251,7 @@ def _score(
             seed=int(one.manifest["seed"]),
             random=False,
             device=device,
+            compile=compile,
         ).distilled.accuracies[0]
         for one in sets
     ]

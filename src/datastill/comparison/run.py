@@ -52,6 +52,7 @@ def compare(
     workers: int = 1,
     device: str = "auto",
     precision: str = "float32",
+    compile: str = "auto",
     progress: Progress = silent,
 ) -> Comparison:
     """Distil with every method at every size from every seed, and score all under one protocol.
@@ -77,6 +78,7 @@ def compare(
         workers: processes to run cells in.
         device: "auto", "cpu", "cuda", "mps".
         precision: of the networks' arithmetic: "float32", or "bf16" where the processor is fast at it.
+        compile: "on", "off" or "auto": compiled code, where a cell's distillation or its scoring is long enough.
         progress: told after every unit.
 
     Raises:
@@ -89,7 +91,7 @@ def compare(
     reals = real_sets(real)
     asked = make_settings(
         methods, reals, ipc=ipc, seeds=seeds, network=network, protocol=protocol, networks=networks,
-        recipe=recipe, settings=settings, budget=budget, device=device, precision=precision,
+        recipe=recipe, settings=settings, budget=budget, device=device, precision=precision, compile=compile,
     )  # fmt: skip
     if workers != 1:
         if not (network is None or isinstance(network, str)):

@@ -36,6 +36,7 @@ class Settings:
     budget: float | None
     device: str
     precision: str = "float32"
+    compile: str = "auto"
 
     def config(self, reals: RealSets) -> dict[str, Any]:
         """All that the numbers depend on, JSON-able; a comparison that is taken up again must agree with it."""
@@ -53,6 +54,7 @@ class Settings:
                 "budget": self.budget,
                 "device": pick_device(self.device).type,
                 "precision": self.precision,
+                "compile": self.compile,
             }
         )
 
@@ -83,6 +85,7 @@ class Settings:
         words += ["--set", *changes] if changes else []
         words += [] if self.device == "auto" else ["--device", self.device]
         words += [] if self.precision == "float32" else ["--precision", self.precision]
+        words += [] if self.compile == "auto" else ["--compile", self.compile]
         return shlex.join(words)
 
     def _seed_words(self) -> list[str]:
@@ -105,6 +108,7 @@ def make_settings(
     budget: float | None,
     device: str,
     precision: str = "float32",
+    compile: str = "auto",
 ) -> Settings:
     """Settings out of what a caller gave.
 
@@ -128,6 +132,7 @@ def make_settings(
         budget=budget,
         device=device,
         precision=precision,
+        compile=compile,
     )
 
 

@@ -44,6 +44,7 @@ class Task:
     precision: str = "float32"  #: of the networks' arithmetic: "float32" or "bf16"
     progress: Progress = field(default=silent, compare=False)  #: told how a preparation goes
     folder: Path | None = None  #: where prepared units are kept; None keeps them in memory only
+    compile: bool = False  #: whether first-order passes run as compiled code (`core.compilation`)
 
     @property
     def classes(self) -> int:
@@ -153,7 +154,9 @@ class Surrogates(Protocol):
 
     def begin(self, context: Context) -> None: ...
 
-    def draw(self, context: Context) -> Network: ...
+    def draw(self, context: Context) -> Any:
+        """What `context.surrogate` is in this step: a network, or a segment of an expert's training."""
+        ...
 
     def advance(self, context: Context) -> None: ...
 
@@ -179,9 +182,13 @@ class Augment(Protocol):
 class Labels(Protocol):
     """Labels while synthesising, and at the end."""
 
-    def during(self, context: Context) -> Tensor: ...
+    def during(self, context: Context) -> Tensor:
+        """Of the block's stored images in this step, (n,) or (n, C); the surrogate of the step is there."""
+        ...
 
-    def final(self, y: Tensor) -> Tensor: ...
+    def final(self, context: Context) -> Tensor:
+        """Of the block's stored images in the end, (n,) or (n, C)."""
+        ...
 
 
 class UpdateRule(Protocol):
@@ -288,9 +295,9 @@ class HardLabels:
         """The block's labels."""
         return context.block.y
 
-    def final(self, y: Tensor) -> Tensor:
-        """The labels themselves."""
-        return y
+    def final(self, context: Context) -> Tensor:
+        """The block's labels."""
+        return context.block.y
 
 
 @dataclass(frozen=True)
@@ -310,3 +317,8 @@ class Plan:
     prepare: Sequence[Unit] = ()
     #: the surrogates' family, which chunk sizes and threads follow; None is the task's network
     network: NetworkFactory | None = None
+    #: initial values of leaves that belong to the whole set and not to its images, such as a learned learning rate;
+    #: they stand in `context.codes` beside the decoder's, move by `update`, and need a single block
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    #: from the final shared leaves to what the manifest's `student` says besides the protocol: {"lr": 0.02}
+    student: Callable[[Mapping[str, Tensor]], Mapping[str, Any]] | None = None

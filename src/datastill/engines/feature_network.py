@@ -37,6 +37,7 @@ class FeatureNetwork:
             "seed": task.seed,
             "device": task.device.type,
             "threads": torch.get_num_threads(),
+            **({"compile": True} if task.compile else {}),
         }
 
     def macs(self, task: Task) -> float:
@@ -66,6 +67,8 @@ class FeatureNetwork:
             rng,
             on_batch=on_batch,
             device=task.device,
+            compiled=task.compile,
+            chunk=chunk_for(task.network.macs, task.device),
         )
         state = {f"weight/{name}": value.detach().cpu() for name, value in network.state_dict().items()}
         return {**state, "forgetting": counter.counts()}

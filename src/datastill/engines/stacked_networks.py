@@ -22,6 +22,8 @@ from datastill.engines.training import (
     TrainingData,
     cross_entropy,
     device_of,
+    drop,
+    outputs,
     sgd,
     train,
 )
@@ -40,16 +42,19 @@ def train_many(
     weight: Tensor | None = None,
     on_pass: Callable[[int, int, Tensor], None] | None = None,
     device: torch.device | str | None = None,
+    compiled: bool = False,
+    chunk: int | None = None,
 ) -> list[list[float]]:
     """Train K networks in place on the same data, network k with rngs[k], as `train` would each.
 
     Args:
         networks: K networks, each mapping (b, c, h, w) to logits (b, C).
-        x, y, schedule, weight, device: as for `train`.
+        x, y, schedule, weight, device, chunk: as for `train`.
         rngs: one family of generators per network.
         stacked: side by side (True) or one after the other (False). None chooses: side by side on CUDA for
             networks that can be stacked, else one after the other, which is faster on a CPU.
         on_pass: called with the network's position, the pass's index and its mean loss (0-dim tensor).
+        compiled: as for `train`; without effect on networks that are trained side by side.
 
     Returns:
         For each network, the mean loss of each pass.
@@ -75,7 +80,11 @@ def train_many(
     losses = []
     for k, (network, rng) in enumerate(zip(networks, rngs, strict=True)):
         tell = None if on_pass is None else _tell(on_pass, k)
-        losses.append(train(network, x, y, schedule, rng, weight=weight, on_pass=tell, device=where))
+        losses.append(
+            train(
+                network, x, y, schedule, rng, weight=weight, on_pass=tell, device=where, compiled=compiled, chunk=chunk
+            )
+        )
     return losses
 
 
@@ -108,6 +117,7 @@ def _train_stacked(
     on_pass: Callable[[int, int, Tensor], None] | None,
 ) -> list[list[float]]:
     count, n = len(networks), len(data.y)
+    data.classes = outputs(networks[0], data) if schedule.cutmix else 0
     weights: dict[str, Tensor] = stack_module_state(networks)[0]  # name -> (K, ...)
     gradients_of = _gradients_side_by_side(networks[0], data.weight is not None)
     optimiser = sgd(weights.values(), schedule, schedule.lr)
@@ -126,8 +136,7 @@ def _train_stacked(
         if on_pass is not None:
             for k in range(count):
                 on_pass(k, p, total[k])
-        if p == schedule.drop_after:
-            optimiser = sgd(weights.values(), schedule, schedule.lr * 0.1)
+        drop(optimiser, schedule, p)
     losses = watch.finish()
     with torch.no_grad():
         for k, network in enumerate(networks):

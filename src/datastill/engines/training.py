@@ -3,23 +3,27 @@
 The loop is that of the DC protocol (Zhao, Mopuri and Bilen, ICLR 2021, arXiv:2006.05929): plain SGD and one
 drop of the learning rate that also forgets the momentum. Every draw has its own generator, so a trained
 network is a function of its initial weights, the data, the schedule and one seed.
+
+Eager batches run whole: cutting them into chunks saved no time (see `weight_gradients`). Compiled ones are cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datastill.augment.dsa import Dsa, DsaRecord
+from datastill.augment.dsa import Dsa
+from datastill.augment.mix import CutMix
+from datastill.core import compilation
 from datastill.core.errors import Diverged, InputError
 from datastill.core.rng import Rng, isolated
-
-#: Images: a tensor (n, c, h, w), or a function from positions (b,) int64 on the CPU to images (b, c, h, w).
-Images = Tensor | Callable[[Tensor], Tensor]
+from datastill.engines.training_data import Images, TrainingData
+from datastill.engines.weight_gradients import compilable, compiled_passes, shares
 
 #: Steps between two looks at the loss; each look waits for the device.
 STEPS_BETWEEN_CHECKS = 100
@@ -42,21 +46,37 @@ class Schedule:
     momentum: float = 0.9
     weight_decay: float = 5e-4  #: applied to every parameter, norm layers and biases included
     batch: int = 256  #: images per step; the last, partial batch of a pass is kept
-    drop_after: int | None = None  #: index of the pass after which lr falls to a tenth and momentum is forgotten
-    augment: str = "none"  #: DSA strategy; one operation per batch, parameters per image
+    drop_after: int | None = None  #: index of the pass after which lr falls to a tenth, where `drops` is empty
+    augment: str = "none"  #: DSA strategy; one choice of operation per batch, parameters per image
+    drops: tuple[tuple[int, float], ...] = ()  #: (index of a pass, what lr is multiplied by after it)
+    forget_momentum: bool = True  #: whether a drop also forgets the momentum, as the DC protocol's does
+    augment_mode: str = "single"  #: how many operations an image gets, see `Dsa`
+    cutmix: float = 0.0  #: probability of CutMix for each batch, after the augmentation
 
     def __post_init__(self) -> None:
         if self.passes < 0 or self.batch < 1 or self.lr <= 0 or self.momentum < 0 or self.weight_decay < 0:
             raise InputError(
                 f"A schedule needs passes, momentum and weight decay >= 0, batch >= 1 and lr > 0, not {self}."
             )
-        Dsa(self.augment)
+        if self.drop_after is not None and self.drops:
+            raise InputError("A schedule takes drop_after (one drop to a tenth) or drops, not both.")
+        if any(p < 0 or factor <= 0 for p, factor in self.drops):
+            raise InputError(f"Drops are pairs of a pass, from 0, and a factor above 0, not {self.drops}.")
+        Dsa(self.augment, mode=self.augment_mode)
+        CutMix(self.cutmix)
 
     @classmethod
     def dc(cls, epochs: int, *, augment: str = "none", batch: int = 256, lr: float = 0.01) -> Schedule:
         """The DC protocol: epochs + 1 passes, the drop after the pass of index epochs // 2 + 1."""
         drop_after = epochs // 2 + 1
         return cls(passes=epochs + 1, drop_after=drop_after, augment=augment, batch=batch, lr=lr)
+
+    def factor_after(self, p: int) -> float | None:
+        """What the learning rate is multiplied by after pass p, or None."""
+        if self.drop_after is not None:
+            return 0.1 if p == self.drop_after else None
+        factors = [factor for at, factor in self.drops if at == p]
+        return math.prod(factors) if factors else None
 
 
 def train(
@@ -70,12 +90,15 @@ def train(
     on_pass: Callable[[int, Tensor], None] | None = None,
     on_batch: Callable[[Tensor, Tensor], None] | None = None,
     device: torch.device | str | None = None,
+    optimiser: torch.optim.SGD | None = None,
+    compiled: bool = False,
+    chunk: int | None = None,
 ) -> list[float]:
     """Train a network in place, in train mode, by SGD on the cross-entropy.
 
     The order of pass p comes from rng.generator("order", p), the augmentation of batch b in it from
-    rng.generator("augment", p, b), dropout from rng.derive("dropout"). Neither x nor the global generators
-    are changed.
+    rng.generator("augment", p, b), CutMix from rng.generator("cutmix", p, b), dropout from
+    rng.derive("dropout"). Neither x nor the global generators are changed.
 
     Args:
         network: maps (b, c, h, w) to logits (b, C); left in train mode, on `device`.
@@ -85,6 +108,9 @@ def train(
         on_pass: called after each pass with its index and mean loss, a 0-dim tensor on the device.
         on_batch: called after each step with the positions (b,), on the CPU, and the logits (b, C) before it.
         device: where to train; None means where the network is.
+        optimiser: goes on with its state and its learning rate; None makes a new one by the schedule.
+        compiled: run compiled code, where the network is `compilable`.
+        chunk: most images per pass of compiled code; None takes whole batches.
 
     Returns:
         The mean loss of each pass, each batch weighing as many images as it has.
@@ -96,26 +122,65 @@ def train(
     where = device_of(network, device)
     network.to(where).train()
     data = TrainingData(x, y, weight, where)
-    optimiser = sgd(network.parameters(), schedule, schedule.lr)
+    data.classes = outputs(network, data) if schedule.cutmix else 0
+    if optimiser is None:
+        optimiser = sgd(network.parameters(), schedule, schedule.lr)
+    size = 0
+    if compiled and compilable(network):
+        batch = min(schedule.batch, len(y))
+        size = compilation.even_chunk(batch, chunk or batch)
     watch = LossWatch()
     with isolated(rng.derive("dropout")):
         for p in range(schedule.passes):
             total = torch.zeros((), device=where)
             for index, images, target, w in data.batches(schedule, [rng], p):
                 optimiser.zero_grad(set_to_none=True)
-                logits = network(images)
-                loss = cross_entropy(logits, target, w)
-                torch.autograd.backward(loss)
+                loss, logits = _backward(network, images, target, w, size)
                 optimiser.step()
-                total = total + loss.detach() * (len(index) / len(y))
+                total = total + loss * (len(index) / len(y))
                 if on_batch is not None:
-                    on_batch(index, logits.detach())
+                    on_batch(index, logits)
             watch.add(total, steps=-(-len(y) // schedule.batch))
             if on_pass is not None:
                 on_pass(p, total)
-            if p == schedule.drop_after:
-                optimiser = sgd(network.parameters(), schedule, schedule.lr * 0.1)
+            drop(optimiser, schedule, p)
     return watch.finish().tolist()
+
+
+def _backward(
+    network: nn.Module, images: Tensor, target: Tensor, weight: Tensor | None, size: int
+) -> tuple[Tensor, Tensor]:
+    """Leave the gradients with the parameters, by compiled passes of `size` images or, if 0, eagerly and whole.
+
+    Returns:
+        The loss, 0-dim, and the logits (b, C), detached.
+    """
+    if not size:
+        logits = network(images)
+        loss = cross_entropy(logits, target, weight)
+        torch.autograd.backward(loss)
+        return loss.detach(), logits.detach()
+    loss, gradients, logits = compiled_passes(network, images, target, shares(weight, images), size)
+    for name, parameter in network.named_parameters():
+        parameter.grad = gradients.get(name)
+    return loss, logits
+
+
+def drop(optimiser: torch.optim.SGD, schedule: Schedule, p: int) -> None:
+    """After pass p: lower the learning rate where the schedule says so, and forget the momentum if it does."""
+    factor = schedule.factor_after(p)
+    if factor is None:
+        return
+    for group in optimiser.param_groups:
+        group["lr"] *= factor
+    if schedule.forget_momentum:
+        optimiser.state.clear()
+
+
+def outputs(network: nn.Module, data: TrainingData) -> int:
+    """The number of logits."""
+    with isolated(0):
+        return predict(network, data.x, 1, device=data.device).shape[1]
 
 
 def predict(
@@ -125,6 +190,7 @@ def predict(
     *,
     chunk: int | None = None,
     device: torch.device | str | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """Logits (n, C) in eval mode, chunk by chunk, on the device; each module's mode is restored afterwards.
 
@@ -134,6 +200,7 @@ def predict(
         n: how many; needed when x is a function.
         chunk: images per forward pass; None takes what is fastest for their size (16 of 32 x 32 on a CPU).
         device: where to compute; None means where the network is.
+        compiled: run compiled code, with the last chunk padded.
 
     Raises:
         InputError: x is a function and n is not given, or there are no images.
@@ -149,59 +216,29 @@ def predict(
         chunk = max(1, _PREDICT_PIXELS["cpu" if where.type == "cpu" else "other"] // (height * width))
     modes = [(module, module.training) for module in network.modules()]
     network.to(where).eval()
+    compiled = compiled and compilable(network)
+    size = compilation.even_chunk(n, chunk) if compiled else chunk
     try:
-        with torch.inference_mode():
+        # Compiled code is specialised to tensors of inference mode; the test images are no such tensors.
+        with torch.no_grad() if compiled else torch.inference_mode():
             logits = []
-            for start in range(0, n, chunk):
-                stop = min(start + chunk, n)
-                images = x[start:stop] if isinstance(x, Tensor) else x(torch.arange(start, stop))
-                logits.append(network(images.to(where)))
+            for start in range(0, n, size):
+                stop = min(start + size, n)
+                images = (x[start:stop] if isinstance(x, Tensor) else x(torch.arange(start, stop))).to(where)
+                if compiled:
+                    images = compilation.padded(images, size)
+                    logits.append(compilation.call(_logits, network, images)[: stop - start])
+                else:
+                    logits.append(network(images))
     finally:
         for module, training in modes:
             module.training = training
     return torch.cat(logits)  # outside inference mode, so that it may be a target in training
 
 
-class TrainingData:
-    """Images, labels and weights, dealt out in the seeded order and augmented.
-
-    Raises:
-        InputError: images and labels differ in number, or there are none.
-    """
-
-    def __init__(self, x: Images, y: Tensor, weight: Tensor | None, device: torch.device) -> None:
-        if len(y) < 1:
-            raise InputError("There are no images to train on.")
-        if isinstance(x, Tensor) and len(x) != len(y):
-            raise InputError(f"There are {len(x)} images but {len(y)} labels.")
-        if weight is not None and weight.shape != (len(y),):
-            raise InputError(f"There are {len(y)} images but weights of shape {tuple(weight.shape)}.")
-        self.x = x.to(device) if isinstance(x, Tensor) else x
-        self.y = y.to(device)
-        self.weight = None if weight is None else weight.to(device)
-        self.device = device
-
-    def batches(
-        self, schedule: Schedule, rngs: list[Rng], p: int
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
-        """The batches of pass p for K networks side by side, each with its own order and augmentation.
-
-        Yields:
-            positions (K*b,) on the CPU, images (K*b, c, h, w), targets (K*b, ...), weights (K*b,) or None;
-            the first b are the first network's.
-        """
-        orders = [torch.randperm(len(self.y), generator=rng.generator("order", p)) for rng in rngs]
-        dsa = Dsa(schedule.augment)
-        for b, start in enumerate(range(0, len(self.y), schedule.batch)):
-            index = torch.cat([order[start : start + schedule.batch] for order in orders])
-            here = index.to(self.device)
-            images = self.x[here] if isinstance(self.x, Tensor) else self.x(index).to(self.device)
-            if dsa.ops:
-                channels, height, width = images.shape[1:]
-                shape, rows = (channels, height, width), len(index) // len(rngs)
-                draws = [dsa.draw(rows, shape, rng.generator("augment", p, b), one_op=True) for rng in rngs]
-                images = dsa.apply(images, DsaRecord.concatenate(draws))
-            yield index, images, self.y[here], None if self.weight is None else self.weight[here]
+def _logits(network: nn.Module, x: Tensor) -> Tensor:
+    logits: Tensor = network(x)
+    return logits
 
 
 class LossWatch:

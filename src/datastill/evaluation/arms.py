@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from datastill.core.plan import Progress, silent
+from datastill.core import compilation
+from datastill.core.plan import Progress, chunk_for, silent
 from datastill.core.rng import Rng
 from datastill.engines.stacked_networks import train_many
 from datastill.engines.training import Images, Schedule, predict
@@ -44,12 +45,26 @@ class TestSplit:
             return cls(test.batch(torch.arange(count)).x, test.labels, real.classes)
         return cls(lambda index: test.batch(index).x, test.labels, real.classes)
 
-    def score(self, network: torch.nn.Module, device: torch.device) -> tuple[float, Tensor]:
+    def score(self, network: torch.nn.Module, device: torch.device, compiled: bool = False) -> tuple[float, Tensor]:
         """Accuracy, and accuracy per class (C,) with NaN for classes without test images."""
-        correct = (predict(network, self.x, len(self.y), device=device).argmax(1).cpu() == self.y).double()
+        logits = predict(network, self.x, len(self.y), device=device, compiled=compiled)
+        correct = (logits.argmax(1).cpu() == self.y).double()
         count = torch.bincount(self.y, minlength=self.classes).double()
         right = torch.zeros(self.classes, dtype=torch.double).index_add_(0, self.y, correct)
         return float(correct.mean()), right / count
+
+
+def arm_macs(sizes: Sequence[int], test: int, passes: int, networks: int, macs: float) -> float:
+    """Multiply-accumulates of training `networks` networks on each set, about three passes an image, and of scoring.
+
+    Args:
+        sizes: images of each set.
+        test: test images.
+        passes: passes over a set.
+        networks: fresh networks per set.
+        macs: multiply-accumulates of one image through one network.
+    """
+    return macs * networks * sum(3.0 * passes * size + test for size in sizes)
 
 
 def run_arm(
@@ -64,12 +79,17 @@ def run_arm(
     device: torch.device,
     progress: Progress = silent,
     stacked: bool | None = None,
+    compiled: bool = False,
 ) -> Arm:
     """Train `networks` fresh networks on each set and score them after the last pass.
 
-    The weights and orders of network k on set s depend on (seed, s, k) alone, so arms pair.
+    The weights and orders of network k on set s depend on (seed, s, k) alone, so arms pair. `compiled` runs compiled
+    code, unless layers couple samples.
     """
     started = time.perf_counter()
+    compiled = compiled and not factory.couples_samples
+    fallbacks = compilation.fallbacks()
+    chunk = chunk_for(factory.macs, device)
     accuracies = torch.zeros(len(sets), networks, dtype=torch.double)
     per_class: list[Tensor] = []
     losses: list[list[float]] = []
@@ -85,12 +105,15 @@ def run_arm(
     for s, (x, y) in enumerate(sets):
         rngs = [Rng(seed).child("evaluation", s, k) for k in range(networks)]
         made = [factory(rng.derive("network")) for rng in rngs]
-        losses += train_many(made, x, y, schedule, rngs, device=device, stacked=stacked, on_pass=on_pass)
+        losses += train_many(
+            made, x, y, schedule, rngs, device=device, stacked=stacked, on_pass=on_pass, compiled=compiled, chunk=chunk
+        )
         for k, network in enumerate(made):
-            accuracies[s, k], each = test.score(network, device)
+            accuracies[s, k], each = test.score(network, device, compiled)
             per_class.append(each)
         done = (s + 1) * networks * schedule.passes
         progress(name, (s + 1) * networks, total, {"accuracy": float(accuracies[s].mean())})
 
     curve = torch.tensor(losses).mean(0).tolist() if losses else []
-    return Arm(name, accuracies, torch.stack(per_class).mean(0), curve, time.perf_counter() - started)
+    compiled = compiled and compilation.fallbacks() == fallbacks
+    return Arm(name, accuracies, torch.stack(per_class).mean(0), curve, time.perf_counter() - started, compiled)

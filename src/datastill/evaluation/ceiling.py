@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from datastill.core import compilation
 from datastill.core.files import digest, read_json, write_json
 from datastill.core.plan import Progress
 from datastill.core.precision import casting
 from datastill.core.threads import threads_for
 from datastill.data.cache import cache_folder
-from datastill.evaluation.arms import TestSplit, run_arm
+from datastill.evaluation.arms import TestSplit, arm_macs, run_arm
 from datastill.evaluation.protocols import get_protocol
 from datastill.evaluation.scores import Arm
 
@@ -25,19 +26,26 @@ PROTOCOL = "ceiling-v1"
 
 
 def ceiling_macs(real: RealSet, factory: NetworkFactory) -> float:
-    """Multiply-accumulates of one ceiling network: forward and backward are about three passes."""
-    return 3.0 * get_protocol(PROTOCOL).passes * len(real) * factory.macs
+    """Multiply-accumulates of one ceiling network."""
+    test = 0 if real.test is None else len(real.test)
+    return arm_macs([len(real)], test, get_protocol(PROTOCOL).passes, 1, factory.macs)
 
 
 def whole_set(
-    real: RealSet, factory: NetworkFactory, seed: int, device: torch.device, precision: str, progress: Progress
+    real: RealSet,
+    factory: NetworkFactory,
+    seed: int,
+    device: torch.device,
+    precision: str,
+    progress: Progress,
+    compile: str = "auto",
 ) -> Arm:
     """One network on the whole real set; kept in the cache under a hash of all that it depends on."""
     schedule = get_protocol(PROTOCOL).schedule(real.name, real.shape)
     assert real.test is not None
-    key = digest(
-        [real.fingerprint, real.test.fingerprint, factory.describe(), asdict(schedule), seed, device.type, precision]
-    )
+    compiled = compilation.decide(compile, ceiling_macs(real, factory), device)
+    sets = [real.fingerprint, real.test.fingerprint]
+    key = digest([*sets, factory.describe(), asdict(schedule), seed, device.type, precision, compiled])
     path = cache_folder() / "ceilings" / f"{key}.json"
     if path.is_file():
         record = read_json(path)
@@ -54,6 +62,7 @@ def whole_set(
             seed=seed,
             device=device,
             progress=progress,
+            compiled=compiled,
         )
     record = arm.to_dict()
     write_json(path, {"accuracies": arm.accuracies.tolist(), "per_class": record["per_class"], "seconds": arm.seconds})

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from datastill.core.context import Context
-from datastill.core.plan import Callback
+from datastill.core.plan import Callback, chunk_for
 from datastill.core.rng import Rng
 from datastill.engines.training import predict, train
 from datastill.evaluation.protocols import get_protocol
@@ -31,14 +31,18 @@ class Check(Callback):
         """Score if it is time."""
         if context.step % self.every and context.step != context.steps:
             return
-        real, rng = context.task.real, Rng(context.task.seed).child("check")
-        network = context.task.network(rng.derive("network"))
+        task = context.task
+        real, rng = task.real, Rng(task.seed).child("check")
+        network = task.network(rng.derive("network"))
         view = context.plan.decoder.decode(context.codes, context.block.y)
         schedule = get_protocol(self.protocol).schedule(real.name, real.shape)
-        train(network, view.x.detach(), view.y, schedule, rng, device=context.device)
+        chunk = chunk_for(task.network.macs, context.device)
+        x = view.x.detach()
+        train(network, x, view.y, schedule, rng, device=context.device, compiled=task.compile, chunk=chunk)
         per_class = max(1, self.images // len(context.block.classes))
         sample = real.of_classes(context.block.classes, per_class, rng.generator("images"))
-        right = predict(network, sample.x, device=context.device).argmax(1).cpu() == sample.y
+        logits = predict(network, sample.x, device=context.device, compiled=task.compile)
+        right = logits.argmax(1).cpu() == sample.y
         self.accuracies.append((context.step, float(right.double().mean())))
 
     def state(self) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from datastill.core import compilation
 from datastill.core.allocator import keep_freed_memory
 from datastill.core.artifact import DistilledSet, load_distilled
 from datastill.core.cost import Stopwatch, environment, peak_memory_bytes, pick_device
@@ -17,7 +18,7 @@ from datastill.core.plan import Progress, silent
 from datastill.core.precision import casting
 from datastill.core.threads import threads_for
 from datastill.data import load_real
-from datastill.evaluation.arms import TestSplit, run_arm
+from datastill.evaluation.arms import TestSplit, arm_macs, run_arm
 from datastill.evaluation.ceiling import whole_set
 from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.evaluation.scores import Arm, Evaluation
@@ -42,6 +43,7 @@ def evaluate(
     ceiling: bool = False,
     device: str = "auto",
     precision: str = "float32",
+    compile: str = "auto",
     stacked: bool | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -58,6 +60,7 @@ def evaluate(
         random: whether Random stands beside it, from the same initial subsets.
         ceiling: whether to train on the whole real set too (30 passes; cached).
         precision: "float32", or "bf16" for convolutions and matrix products of training and test.
+        compile: "on", "off" or "auto": compiled code for training and test, for long evaluations on a CPU.
         stacked: train the networks of a set at once; None decides by device.
 
     Returns:
@@ -82,6 +85,10 @@ def evaluate(
     factory = network_for(first, data, network)
     schedule = recipe.schedule(data.name, data.shape)
     test = TestSplit.of(data)
+    pairs = [(one.images, one.targets) for one in sets]
+    sizes = [len(y) for _, y in pairs] + [len(one.labels) for one in sets if random]
+    macs = arm_macs(sizes, len(test.y), schedule.passes, networks, factory.macs)
+    compiled = compilation.decide(compile, macs, where)
 
     def arm(name: str, pairs: list[tuple[Tensor, Tensor]]) -> Arm:
         with threads_for(factory.macs), casting(where, precision):
@@ -96,11 +103,12 @@ def evaluate(
                 device=where,
                 progress=progress,
                 stacked=stacked,
+                compiled=compiled,
             )
 
-    scored = arm(first.manifest["method"], [(one.images, one.targets) for one in sets])
+    scored = arm(first.manifest["method"], pairs)
     baseline = arm("random", [_random_pair(one, data) for one in sets]) if random else None
-    top = whole_set(data, factory, seed, where, precision, progress) if ceiling else None
+    top = whole_set(data, factory, seed, where, precision, progress, compile) if ceiling else None
     return Evaluation(
         distilled=scored,
         random=baseline,
@@ -111,6 +119,7 @@ def evaluate(
         cost={
             **watch.read(),
             "precision": precision,
+            "compile": scored.compiled,
             "peak_memory_bytes": peak_memory_bytes(where),
             **environment(where),
         },

@@ -21,19 +21,22 @@ class Protocol:
     name: str
     summary: str
     passes: int  #: passes over the distilled set
-    drop_after: int  #: index of the pass after which lr is multiplied by 0.1 and momentum forgotten
-    augment: str = "none"  #: "none", "auto" (DSA as fits the data) or a DSA strategy
+    drop_after: int | None = None  #: index of the pass after which lr falls to a tenth, where `drops` is empty
+    augment: str = "none"  #: "none", "auto" (DSA as fits the data; no cutout beside CutMix) or a DSA strategy
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch: int = 256
+    drops: tuple[tuple[int, float], ...] = ()  #: (index of a pass, what lr is multiplied by after it)
+    forget_momentum: bool = True  #: whether a drop also forgets the momentum
+    augment_mode: str = "single"  #: operations per image: "single", "multiple" or "composite", see `Dsa`
+    cutmix: float = 0.0  #: probability of CutMix for each batch; none where "auto" augments nothing
 
     def schedule(self, data_name: str, shape: tuple[int, int, int]) -> Schedule:
         """The training schedule for a data set."""
-        from datastill.augment.strategies import strategy_for
         from datastill.engines.training import Schedule
 
-        augment = strategy_for(data_name, shape) if self.augment == "auto" else self.augment
+        augment, cutmix = self._augmentation(data_name, shape)
         return Schedule(
             passes=self.passes,
             lr=self.lr,
@@ -41,13 +44,43 @@ class Protocol:
             weight_decay=self.weight_decay,
             batch=self.batch,
             drop_after=self.drop_after,
+            drops=self.drops,
+            forget_momentum=self.forget_momentum,
             augment=augment,
+            augment_mode=self.augment_mode,
+            cutmix=cutmix,
         )
+
+    def _augmentation(self, data_name: str, shape: tuple[int, int, int]) -> tuple[str, float]:
+        """The DSA strategy for a data set, and the probability of CutMix."""
+        from datastill.augment.strategies import strategy_for
+
+        if self.augment != "auto":
+            return self.augment, self.cutmix
+        fitting = strategy_for(data_name, shape)
+        if not self.cutmix or fitting == "none":
+            return fitting, 0.0
+        return "_".join(name for name in fitting.split("_") if name != "cutout"), self.cutmix
 
 
 def _dc(name: str, summary: str, epochs: int, augment: str) -> Protocol:
     """The published loop: epochs + 1 passes, one drop after pass index epochs // 2 + 1."""
     return Protocol(name, summary, passes=epochs + 1, drop_after=epochs // 2 + 1, augment=augment)
+
+
+def _idc(name: str, summary: str, epochs: int) -> Protocol:
+    """IDC's (Kim et al., ICML 2022, arXiv:2205.14959): lr falls to a fifth after 2/3 and after 5/6 of the passes."""
+    return Protocol(
+        name,
+        summary,
+        passes=epochs,
+        drops=((2 * epochs // 3 - 1, 0.2), (5 * epochs // 6 - 1, 0.2)),
+        forget_momentum=False,
+        augment="auto",
+        augment_mode="composite",
+        cutmix=0.5,
+        batch=64,
+    )
 
 
 _PROTOCOLS = {
@@ -62,6 +95,8 @@ _PROTOCOLS = {
             drop_after=51,
             augment="auto",
         ),
+        _idc("idc-v1", "IDC's: 1000 passes, several operations per image and CutMix, batch 64", 1000),
+        _idc("idc-quick-v1", "100 passes, else as idc-v1", 100),
         Protocol(
             "ceiling-v1",
             "the whole real set: 30 passes, batch 128",

@@ -36,6 +36,7 @@ class Arm:
         accuracies: test accuracy as a fraction, (sets, networks).
         per_class: mean test accuracy of each class, (C,); NaN for a class without test images.
         losses: mean training loss of each pass, averaged over all networks.
+        compiled: whether compiled code did it.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Arm:
     per_class: Tensor
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    compiled: bool = False
 
     @property
     def mean(self) -> float:

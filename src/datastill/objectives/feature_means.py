@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from datastill.core import compilation
 from datastill.core.batch import Batch
 from datastill.core.context import Context, class_means
 from datastill.core.plan import Grads
+from datastill.engines.weight_gradients import compilable
 from datastill.models import couples_samples
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ class FeatureMeans:
 
     Where no layer couples samples, the real side runs in chunks without a graph and the synthetic side in
     groups of classes, each with its own short backward pass: the same numbers in a bounded memory. With
-    batch statistics all classes must share one forward pass per side, and do.
+    batch statistics all classes must share one forward pass per side, and do. Compiled code, where the task asks
+    for it, serves the real side.
     """
 
     def __call__(self, context: Context) -> Grads:
@@ -64,12 +67,23 @@ def _augmented(x: Tensor, y: Tensor, context: Context, record: DsaRecord | None)
 
 def _real_features(network: Network, batch: Batch, context: Context, record: DsaRecord | None, joint: bool) -> Tensor:
     """Features of the real batch, (n, d), without a graph."""
+    compiled = context.task.compile and not joint and compilable(network) and len(batch) > 0
     size = len(batch) if joint else context.chunk
-    parts = [
-        network.embed(_augmented(x, y, context, record)).float()
-        for x, y in zip(batch.x.split(size), batch.y.split(size), strict=True)
-    ]
+    if compiled:
+        size = compilation.even_chunk(len(batch), size)
+    parts = []
+    for x, y in zip(batch.x.split(size), batch.y.split(size), strict=True):
+        images = _augmented(x, y, context, record)
+        if compiled:
+            features = compilation.call(_embed, network, compilation.padded(images, size))[: len(x)]
+        else:
+            features = network.embed(images)
+        parts.append(features.float())
     return torch.cat(parts)
+
+
+def _embed(network: Network, x: Tensor) -> Tensor:
+    return network.embed(x)
 
 
 def _synthetic_side(network: Network, real: Tensor, context: Context, record: DsaRecord | None, joint: bool) -> Grads:
