@@ -128,6 +128,8 @@ def _rewrap(distilled: DistilledSet, images: Tensor, labels: Tensor, format: str
     manifest = copy.deepcopy(distilled.manifest)
     manifest["decoder"] = {"decoder": "pixels", "clamp": False}
     lost = "without loss" if error <= SAME else f"pixels changed by up to {error:.2g} of their range"
+    if len(images) > distilled.stored:
+        manifest["notes"] = [*manifest.get("notes", []), f"{distilled.stored} stored images, written as {len(images)}"]
     manifest["notes"] = [*manifest.get("notes", []), f"read back from an export as {format}: {lost}"]
     return DistilledSet({"images": images}, labels.clone(), distilled.space, manifest)
 

@@ -25,6 +25,9 @@ from datastill.core.errors import InputError, nearest
 #: An operation's id in a record is its position here; stored records rely on this order.
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
+#: Of these, mode "composite" applies one.
+_GEOMETRIC = ("crop", "scale", "rotate")
+
 #: The parameters each operation reads from a record.
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "color": ("brightness", "saturation", "contrast"),
@@ -54,7 +57,7 @@ class DsaRecord:
     Attributes:
         size: height and width of the images it was drawn for, in pixels.
         ops: (rows, steps) int64, the operations of each row in order, as positions in `OPERATIONS`.
-            One step in mode "single", none for the strategy "none".
+            One step in mode "single", at most four in mode "composite", none for the strategy "none".
         brightness: (rows,) what is added to every value.
         saturation: (rows,) factor of the distance from the mean over channels.
         contrast: (rows,) factor of the distance from the image's mean.
@@ -132,7 +135,9 @@ class Dsa:
     """
 
     strategy: str = "color_crop_cutout_flip_scale_rotate"  #: operations joined by "_", or "none"
-    mode: str = "single"  #: "single": one operation per row, uniformly; "multiple": all of them in order
+    #: "single": one operation per row, uniformly; "multiple": all of them in order; "composite", as IDC does
+    #: (arXiv:2205.14959): flip, color, one of crop, scale and rotate, uniformly, then cutout, as far as in the strategy
+    mode: str = "single"
     brightness: float = 1.0  #: width of the uniform, zero-mean addition
     saturation: float = 2.0  #: the factor is uniform in [0, saturation]
     contrast: float = 0.5  #: the factor is uniform in [contrast, 1 + contrast]
@@ -147,8 +152,8 @@ class Dsa:
                 raise InputError(f"Unknown augmentation {name!r} in {self.strategy!r}. {nearest(name, OPERATIONS)}")
         if len(set(self.ops)) < len(self.ops):
             raise InputError(f"The augmentation strategy {self.strategy!r} names an operation twice.")
-        if self.mode not in ("single", "multiple"):
-            raise InputError(f"Unknown augmentation mode {self.mode!r}; use 'single' or 'multiple'.")
+        if self.mode not in ("single", "multiple", "composite"):
+            raise InputError(f"Unknown augmentation mode {self.mode!r}; use 'single', 'multiple' or 'composite'.")
         low = min(self.brightness, self.saturation, self.contrast, self.crop, self.cutout, self.rotate)
         if low < 0 or self.crop > 1 or self.cutout > 1 or self.scale < 1:
             raise InputError(
@@ -169,22 +174,14 @@ class Dsa:
             rows: how many independent rows: classes when siamese, images otherwise.
             shape: channels, height and width of the images.
             generator: a CPU generator; the record is drawn on the CPU and moved by `apply`.
-            one_op: in mode "single", one operation for all rows with parameters per row, as networks are
-                trained; otherwise each row has an operation of its own.
+            one_op: one choice of operation for all rows with parameters per row, as networks are trained;
+                otherwise each row has a choice of its own. Mode "multiple" has no choice.
         """
         _, height, width = shape
         u = torch.rand(rows, 13, dtype=torch.float64, generator=generator)  # floats exact enough for floor()
-        if self.mode == "single" and self.ops:
-            choice = _integer(u[:, 0], 0, len(self.ops) - 1)
-            if one_op:
-                choice = choice[:1].expand(rows)
-            ops = torch.tensor([OPERATIONS.index(name) for name in self.ops])[choice][:, None]
-        else:
-            ops = torch.tensor([OPERATIONS.index(name) for name in self.ops], dtype=torch.int64)
-            ops = ops.expand(rows, -1).clone()
         return DsaRecord(
             (height, width),
-            ops,
+            self._operations(u[:1, 0].expand(rows) if one_op else u[:, 0]),
             brightness=((u[:, 1] - 0.5) * self.brightness).float(),
             saturation=(u[:, 2] * self.saturation).float(),
             contrast=(u[:, 3] + self.contrast).float(),
@@ -198,6 +195,24 @@ class Dsa:
     def apply(self, x: Tensor, record: DsaRecord, rows: Tensor | None = None) -> Tensor:
         """Augment images; the same as the function `apply`, since a record says everything."""
         return apply(x, record, rows)
+
+    def _operations(self, u: Tensor) -> Tensor:
+        """Ids of operations (rows, steps), chosen among each step's alternatives by uniform numbers u (rows,)."""
+        steps = [
+            torch.tensor([OPERATIONS.index(name) for name in names])[_integer(u, 0, len(names) - 1)]
+            for names in self._alternatives()
+        ]
+        return torch.stack(steps, 1) if steps else torch.zeros(len(u), 0, dtype=torch.int64)
+
+    def _alternatives(self) -> list[tuple[str, ...]]:
+        """For every step the operations of which one is applied."""
+        if self.mode == "multiple":
+            return [(name,) for name in self.ops]
+        if self.mode == "single":
+            return [self.ops] if self.ops else []
+        geometric = tuple(name for name in self.ops if name in _GEOMETRIC)
+        steps = (("flip",), ("color",), geometric, ("cutout",))
+        return [names for names in steps if names and set(names) <= set(self.ops)]
 
     def _offset(self, u: Tensor, side: int) -> Tensor:
         most = int(self.crop * side + 0.5)

@@ -24,6 +24,7 @@ def main(args: list[str]) -> int:
     options = parse(InspectOptions, args, "inspect", "Show what a distilled set holds and how it was made.")
     from datastill.core.artifact import load_distilled
     from datastill.core.cost import describe_cost
+    from datastill.report import words
 
     one = load_distilled(options.folder)
     record = one.manifest
@@ -34,7 +35,7 @@ def main(args: list[str]) -> int:
     stored = sum(t.numel() * t.element_size() for t in one.codes.values())
     rows = {
         "set": one.name + f", seed {record['seed']}",
-        "images": f"{len(images)} of {'×'.join(map(str, images.shape[1:]))}, {stored / 1024:.1f} KiB",
+        "images": f"{words.images(one)} of {'×'.join(map(str, images.shape[1:]))}, {stored / 1024:.1f} KiB",
         "classes": ", ".join(one.class_names[:12]) + (", ..." if len(one.class_names) > 12 else ""),
         "labels": record["labels"],
         "space": f"{record['space']['kind']} ({record['space']['source']})",

@@ -34,10 +34,10 @@ class DistilledSet:
 
     Attributes:
         codes: what was optimised; `images` renders them.
-        labels: class positions (N,) int64, or probabilities (N, C).
+        labels: of the stored images: class positions (n,) int64, or probabilities (n, C).
         space: how `images` relate to pixels.
         manifest: method, hyper-parameters, classes, data, cost and versions; JSON-able.
-        extra: further named tensors (`selected`: positions in the real set of the real start).
+        extra: further named tensors (`selected`: positions in the real set of the real start; `mixed`: of its tiles).
     """
 
     codes: Codes
@@ -80,6 +80,11 @@ class DistilledSet:
     def ipc(self) -> int:
         """Stored images per class."""
         return int(self.manifest["ipc"])
+
+    @property
+    def stored(self) -> int:
+        """Stored images n; a decoder that cuts them renders more."""
+        return len(self.labels)
 
     @property
     def name(self) -> str:

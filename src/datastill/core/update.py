@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from datastill.core.errors import InputError
+
 Schedule = Callable[[float], float]  # progress in [0, 1) -> factor of the learning rate
 
 
@@ -88,3 +90,84 @@ class Adam:
         """The rule with its own state for one leaf."""
         optimiser = torch.optim.Adam([leaf], lr=self.lr, betas=self.betas, eps=self.eps)
         return OptimiserStepper(leaf, optimiser, self.lr, self.schedule, self.maximise)
+
+
+@dataclass(frozen=True, eq=False)
+class SequentialSgd:
+    """SGD with momentum that one optimiser steps class after class, in its exact joint form (IDC, IDM, DREAM).
+
+    The released loops step one momentum optimiser over the whole leaf once per class, with only that class's
+    gradient: in a sweep over C classes every class moves in the C - 1 other steps too, by its decayed momentum b.
+    The class at position c therefore coasts c steps before its gradient g and C - 1 - c after it:
+
+        x -= lr b (m + ... + m^c);            b *= m^c;          g = gradient at x;    b = m b + g
+        x -= lr b (1 + m + ... + m^(C-1-c));  b *= m^(C-1-c)
+
+    It is exact where the classes' losses are independent. The scheduled rate of a class changes with its gradient.
+
+    Attributes:
+        rows: class of every row of the leaf's first axis, (n,) int64; a class's position is its rank among them.
+    """
+
+    lr: float
+    momentum: float
+    rows: Tensor
+    schedule: Schedule | None = None
+    maximise: bool = False
+
+    def bind(self, leaf: Tensor) -> SequentialStepper:
+        """The rule with its own state for one leaf.
+
+        Raises:
+            InputError: `rows` are not those of the leaf, as where blocks hold only some of the classes.
+        """
+        if len(self.rows) != len(leaf):
+            raise InputError(
+                f"Sequential momentum knows the classes of {len(self.rows)} rows and the leaf has {len(leaf)}; "
+                "it goes with one block that holds all classes."
+            )
+        return SequentialStepper(leaf, self)
+
+
+class SequentialStepper:
+    """`SequentialSgd` bound to a leaf."""
+
+    early = True
+
+    def __init__(self, leaf: Tensor, rule: SequentialSgd) -> None:
+        self.leaf, self.rule = leaf, rule
+        self.buffer = torch.zeros_like(leaf)
+        self.factor = 1.0 if rule.schedule is None else rule.schedule(0.0)
+        present, position = torch.unique(rule.rows.cpu(), return_inverse=True)
+        powers = torch.tensor(rule.momentum, dtype=torch.float64) ** torch.arange(len(present))
+        sums = powers.cumsum(0)  # 1 + ... + m^k
+        ahead = torch.cat([torch.zeros(1, dtype=torch.float64), rule.momentum * sums[:-1]])
+        rest = len(present) - 1 - position
+        self._ahead, self._decay = self._per_row(ahead[position]), self._per_row(powers[position])
+        self._behind, self._decay_behind = self._per_row(sums[rest]), self._per_row(powers[rest])
+
+    def before(self) -> None:
+        """The steps of the classes that come earlier in the sweep."""
+        self.leaf.add_(self.buffer * self._ahead, alpha=-self.rule.lr * self.factor)
+        self.buffer.mul_(self._decay)
+
+    def after(self, grad: Tensor, progress: float) -> None:
+        """The class's own step along `grad`, which was taken where `before` left it, and those of later classes."""
+        if self.rule.schedule is not None:
+            self.factor = self.rule.schedule(progress)
+        self.buffer.mul_(self.rule.momentum).add_(grad, alpha=-1 if self.rule.maximise else 1)
+        self.leaf.add_(self.buffer * self._behind, alpha=-self.rule.lr * self.factor)
+        self.buffer.mul_(self._decay_behind)
+
+    def state(self) -> dict[str, Tensor]:
+        """The momentum, and the schedule's factor by which it moves on."""
+        return {"momentum_buffer": self.buffer, "factor": torch.tensor(self.factor, dtype=torch.float64)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        if state:
+            self.buffer.copy_(state["momentum_buffer"])
+            self.factor = float(state["factor"])
+
+    def _per_row(self, values: Tensor) -> Tensor:
+        return values.to(self.leaf.dtype).to(self.leaf.device).view(-1, *[1] * (self.leaf.ndim - 1))

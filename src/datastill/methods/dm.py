@@ -5,7 +5,7 @@ with f the features (the input of the last linear layer) of a new random network
 augmentation per class and step, shared by both sides.
 
 - Needs: nothing but the real set and a network family.
-- Cost: C * (real_batch forward + 3 * ipc) network passes a step; memory of one chunk of images.
+- Cost: C * (real_batch forward + 3 * ipc * factor^2) network passes a step; memory of one chunk of images.
 - Departs: random draws are derived from the seed, not from the clock; the real side runs in chunks and
   the synthetic side in groups of classes, which changes no number where no layer couples samples; networks
   with batch norm see all classes in one pass, with true counts.
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from datastill.core.registry import Method, method, nominal_seconds
 
 if TYPE_CHECKING:
-    from datastill.core.plan import Plan, Task
+    from datastill.core.plan import Decoder, Plan, Task
 
 
 @method("dm", paper="arXiv:2110.04181", family="distribution")
@@ -32,26 +32,34 @@ class DM(Method):
     image_lr: float = 1.0  #: SGD learning rate of the pixels; the paper takes 10 above 50 images per class
     image_momentum: float = 0.5  #: SGD momentum of the pixels
     decay: Literal["none", "cosine"] = "none"  #: how the learning rate of the pixels falls over the steps
-    init: str = "real"  #: start from distinct "real" images or from "noise"
+    factor: int = 1  #: a stored image holds factor x factor smaller ones (multi-formation, arXiv:2205.14959)
+    init: str = "real"  #: start from distinct "real" images, one for every tile, or from "noise"
     augment: str = "auto"  #: DSA strategy, "none", or "auto": all operations, no flip for digits
     clamp: bool = False  #: keep pixels inside the valid range after every step
 
     def build(self, task: Task) -> Plan:
-        """Fresh networks, feature means, pixels."""
+        """Fresh networks, feature means, pixels or tiles of them."""
         from datastill.augment.strategies import make_augment
         from datastill.core.plan import Plan
         from datastill.core.update import Sgd, cosine
+        from datastill.decoders.multi_formation import MultiFormation
         from datastill.decoders.pixels import Pixels
         from datastill.objectives.feature_means import FeatureMeans
         from datastill.sampling.inits import make_init
         from datastill.sampling.samplers import ClassBatches
         from datastill.surrogates.fresh import Fresh
 
+        decoder: Decoder = Pixels(clamp=self.clamp)
+        init = self.init
+        if self.factor != 1:
+            pad = 0.5 if task.real.space.kind == "raw" else 0.0
+            decoder = MultiFormation(self.factor, pad=pad, clamp="step" if self.clamp else "none")
+            init = "mix" if init == "real" else init
         schedule = cosine if self.decay == "cosine" else None
         rule = Sgd(lr=self.image_lr, momentum=self.image_momentum, schedule=schedule)
         return Plan(
-            init=make_init(self.init),
-            decoder=Pixels(clamp=self.clamp),
+            init=make_init(init, self.factor),
+            decoder=decoder,
             objective=FeatureMeans(),
             surrogates=Fresh(task.network),
             sampler=ClassBatches(self.real_batch),
@@ -62,9 +70,9 @@ class DM(Method):
         )
 
     def macs_per_step(self, task: Task) -> float:
-        """One pass per real image; forward and backward to the pixels, about three, per synthetic one."""
+        """One pass per real image; forward and backward to the pixels, about three, per decoded one."""
         real = sum(min(self.real_batch, int(n)) for n in task.real.counts)
-        return task.network.macs * (real + 3 * task.ipc * task.classes)
+        return task.network.macs * (real + 3 * task.ipc * self.factor**2 * task.classes)
 
     def scaled(self, task: Task, seconds: float) -> DM:
         """Fewer real images per step before fewer steps: at equal cost more, cheaper steps win by far.

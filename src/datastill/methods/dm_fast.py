@@ -6,7 +6,7 @@ as in DM (Zhao and Bilen, WACV 2023, arXiv:2110.04181), with f a fresh network o
 keep their full width.
 
 - Needs: nothing but the real set and a network family.
-- Cost: C * (real_batch forward + 3 * ipc) passes of a narrow network a step; with the defaults about a
+- Cost: C * (real_batch forward + 3 * ipc * factor^2) passes of a narrow network a step; with the defaults about a
   three-hundredth of a DM step at one image per class.
 - Departs: a setting of our own, not a published one; where its advantage ends stands on its page.
 """
@@ -34,7 +34,8 @@ class DMFast(Method):
     image_lr: float = 1.0  #: SGD learning rate of the pixels
     image_momentum: float = 0.5  #: SGD momentum of the pixels
     decay: Literal["none", "cosine"] = "cosine"  #: how the learning rate of the pixels falls over the steps
-    init: str = "real"  #: start from distinct "real" images or from "noise"
+    factor: int = 1  #: a stored image holds factor x factor smaller ones (multi-formation, arXiv:2205.14959)
+    init: str = "real"  #: start from distinct "real" images, one for every tile, or from "noise"
     augment: str = "none"  #: DSA strategy, "none", or "auto": all operations, no flip for digits
 
     def build(self, task: Task) -> Plan:
@@ -63,6 +64,7 @@ class DMFast(Method):
             image_lr=self.image_lr,
             image_momentum=self.image_momentum,
             decay=self.decay,
+            factor=self.factor,
             init=self.init,
             augment=self.augment,
         )

@@ -69,8 +69,7 @@ def card(
     data = manifest["data"]
     parts = [
         _front(distilled, layout, count),
-        f"# {_md(manifest['method'])} on {_md(data['name'])}: "
-        f"{words.plural(count, 'image')}, {distilled.ipc} per class",
+        f"# {_md(manifest['method'])} on {_md(data['name'])}: {words.images(distilled)}, {distilled.ipc} per class",
         f"![The images, class by class]({PICTURE})" if layout == "artifact" else "",
         f"A distilled data set: {count:,} {words.kind_of_images(manifest)} images to train networks on in place of the "
         f"{_count(data.get('images'))} training images of {_md(data['name'])} in {len(distilled.class_names)} classes.",

@@ -183,17 +183,18 @@ def _group(
     names = first.class_names
     shown = range(min(len(names), CLASSES))
     size = math.prod(min(side, 128) for side in first.images.shape[2:]) * first.images.shape[1]
-    each = max(1, min(EACH, ipc, values // (len(sets) * len(shown) * size)))
+    most = max(len(one.targets) for one in sets.values()) // len(names)
+    each = max(1, min(EACH, most, values // (len(sets) * len(shown) * size)))
     title = f"{data}, {ipc:,} image{'s' * (ipc > 1)} per class"
     notes = [f"Sets from seed {seed}."]
     notes += [f"First {len(shown)} of {len(names)} classes."] if len(shown) < len(names) else []
     if each == 1:
         listed = ", ".join(names[c] for c in shown)
         notes = [f"Classes in reading order: {listed}.", *notes]
-        notes += [f"First of {ipc} images of each class."] if ipc > 1 else []
+        notes += [f"First of {most} images of each class."] if most > 1 else []
         strips = [_strip(name, one, list(shown), 1, 64, colours) for name, one in sets.items()]
         return ImageGroup(title, " ".join(notes), [("", strips)], True)
-    notes += [f"First {each} of {ipc} images of each class."] if each < ipc else []
+    notes += [f"First {each} of {most} images of each class."] if each < most else []
     classes = [(names[c], [_strip(n, one, [c], each, 32, colours) for n, one in sets.items()]) for c in shown]
     return ImageGroup(title, " ".join(notes), classes, False)
 

@@ -131,9 +131,9 @@ def _tiles(first: DistilledSet, evaluation: Evaluation | None) -> list[tuple[str
             tiles.append(("other", words.percent(evaluation.random.mean), "%", "test accuracy of Random"))
         if evaluation.ceiling is not None:
             tiles.append(("ceiling", words.percent(evaluation.ceiling.mean), "%", "of the whole real set"))
-    count, real = len(first.targets), int(manifest["data"].get("images") or 0)
+    count, real = first.stored, int(manifest["data"].get("images") or 0)
     share = f" ({100 * count / real:.2g}\u00a0%)" if real else ""
-    meaning = f"images in place of {real:,}{share}" if real else "images"
+    meaning = f"stored images in place of {real:,}{share}" if real else "images"
     tiles.append(("plain", f"{count:,}", "", meaning))
     cost = manifest.get("cost", {})
     if "seconds" in cost and cost.get("known", True):
@@ -173,7 +173,7 @@ def _facts(first: DistilledSet) -> list[tuple[str, str]]:
     recipe = manifest.get("recipe", {})
     return [
         ("Method", f"{manifest['method']} ({manifest.get('family') or 'no family'})"),
-        ("Images", f"{words.plural(len(first.targets), 'image')} of {_shape(manifest['shape'])}, ipc {first.ipc}"),
+        ("Images", f"{words.images(first)} of {_shape(manifest['shape'])}, ipc {first.ipc}"),
         ("Labels", str(manifest["labels"])),
         ("Seed", str(manifest["seed"])),
         ("Recipe", str(recipe.get("published") or recipe.get("asked") or "–")),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datastill.core.errors import InputError
 from datastill.core.registry import field_docs, get_method
+
+if TYPE_CHECKING:
+    from datastill.core.artifact import DistilledSet
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
@@ -62,6 +65,13 @@ def plural(count: int, noun: str) -> str:
     """ "1 image", "2 images", "2 classes", "2 passes"."""
     ending = "" if count == 1 else "es" if noun.endswith(("s", "x", "ch")) else "s"
     return f"{count:,} {noun}{ending}"
+
+
+def images(distilled: DistilledSet) -> str:
+    """ "10 images", or "10 images, rendered as 40," where the decoder cuts them."""
+    count = len(distilled.targets)
+    said = plural(distilled.stored, "image")
+    return said if count == distilled.stored else f"{said}, rendered as {count:,},"
 
 
 def hyper_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from datastill.core.context import Context
@@ -14,6 +16,8 @@ from datastill.core.errors import InputError, nearest
 from datastill.core.files import digest
 from datastill.core.plan import Block, Init, Task
 from datastill.core.rng import Rng
+from datastill.data.real import check_ipc
+from datastill.decoders.multi_formation import tile_edges
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -25,11 +29,28 @@ def random_indices(real: RealSet, ipc: int, seed: int) -> Tensor:
     Every real start, the Random method and the Random arm of an evaluation take this one selection, so
     that they pair.
     """
+    return torch.cat([_shuffled(real, c, seed)[:ipc] for c in range(real.classes)])
+
+
+def _shuffled(real: RealSet, c: int, seed: int) -> Tensor:
+    """All images of a class in the order of a seed's selection, (n_c,)."""
+    members = real.class_index(c)
+    return members[torch.randperm(len(members), generator=Rng(seed).generator("selection", c))]
+
+
+def mixed_indices(real: RealSet, ipc: int, factor: int, seed: int) -> Tensor:
+    """The real image of every tile, (C * ipc, factor^2), class by class; the first column is `random_indices`.
+
+    The images of a class are distinct, and come again in the same order where it has fewer than ipc * factor^2.
+
+    Raises:
+        InputError: a class has fewer than `ipc` images.
+    """
+    check_ipc(real, ipc)
     chosen = []
     for c in range(real.classes):
-        members = real.class_index(c)
-        order = torch.randperm(len(members), generator=Rng(seed).generator("selection", c))
-        chosen.append(members[order[:ipc]])
+        order = _shuffled(real, c, seed)
+        chosen.append(order[torch.arange(ipc * factor**2) % len(order)].view(factor**2, ipc).T)
     return torch.cat(chosen)
 
 
@@ -48,21 +69,52 @@ class RandomReal:
 
 
 @dataclass(frozen=True)
+class MixReal:
+    """Every tile of a stored image is a real image of its class, reduced to the tile (IDC, arXiv:2205.14959).
+
+    Tiles are those of `decoders.multi_formation`; images are reduced by taking the nearest pixel. With factor 1 it is
+    `RandomReal`.
+    """
+
+    factor: int = 1
+
+    def images(self, task: Task, block: Block, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mosaics, and `mixed`: the position in the real set of every tile, (n, factor^2)."""
+        index = mixed_indices(task.real, task.ipc, self.factor, task.seed)[block.index]
+        _, height, width = task.real.shape
+        corners = itertools.product(tile_edges(height, self.factor), tile_edges(width, self.factor))
+        mosaic = torch.zeros(len(index), *task.real.shape)
+        for k, ((top, bottom), (left, right)) in enumerate(corners):
+            tile = F.interpolate(task.real.batch(index[:, k]).x, size=(bottom - top, right - left), mode="nearest")
+            mosaic[:, :, top:bottom, left:right] = tile
+        return mosaic, {"mixed": index}
+
+    def describe(self) -> dict[str, Any]:
+        """For the run's hash."""
+        return {"init": "mix", "factor": self.factor}
+
+
+@dataclass(frozen=True)
 class Noise:
-    """Standard normal numbers in the Space; in raw pixels, N(0.5, 0.25) clipped to [0, 1]."""
+    """Standard normal numbers in the Space; in raw pixels, N(0.5, 0.25) clipped to [0, 1].
+
+    With `pixels` it is the latter in every Space, as codes that are stored as pixels need it.
+    """
+
+    pixels: bool = False
 
     def images(self, task: Task, block: Block, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         """Noise, drawn per image so that a partition does not change it."""
         shape = task.real.shape
         drawn = [torch.randn(shape, generator=context.rng.generator("noise", int(i))) for i in block.index]
         noise = torch.stack(drawn)
-        if task.real.space.kind == "raw":
-            noise = (noise / 4 + 0.5).clamp(0, 1)
+        if self.pixels or task.real.space.kind == "raw":
+            noise = task.real.space.encode((noise / 4 + 0.5).clamp(0, 1))
         return noise, {}
 
     def describe(self) -> dict[str, Any]:
         """For the run's hash."""
-        return {"init": "noise"}
+        return {"init": "noise", **({"pixels": True} if self.pixels else {})}
 
 
 @dataclass(frozen=True)
@@ -89,8 +141,12 @@ class Given:
         return {"init": "given", "images": digest(self.tensor)}
 
 
-def make_init(init: str | Tensor | Init) -> Init:
-    """An initialisation from its name ("real" or "noise"), from images, or as it is.
+def make_init(init: str | Tensor | Init, factor: int = 1, pixels: bool = False) -> Init:
+    """An initialisation from its name ("real", "mix" or "noise"), from images, or as it is.
+
+    Args:
+        factor: of multi-formation, whose tiles "mix" fills with a real image each.
+        pixels: whether codes are stored as pixels, for "noise".
 
     Raises:
         InputError: unknown name.
@@ -99,7 +155,7 @@ def make_init(init: str | Tensor | Init) -> Init:
         return Given(init)
     if not isinstance(init, str):
         return init
-    known: dict[str, Init] = {"real": RandomReal(), "noise": Noise()}
+    known: dict[str, Init] = {"real": RandomReal(), "mix": MixReal(factor), "noise": Noise(pixels)}
     if init not in known:
         raise InputError(f"There is no initialisation {init!r}. {nearest(init, known)}")
     return known[init]
