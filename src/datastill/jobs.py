@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from datastill.core import compilation
 from datastill.core.allocator import keep_freed_memory
 from datastill.core.checkpoint import plain
 from datastill.core.cost import pick_device
@@ -43,6 +44,7 @@ class Job:
     recipe: str
     published: Recipe | None
     notes: tuple[str, ...] = ()
+    compile: str = "auto"  #: as asked for; `task.compile` says what came of it
 
     def config(self, plan: Plan) -> dict[str, Any]:
         """Everything that the result depends on, JSON-able; a resumed run must agree with it."""
@@ -66,6 +68,7 @@ class Job:
                 "partition": plan.partition.describe(),
                 "device": self.task.device.type,
                 "precision": self.task.precision,
+                "compile": self.task.compile,
                 "threads": torch.get_num_threads(),
                 "chunk": chunk_for((plan.network or self.task.network).macs, self.task.device),
             }
@@ -82,6 +85,7 @@ def prepare_job(
     seed: int = 0,
     device: str = "auto",
     precision: str = "float32",
+    compile: str = "auto",
     progress: Progress = silent,
     folder: Path | None = None,
     **hyper: Any,
@@ -99,7 +103,34 @@ def prepare_job(
     casting(where, precision)
     task = Task(data, ipc, factory, seed, where, precision, progress, folder)
     settled, found, notes = _settle(start, name, data.name, task, recipe, hyper)
-    return Job(settled, name, family, task, recipe, found, notes)
+    job = Job(settled, name, family, task, recipe, found, notes, compile)
+    return compiled_for(job, planned_macs(job) if compile == "auto" and where.type == "cpu" else 0.0)
+
+
+def planned_macs(job: Job) -> float:
+    """Multiply-accumulates of all steps and of what is prepared, as the method counts them."""
+    method, task = job.method, job.task
+    steps = steps_of(method)
+    preparing = [unit.macs(task) for unit in method.build(task).prepare if hasattr(unit, "macs")]
+    return sum(preparing) + (steps * method.macs_per_step(task) if steps else 0.0)
+
+
+def compiled_for(job: Job, macs: float) -> Job:
+    """The job, with compiled networks if so much work is worth it; not where layers couple samples."""
+    decided = compilation.decide(job.compile, macs, job.task.device) and not job.task.network.couples_samples
+    return replace(job, task=replace(job.task, compile=decided))
+
+
+def as_begun(job: Job, config: dict[str, Any]) -> Job:
+    """The job, compiled or not as the run was that it goes on with.
+
+    Raises:
+        InputError: the run was compiled, and nothing can be compiled here.
+    """
+    compiled = bool(config.get("compile", False))
+    if compiled:
+        compilation.require()
+    return replace(job, task=replace(job.task, compile=compiled))
 
 
 def _instance(method: str | Method | type[Method]) -> tuple[Method, str, str]:
@@ -126,10 +157,12 @@ def _settle(
     if not given:
         if recipe != "auto":
             settled = with_overrides(settled, start.paper_values)
-        if found is not None and (recipe != "auto" or steps_of(start)):
+        if found is not None and (recipe != "auto" or hasattr(start, "steps")):
             settled = with_overrides(settled, dict(found.hyper))
     settled = with_overrides(settled, hyper)
-    notes: list[str] = []
+    filled = settled.for_task(task)
+    notes = _filled_in(settled, filled, task.ipc) if found is None else []
+    settled = filled
     if recipe == "auto" and not given and "steps" not in hyper and steps_of(settled):
         scaled = with_overrides(settled.scaled(task, AUTO_SECONDS), hyper)
         notes += _changes(settled, scaled)
@@ -142,6 +175,13 @@ def _changes(before: Method, after: Method) -> list[str]:
     old, new = asdict(before), asdict(after)
     changed = [f"{n} {old[n]:,} → {new[n]:,}" for n in old if old[n] != new[n]]
     return [f"scaled from the paper's setting: {', '.join(changed)}"] if changed else []
+
+
+def _filled_in(before: Method, after: Method, ipc: int) -> list[str]:
+    """A note on values that no recipe gives: they follow a rule and were never published for this set."""
+    old, new = asdict(before), asdict(after)
+    filled = [f"{n} {new[n]}" for n in old if old[n] != new[n]]
+    return [f"no recipe for this set at {ipc} per class; by the method's rule: {', '.join(filled)}"] if filled else []
 
 
 def _whole_seed(seed: Any) -> int:

@@ -37,6 +37,13 @@ class Method:
         """The method's row of the decomposition table: which objective, surrogates, sampler and so on."""
         raise TypeError(f"{type(self).__name__} must define build(task).")
 
+    def for_task(self, task: Task) -> Method:
+        """This method with the values filled in that follow from the task, such as a schedule from the ipc.
+
+        Called after recipe and caller have had their say; a field that waits to be filled in is 0 or "auto".
+        """
+        return self
+
     def macs_per_step(self, task: Task) -> float:
         """Multiply-accumulates of one step, for `recipe="auto"` and estimates; 0 where steps cost nothing."""
         return 0.0

@@ -1,0 +1,91 @@
+"""Networks that are trained on real images between image updates (IDC: Kim et al., ICML 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from datastill.core.context import Context
+from datastill.core.rng import Rng
+from datastill.engines.training import Schedule, sgd, train
+from datastill.surrogates.training import Trajectory
+
+if TYPE_CHECKING:
+    from datastill.models.base import Network
+    from datastill.models.factory import NetworkFactory
+
+
+class TrainedOnReal(Trajectory):
+    """`outer` matches per network, with SGD on `images` real images between two of them.
+
+    The optimiser lives as long as its network: momentum carries over from one stretch of training to the next.
+
+    Args:
+        factory: builds the networks.
+        outer: image updates per network.
+        images: real images per stretch, a new random sample each time, at most the whole set.
+        schedule: learning rate, momentum, weight decay, batch and augmentation of the training.
+        early: passes over the whole real set before the first match.
+    """
+
+    def __init__(self, factory: NetworkFactory, *, outer: int, images: int, schedule: Schedule, early: int = 0) -> None:
+        super().__init__(factory, outer)
+        self.images, self.schedule, self.early = images, schedule, early
+        self.optimiser: torch.optim.SGD | None = None
+        self._momentum: dict[str, Tensor] = {}
+
+    def start(self, network: Network, context: Context) -> None:
+        """A new optimiser; some passes over the real set if asked."""
+        self.optimiser, self._momentum = None, {}
+        for p in range(self.early):
+            self._stretch(network, context, len(context.task.real), f"early {p}")
+
+    def train(self, network: Network, context: Context) -> None:
+        """On a new sample of real images."""
+        self._stretch(network, context, self.images, "stretch")
+
+    def _stretch(self, network: Network, context: Context, count: int, name: str) -> None:
+        real = context.task.real
+        order = torch.randperm(len(real), generator=context.generator("net-data", name))
+        chosen = order[:count]
+        network.requires_grad_(True)
+        if self.optimiser is None:
+            self.optimiser = self._resumed(network)
+        train(
+            network,
+            lambda index: real.batch(chosen[index]).x,
+            real.labels[chosen],
+            self.schedule,
+            Rng(context.seed("net-training", name)),
+            weight=None if real.weights is None else real.weights[chosen],
+            on_batch=lambda index, logits: context.net_updated(network),
+            optimiser=self.optimiser,
+            compiled=context.task.compile,
+            chunk=context.chunk,
+        )
+
+    def _resumed(self, network: Network) -> torch.optim.SGD:
+        optimiser = sgd(network.parameters(), self.schedule, self.schedule.lr)
+        for name, parameter in network.named_parameters():
+            if name in self._momentum:
+                optimiser.state[parameter]["momentum_buffer"] = self._momentum[name].to(parameter.device)
+        return optimiser
+
+    def state(self) -> dict[str, Tensor]:
+        """The weights, and the momentum of each."""
+        kept = super().state()
+        if self.network is not None and self.optimiser is not None:
+            for name, parameter in self.network.named_parameters():
+                buffer = self.optimiser.state.get(parameter, {}).get("momentum_buffer")
+                if buffer is not None:
+                    kept[f"momentum/{name}"] = buffer.detach().clone()
+        return kept
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        super().load(state)
+        self.optimiser = None
+        self._momentum = {n.removeprefix("momentum/"): t for n, t in state.items() if n.startswith("momentum/")}
