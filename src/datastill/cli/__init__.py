@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": "One table over methods, sizes and seeds, with intervals, paired to Random, resumable.",
     "results": "Print measured results beside the published numbers.",
     "estimate": "Tell minutes and memory of a run before it starts.",
+    "experts": "Train, inspect or import the expert trajectories that trajectory matching needs.",
     "methods": "List the methods, or show one with every hyper-parameter and its published settings.",
     "inspect": "Show what a distilled set holds and how it was made.",
     "export": "Write a distilled set as image folders, parquet or a plain pair of tensors.",

@@ -1,0 +1,148 @@
+"""What all experts of a buffer share: their settings, and the folder that they are written to."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from datastill.augment.dsa import Dsa
+from datastill.augment.strategies import strategy_for
+from datastill.core.checkpoint import plain, refuse_other
+from datastill.core.cost import pick_device
+from datastill.core.errors import InputError
+from datastill.core.files import digest, make_folder
+from datastill.surrogates.experts.files import write_record
+from datastill.surrogates.experts.identity import about, shared_identity
+from datastill.surrogates.experts.layout import Layout
+from datastill.surrogates.experts.partial import Partial
+from datastill.surrogates.experts.policies import Policy, describe_policy, get_policy
+from datastill.surrogates.experts.store import META, PARTIAL, new_meta, open_buffer, read_meta
+
+if TYPE_CHECKING:
+    from datastill.data.real import RealSet
+    from datastill.models.factory import NetworkFactory
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all experts of a buffer share; see `make_job`."""
+
+    folder: Path
+    network: NetworkFactory
+    real: RealSet
+    layout: Layout
+    policy: Policy
+    augment: str
+    epochs: int
+    last: int  #: the epoch of the last snapshot
+    seed: int
+    device: torch.device
+    test_accuracy: bool
+    lossy: bool
+    span: int
+    config: dict[str, Any]  #: everything that the numbers in a buffer depend on, JSON-able
+
+    def partial(self, expert: int) -> Partial:
+        """The files of an expert in training."""
+        return Partial(self.folder / PARTIAL, expert, self.layout.width, digest(self.config))
+
+
+def make_job(
+    real: RealSet,
+    network: NetworkFactory,
+    folder: Path,
+    *,
+    epochs: int = 50,
+    stop_after: int | None = None,
+    policy: str | Policy = "sgd",
+    augment: str = "auto",
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    test_accuracy: bool = False,
+    lossy: bool = False,
+    span: int = 2,
+) -> Job:
+    """Settle everything that experts depend on, without doing anything yet.
+
+    Args:
+        epochs: of the policy's schedule.
+        stop_after: train only so many of them: segments of `span` epochs that start before `max_start` need
+            max_start - 1 + span.
+        policy: how they are trained: a name with numbers ("sgd", "sgd:lr=0.05"), or a policy.
+        augment: DSA strategy, "none", or "auto", which suits the data (see `augment.strategies`).
+        seed: of every draw.
+        device: "auto", "cpu", "cuda", "mps".
+        test_accuracy: read the test split after every epoch. It is never used, and not read unless asked for: what
+            is chosen by it is chosen on test data.
+
+    Raises:
+        InputError: something given cannot be used.
+    """
+    whole("epochs", epochs, 1)
+    last = epochs if stop_after is None else whole("stop_after", stop_after, 1)
+    if last > epochs:
+        raise InputError(
+            f"stop_after is {last}, and the schedule has {epochs} epochs; train for more, or stop earlier."
+        )
+    if test_accuracy and real.test is None:
+        raise InputError("The real set has no test split to measure test accuracy on.")
+    where = device if isinstance(device, torch.device) else pick_device(device)
+    strategy = strategy_for(real.name, real.shape) if augment == "auto" else augment
+    Dsa(strategy)
+    layout, how = Layout.of(network(0)), get_policy(policy)
+    config = {
+        **shared_identity(network, real, layout),
+        "epochs": epochs,
+        "snapshots": last + 1,
+        "policy": describe_policy(how),
+        "augment": strategy,
+        "seed": whole("seed", seed),
+        "device": where.type,
+        "test_accuracy": test_accuracy,
+    }
+    return Job(
+        folder, network, real, layout, how, strategy, epochs, last, seed, where, test_accuracy, lossy, span,
+        dict(plain(config)),
+    )  # fmt: skip
+
+
+def begin(job: Job) -> None:
+    """Make the folder and its `meta.json`, or make sure that they are of this job."""
+    folder = job.folder
+    if (folder / META).is_file():
+        refuse_other(job.config, read_meta(folder)["config"], folder)
+        open_buffer(folder)
+        return
+    source = Path(job.real.source) if job.real.source else None
+    if source is not None and source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+        raise InputError(f"{folder} lies inside the data ({source}); choose an --out outside it.")
+    make_folder(folder)
+    if any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no experts; choose another --out to overwrite nothing.")
+    if job.layout.statistics:
+        warnings.warn(
+            f"{job.network} keeps running statistics: they are stored beside its parameters, but trajectory matching "
+            "matches parameters alone, and published results are of networks without them (norm=instance).",
+            stacklevel=3,
+        )
+    remove_rests(folder / META)
+    write_record(folder / META, new_meta(job.config, job.layout, about(job.network, job.real)))
+
+
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number of at least `least`, or an InputError."""
+    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise InputError(f"{name} must be a whole number{bound}, not {value!r}.")
+    return value
+
+
+def remove_rests(*targets: Path) -> None:
+    """Remove what a kill left of attempts to write some files."""
+    for target in targets:
+        for rest in target.parent.glob(f".{target.name}.*.tmp"):
+            rest.unlink(missing_ok=True)
