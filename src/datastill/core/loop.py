@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datastill.core.checkpoint import Checkpointer, Snapshot
 from datastill.core.context import Context
-from datastill.core.errors import Diverged, Interrupted
+from datastill.core.errors import Diverged, InputError, Interrupted
 from datastill.core.guard import Guard
 from datastill.core.interrupt import stop_between_steps
 from datastill.core.plan import Block, Callback, Codes, Grads, Plan, Stepper, Synthetic, Task
@@ -24,20 +24,24 @@ class Outcome:
     """What synthesis made.
 
     Attributes:
-        codes: leaves of the whole synthetic set, on the CPU, in its order.
+        codes: leaves of the synthetic images, on the CPU, in the order of the set.
         y: final labels, (N,) or (N, C).
+        shared: leaves of the whole set (`Plan.shared`), on the CPU.
         extra: further named tensors for the artifact (the indices of the real start, say).
         losses: loss of every step, (blocks, steps) float32.
         skipped: steps that were not finite.
         seconds: time spent on steps, earlier parts of a resumed run included.
+        notes: what update rules have to say, a sentence each.
     """
 
     codes: Codes
     y: Tensor
+    shared: Codes = field(default_factory=dict)
     extra: dict[str, Tensor] = field(default_factory=dict)
     losses: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     skipped: int = 0
     seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -114,10 +118,17 @@ def synthesise(
     Raises:
         Diverged: too many non-finite steps in a row.
         Interrupted: Ctrl-C; a checkpoint was written if there is a checkpointer.
+        InputError: leaves of the whole set in a plan of several blocks.
     """
     y = task.labels
+    blocks = list(plan.partition.blocks(y))
+    if plan.shared and len(blocks) > 1:
+        raise InputError(
+            f"{', '.join(plan.shared)} belongs to the whole set, so all of it is one block, not {len(blocks)}; "
+            "take the partition AllAtOnce."
+        )
     done: list[tuple[Block, _Running]] = []
-    for block in plan.partition.blocks(y):
+    for block in blocks:
         running = _start(plan, task, block, callbacks, prepared or {})
         stored = checkpointer.read(block.key) if checkpointer is not None else None
         if stored is not None:
@@ -140,7 +151,7 @@ def _start(
 ) -> _Running:
     context = Context(task, plan, block, Rng(task.seed), callbacks, steps=plan.steps, prepared=prepared)
     images, extra = plan.init.images(task, block, context)
-    leaves = plan.decoder.encode(images.to(task.device))
+    leaves = {**plan.decoder.encode(images.to(task.device)), **{n: t.to(task.device) for n, t in plan.shared.items()}}
     context.codes = {name: leaf.detach().clone() for name, leaf in leaves.items()}
     steppers = {name: plan.update[name].bind(leaf) for name, leaf in context.codes.items() if name in plan.update}
     if plan.surrogates is not None:
@@ -235,26 +246,36 @@ def _copy(codes: Codes, steppers: dict[str, Stepper]) -> Callable[[], None]:
 
 
 def _assemble(plan: Plan, y: Tensor, done: list[tuple[Block, _Running]]) -> Outcome:
-    """Blocks back into the order of the synthetic set; leaves are indexed by image along their first axis."""
-    codes: Codes = {}
-    extra: dict[str, Tensor] = {}
-    for target, source in ((codes, "codes"), (extra, "extra")):
-        parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        for block, running in done:
-            named = running.context.codes if source == "codes" else running.extra
-            for name, tensor in named.items():
-                parts.setdefault(name, []).append((block.index, tensor.detach().cpu()))
-        for name, pieces in parts.items():
-            whole = torch.empty(len(y), *pieces[0][1].shape[1:], dtype=pieces[0][1].dtype)
-            for index, tensor in pieces:
-                whole[index] = tensor
-            target[name] = whole
+    """Blocks back into the order of the synthetic set."""
+    leaves = [(block, running.context.codes) for block, running in done]
+    shared = {name: done[0][1].context.codes[name].detach().cpu() for name in plan.shared}
+    finals = [(block, {"y": plan.labels.final(running.context)}) for block, running in done]
     losses = torch.tensor([running.losses for _, running in done], dtype=torch.float32)
     return Outcome(
-        codes=codes,
-        y=plan.labels.final(y),
-        extra=extra,
+        codes=_in_order([(block, {n: t for n, t in codes.items() if n not in shared}) for block, codes in leaves], y),
+        y=_in_order(finals, y)["y"],
+        shared=shared,
+        extra=_in_order([(block, running.extra) for block, running in done], y),
         losses=losses,
         skipped=sum(running.guard.skipped for _, running in done),
         seconds=sum(running.seconds for _, running in done),
+        notes=[note for _, running in done for note in _notes(running.steppers)],
     )
+
+
+def _in_order(parts: list[tuple[Block, Codes]], y: Tensor) -> Codes:
+    """Named tensors of blocks, indexed by image along their first axis, as those of the whole set."""
+    found: Codes = {}
+    for block, named in parts:
+        for name, tensor in named.items():
+            piece = tensor.detach().cpu()
+            if name not in found:
+                found[name] = torch.empty(len(y), *piece.shape[1:], dtype=piece.dtype)
+            found[name][block.index] = piece
+    return found
+
+
+def _notes(steppers: dict[str, Stepper]) -> list[str]:
+    """What update rules with a `note` have to say about their leaf."""
+    said = {name: getattr(stepper, "note", None) for name, stepper in steppers.items()}
+    return [f"{name}: {note()}" for name, note in said.items() if note is not None and note()]

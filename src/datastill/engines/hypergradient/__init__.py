@@ -1,0 +1,30 @@
+"""Gradients of a trajectory match with respect to images, labels and learning rate, through N student steps.
+
+One plan is drawn and any engine replays it: `full_unroll` (autograd, memory grows with N), `adjoint` (the same numbers
+in constant memory), `frozen_path` (TESLA's, biased) and `truncated` (biased).
+"""
+
+from datastill.engines.hypergradient.lr import KeepPositive, SyntheticLr
+from datastill.engines.hypergradient.match import MatchTerm, distance
+from datastill.engines.hypergradient.plan import InnerPlan, InnerStep, draw_plan
+from datastill.engines.hypergradient.recursion import adjoint, frozen_path, truncated
+from datastill.engines.hypergradient.result import HyperGradients
+from datastill.engines.hypergradient.student import cross_entropy, cross_entropy_of_logits
+from datastill.engines.hypergradient.unroll import full_unroll
+
+__all__ = [
+    "HyperGradients",
+    "InnerPlan",
+    "InnerStep",
+    "KeepPositive",
+    "MatchTerm",
+    "SyntheticLr",
+    "adjoint",
+    "cross_entropy",
+    "cross_entropy_of_logits",
+    "distance",
+    "draw_plan",
+    "frozen_path",
+    "full_unroll",
+    "truncated",
+]
