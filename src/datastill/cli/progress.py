@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ class Display:
         self.quiet = quiet
         self.console = Console(stderr=True, highlight=False)
         self.out = Console(highlight=False)
+        if not self.out.is_terminal and "COLUMNS" not in os.environ:
+            self.out.width = 120  # a file or a pipe has no width of its own, and tables are cut at 80
         self._bars: Progress | None = None
         self._tasks: dict[str, Any] = {}
         self._last_line = time.monotonic()

@@ -81,9 +81,11 @@ def _network(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _engine(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The network, and the precision where it is not the usual one."""
-    precision = manifest.get("cost", {}).get("precision", "float32")
-    return {**_network(manifest), **({} if precision == "float32" else {"precision": precision})}
+    """The network, and precision and compilation where they are not the usual ones."""
+    cost = manifest.get("cost", {})
+    precision = cost.get("precision", "float32")
+    unusual = {"precision": precision} if precision != "float32" else {}
+    return {**_network(manifest), **unusual, **({"compile": "on"} if cost.get("compile") else {})}
 
 
 def _load(data: Mapping[str, Any]) -> str:
