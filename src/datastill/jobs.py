@@ -118,6 +118,7 @@ def planned_macs(job: Job) -> float:
 def compiled_for(job: Job, macs: float) -> Job:
     """The job, with compiled networks if so much work is worth it; not where layers couple samples."""
     decided = compilation.decide(job.compile, macs, job.task.device) and not job.task.network.couples_samples
+    decided = decided and job.method.compiles
     return replace(job, task=replace(job.task, compile=decided))
 
 
@@ -161,7 +162,7 @@ def _settle(
             settled = with_overrides(settled, dict(found.hyper))
     settled = with_overrides(settled, hyper)
     filled = settled.for_task(task)
-    notes = _filled_in(settled, filled, task.ipc) if found is None else []
+    notes = _filled_in(settled, filled, task.ipc) if found is None else _other_space(found, task)
     settled = filled
     if recipe == "auto" and not given and "steps" not in hyper and steps_of(settled):
         scaled = with_overrides(settled.scaled(task, AUTO_SECONDS), hyper)
@@ -172,16 +173,30 @@ def _settle(
 
 
 def _changes(before: Method, after: Method) -> list[str]:
-    old, new = asdict(before), asdict(after)
-    changed = [f"{n} {old[n]:,} → {new[n]:,}" for n in old if old[n] != new[n]]
+    old, new = hyper_of(before), hyper_of(after)
+    changed = [f"{n} {_told(old[n])} → {_told(new[n])}" for n in old if old[n] != new[n]]
     return [f"scaled from the paper's setting: {', '.join(changed)}"] if changed else []
+
+
+def _told(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _filled_in(before: Method, after: Method, ipc: int) -> list[str]:
     """A note on values that no recipe gives: they follow a rule and were never published for this set."""
-    old, new = asdict(before), asdict(after)
+    old, new = hyper_of(before), hyper_of(after)
     filled = [f"{n} {new[n]}" for n in old if old[n] != new[n]]
     return [f"no recipe for this set at {ipc} per class; by the method's rule: {', '.join(filled)}"] if filled else []
+
+
+def _other_space(recipe: Recipe, task: Task) -> list[str]:
+    """A note where the published setting is for images in another Space."""
+    kind = task.real.space.kind
+    if recipe.space in ("", kind):
+        return []
+    return [
+        f"the published setting is for {recipe.space} images, and these are {kind}: load them with space={recipe.space}"
+    ]
 
 
 def _whole_seed(seed: Any) -> int:
@@ -191,13 +206,15 @@ def _whole_seed(seed: Any) -> int:
 
 
 def _check_values(method: Method) -> None:
+    defaults = {f.name: f.default for f in fields(method)}
     for name, value in asdict(method).items():
         if name in ("steps", "real_batch", "feature_passes"):
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise InputError(f"{name} must be a whole number of at least 1, not {value!r}.")
         elif name.endswith(("_lr", "_momentum")):
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if name.endswith("_lr") and not (number and value > 0):
+            chosen = value == 0 and defaults.get(name) == 0  # 0 asks for a rate that follows from something
+            if name.endswith("_lr") and not (number and (value > 0 or chosen)):
                 raise InputError(f"{name} must be a finite number above 0, not {value!r}.")
             if name.endswith("_momentum") and not (number and 0 <= value < 1):
                 raise InputError(f"{name} must lie in [0, 1), not {value!r}.")

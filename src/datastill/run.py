@@ -218,7 +218,7 @@ def prepared_path(unit: Unit, task: Task) -> Path | None:
 
 def _artifact(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, compiled: bool) -> DistilledSet:
     task, real = job.task, job.task.real
-    protocol = _student_protocol(job)
+    student = {} if plan.student is None else dict(plan.student(outcome.shared))
     losses = outcome.losses
     manifest = {
         "method": job.method_name,
@@ -234,7 +234,7 @@ def _artifact(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, co
         "decoder": plan.decoder.describe(),
         "data": real.describe(),
         "network": {**task.network.describe(), "spec": _network_spec(task)},
-        "student": {"protocol": protocol},
+        "student": {"protocol": _student_protocol(job, "lr" in student), **student},
         "cost": {
             "steps": int(losses.shape[1]) if losses.ndim == 2 else 0,
             "blocks": int(losses.shape[0]),
@@ -246,9 +246,33 @@ def _artifact(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, co
             "peak_memory_bytes": peak_memory_bytes(task.device),
             **environment(task.device),
         },
-        "notes": list(job.notes),
+        "notes": [*job.notes, *outcome.notes, *_skipped(outcome), *_of_objective(plan, outcome)],
     }
-    return DistilledSet(outcome.codes, outcome.y, real.space, plain(manifest), outcome.extra)
+    extra = {**outcome.extra, **outcome.shared}
+    if outcome.y.ndim > 1:
+        extra["classes"] = task.labels
+    return DistilledSet(outcome.codes, outcome.y, real.space, plain(manifest), extra)
+
+
+def _of_objective(plan: Plan, outcome: Outcome) -> list[str]:
+    """What an objective with a `note` has to say about the losses of each block."""
+    note = getattr(plan.objective, "note", None)
+    said = [note(losses) for losses in outcome.losses] if note is not None else []
+    return sorted({text for text in said if text})
+
+
+def _skipped(outcome: Outcome, window: int = 200, most: float = 0.2) -> list[str]:
+    """A sentence where more than a fifth of 200 consecutive steps, or of all, changed nothing."""
+    bad = (~torch.isfinite(outcome.losses)).double()
+    width = min(window, bad.shape[1]) if bad.ndim == 2 else 0
+    share = float(bad.unfold(1, width, 1).mean(2).max()) if width and bad.numel() else 0.0
+    share = max(share, outcome.skipped / max(1, bad.numel()))
+    if share <= most:
+        return []
+    return [
+        f"up to {100 * share:.0f} % of {width} steps in a row were skipped (numbers not finite, or the loss refused): "
+        "lower the learning rates, and in trajectory matching the bound on start epochs (max_start)"
+    ]
 
 
 def _network_spec(task: Task) -> str | None:
@@ -261,12 +285,15 @@ def _network_spec(task: Task) -> str | None:
     return spec
 
 
-def _student_protocol(job: Job) -> str:
+def _student_protocol(job: Job, learned_lr: bool) -> str:
     """What "auto" evaluates with: the recipe's own protocol for a paper run, else a quick one that fits the data.
 
-    The same for every method on one data set, so that defaults compare methods and not protocols.
+    The same for every method on one data set, so that defaults compare methods and not protocols; but for sets that
+    come with a learning rate, which `mtt-quick-v1` takes.
     """
     if job.recipe != "auto" and job.published is not None and job.published.protocol:
         return job.published.protocol
+    if learned_lr:
+        return "mtt-quick-v1"
     real = job.task.real
     return "dc-v1" if strategy_for(real.name, real.shape) == "none" else "dsa-quick-v1"

@@ -160,6 +160,9 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
     display.say(f"Done: {describe_cost(cost)}; saved in {run.out}.")
     if cost["skipped_steps"]:
         display.say(f"{cost['skipped_steps']} steps were not finite and changed nothing.")
+    for note in distilled.manifest["notes"]:
+        if note not in job.notes:
+            display.say(f"  {note}")
     display.say(f"Score it beside a random selection: datastill evaluate {shlex.quote(str(run.out))}")
     if run.json:
         print(json.dumps(distilled.manifest, indent=2))

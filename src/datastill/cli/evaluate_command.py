@@ -27,7 +27,8 @@ class EvaluateOptions:
 
     sets: tyro.conf.Positional[tuple[Path, ...]]  #: folders of distilled sets; three or more give an interval over sets
     data: EvaluateData
-    protocol: str = "auto"  #: dc-v1, dc-v1-dsa, dsa-quick-v1, idc-v1, idc-quick-v1, or auto: what the set asks for
+    #: dc-v1, dc-v1-dsa, dsa-quick-v1, mtt-v1, mtt-quick-v1, idc-v1, idc-quick-v1, or auto: what the set asks for
+    protocol: str = "auto"
     networks: int = 5  #: fresh networks per set
     network: str | None = None  #: an architecture; none takes the one that the set was distilled with
     seed: int = 0  #: of the networks' weights and orders, shared with Random

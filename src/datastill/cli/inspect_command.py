@@ -31,7 +31,7 @@ def main(args: list[str]) -> int:
     if options.json:
         print(json.dumps(record, indent=2))
         return 0
-    images, cost = one.images, record["cost"]
+    images, cost, rate = one.images, record["cost"], record["student"].get("lr")
     stored = sum(t.numel() * t.element_size() for t in one.codes.values())
     rows = {
         "set": one.name + f", seed {record['seed']}",
@@ -42,7 +42,7 @@ def main(args: list[str]) -> int:
         "range": f"{float(images.min()):.3g} to {float(images.max()):.3g} as stored",
         "network": record["network"].get("spec") or record["network"]["name"],
         "hyper-parameters": ", ".join(f"{k}={v}" for k, v in record["hyper"].items()) or "none",
-        "evaluate with": record["student"]["protocol"],
+        "evaluate with": record["student"]["protocol"] + (f", learning rate {rate:.4g} (learned)" if rate else ""),
         "cost": f"{describe_cost(cost)}, {cost['hardware']}"
         if cost.get("known", True)
         else "not known: made by others",

@@ -4,35 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from datastill.core.artifact import DistilledSet
-from datastill.core.errors import Diverged
 from datastill.core.rng import Rng
 from datastill.evaluation import evaluate
 from datastill.evaluation.protocols import Protocol
+from datastill.evaluation.rates import TRAININGS, best_rate, validation_of, with_rate
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
 
+__all__ = ["RATES", "tune", "validation_of", "with_rate"]
+
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
-#: At most so many images choose, and at most this part of the training set.
-VALIDATION_IMAGES, VALIDATION_PART = 2000, 0.2
-#: At least so many networks are trained for every rate.
-TRAININGS = 3
-
-
-def validation_of(real: RealSet, seed: int = 0) -> RealSet:
-    """The real set with a stratified part of its *training* images in the place of the test split."""
-    part = min(VALIDATION_PART, VALIDATION_IMAGES / len(real))
-    kept, held = real.split(part, seed)
-    return replace(kept, test=replace(held, test=None))
-
-
-def with_rate(protocol: Protocol, rate: float) -> Protocol:
-    """The protocol with another learning rate, under a name of its own."""
-    return protocol if rate == protocol.lr else replace(protocol, name=f"{protocol.name}, lr {rate:g}", lr=rate)
 
 
 def tune(
@@ -44,25 +29,21 @@ def tune(
     equals the smallest is taken.
     """
     networks = math.ceil(TRAININGS / len(sets))
-    found: dict[float, float] = {}
-    for rate in sorted({*RATES, own}):
-        try:
-            scores = [
-                evaluate(
-                    one,
-                    validation,
-                    protocol=with_rate(protocol, rate),
-                    network=network,
-                    networks=networks,
-                    seed=Rng(int(one.manifest["seed"])).derive("tuning"),
-                    random=False,
-                    **options,
-                ).mean
-                for one in sets
-            ]
-        except Diverged:
-            continue
-        found[rate] = sum(scores) / len(scores)
-    if not found:
-        raise Diverged(f"Training diverged at every learning rate on {network}; look for extreme values in the images.")
-    return max(found, key=lambda rate: found[rate]), found
+
+    def score(rate: float) -> float:
+        scores = [
+            evaluate(
+                one,
+                validation,
+                protocol=with_rate(protocol, rate),
+                network=network,
+                networks=networks,
+                seed=Rng(int(one.manifest["seed"])).derive("tuning"),
+                random=False,
+                **options,
+            ).mean
+            for one in sets
+        ]
+        return sum(scores) / len(scores)
+
+    return best_rate((*RATES, own), score)

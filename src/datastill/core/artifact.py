@@ -37,7 +37,8 @@ class DistilledSet:
         labels: of the stored images: class positions (n,) int64, or probabilities (n, C).
         space: how `images` relate to pixels.
         manifest: method, hyper-parameters, classes, data, cost and versions; JSON-able.
-        extra: further named tensors (`selected`: positions in the real set of the real start; `mixed`: of its tiles).
+        extra: further named tensors (`selected`: positions in the real set of the real start; `mixed`: of its tiles;
+            `classes`: class positions (n,) beside soft labels; `lr`: the leaf of a learned learning rate).
     """
 
     codes: Codes
@@ -56,9 +57,9 @@ class DistilledSet:
         """Labels of the rendered images."""
         return self._rendered().y
 
-    def _rendered(self) -> Any:
+    def _rendered(self, labels: Tensor | None = None) -> Any:
         with torch.no_grad():
-            return decoder_of(self.manifest["decoder"]).decode(self.codes, self.labels)
+            return decoder_of(self.manifest["decoder"]).decode(self.codes, self.labels if labels is None else labels)
 
     @property
     def pixels(self) -> Tensor:
@@ -67,7 +68,9 @@ class DistilledSet:
 
     @property
     def hard_labels(self) -> Tensor:
-        """Class positions (N,)."""
+        """Class positions (N,); beside soft labels the class that an image was made for, or else the likeliest."""
+        if self.labels.ndim > 1 and "classes" in self.extra:
+            return self._rendered(self.extra["classes"]).y
         y = self.targets
         return y if y.ndim == 1 else y.argmax(1)
 
@@ -182,8 +185,11 @@ def _check_shapes(distilled: DistilledSet, folder: Path) -> None:
         images, targets = distilled.images, distilled.targets
     except (KeyError, RuntimeError, IndexError, TypeError) as error:
         raise InputError(f"The tensors in {folder} do not fit its manifest ({error}); it is damaged.") from error
+    made_for = distilled.extra.get("classes", torch.zeros(len(y), dtype=torch.int64))
     sound = (
         images.ndim == 4
+        and made_for.shape == (len(y),)
+        and bool((made_for >= 0).all() and (made_for < classes).all())
         and len(images) == len(targets)
         and bool(torch.isfinite(images).all())
         and len(y) > 0

@@ -24,6 +24,7 @@ class Recipe:
     accuracy: float | None = None  #: as a fraction; None where no verified number is known
     std: float | None = None
     source: str = ""
+    space: str = ""  #: kind of Space that the images were in, where it was not the usual one: "zca"
 
     @property
     def name(self) -> str:
@@ -53,6 +54,7 @@ def recipes(method: str) -> list[Recipe]:
                 published.get("accuracy"),
                 published.get("std"),
                 published.get("source", ""),
+                record.get("data", {}).get("space", ""),
             )
         )
     return sorted(found, key=lambda r: (r.dataset, r.ipc))

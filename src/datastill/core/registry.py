@@ -32,6 +32,8 @@ class Method:
     registered_family: ClassVar[str] = ""
     #: Values of the paper where the default is a cheaper one.
     paper_values: ClassVar[dict[str, Any]] = {}
+    #: Whether anything of it runs as compiled code where `task.compile` asks for that.
+    compiles: ClassVar[bool] = True
 
     def build(self, task: Task) -> Plan:
         """The method's row of the decomposition table: which objective, surrogates, sampler and so on."""

@@ -71,7 +71,7 @@ def run_arm(
     name: str,
     sets: Sequence[tuple[Images, Tensor]],
     test: TestSplit,
-    schedule: Schedule,
+    schedule: Schedule | Sequence[Schedule],
     factory: NetworkFactory,
     *,
     networks: int,
@@ -83,9 +83,11 @@ def run_arm(
 ) -> Arm:
     """Train `networks` fresh networks on each set and score them after the last pass.
 
-    The weights and orders of network k on set s depend on (seed, s, k) alone, so arms pair. `compiled` runs compiled
-    code, unless layers couple samples.
+    The weights and orders of network k on set s depend on (seed, s, k) alone, so arms pair. `schedule` is one for all
+    sets, or one for each, of as many passes. `compiled` runs compiled code, unless layers couple samples.
     """
+    schedules = [schedule] * len(sets) if isinstance(schedule, Schedule) else list(schedule)
+    passes = schedules[0].passes
     started = time.perf_counter()
     compiled = compiled and not factory.couples_samples
     fallbacks = compilation.fallbacks()
@@ -100,20 +102,21 @@ def run_arm(
         nonlocal done
         done += 1
         if done % 10 == 0:
-            progress(name, done / schedule.passes, total, {"loss": float(loss.mean())})
+            progress(name, done / passes, total, {"loss": float(loss.mean())})
 
-    for s, (x, y) in enumerate(sets):
+    for s, ((x, y), how) in enumerate(zip(sets, schedules, strict=True)):
         rngs = [Rng(seed).child("evaluation", s, k) for k in range(networks)]
         made = [factory(rng.derive("network")) for rng in rngs]
         losses += train_many(
-            made, x, y, schedule, rngs, device=device, stacked=stacked, on_pass=on_pass, compiled=compiled, chunk=chunk
+            made, x, y, how, rngs, device=device, stacked=stacked, on_pass=on_pass, compiled=compiled, chunk=chunk
         )
         for k, network in enumerate(made):
             accuracies[s, k], each = test.score(network, device, compiled)
             per_class.append(each)
-        done = (s + 1) * networks * schedule.passes
+        done = (s + 1) * networks * passes
         progress(name, (s + 1) * networks, total, {"accuracy": float(accuracies[s].mean())})
 
     curve = torch.tensor(losses).mean(0).tolist() if losses else []
     compiled = compiled and compilation.fallbacks() == fallbacks
-    return Arm(name, accuracies, torch.stack(per_class).mean(0), curve, time.perf_counter() - started, compiled)
+    rates = [one.lr for one in schedules]
+    return Arm(name, accuracies, torch.stack(per_class).mean(0), curve, time.perf_counter() - started, compiled, rates)

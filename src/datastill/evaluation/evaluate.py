@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from datastill.core import compilation
@@ -16,11 +19,13 @@ from datastill.core.errors import InputError
 from datastill.core.files import digest
 from datastill.core.plan import Progress, silent
 from datastill.core.precision import casting
+from datastill.core.rng import Rng
 from datastill.core.threads import threads_for
 from datastill.data import load_real
 from datastill.evaluation.arms import TestSplit, arm_macs, run_arm
 from datastill.evaluation.ceiling import whole_set
 from datastill.evaluation.protocols import Protocol, get_protocol
+from datastill.evaluation.rates import RATES, TRAININGS, best_rate, learned_rate, rates_of, validation_of
 from datastill.evaluation.scores import Arm, Evaluation
 from datastill.models import NetworkFactory, resolve_network
 from datastill.sampling.inits import random_indices
@@ -57,7 +62,9 @@ def evaluate(
         networks: fresh networks per set.
         network: an architecture; None takes the one that the set was distilled with.
         seed: of the networks' weights, orders and augmentations; both arms share them.
-        random: whether Random stands beside it, from the same initial subsets.
+        random: whether Random stands beside it, from the same initial subsets. Where sets are trained on at learning
+            rates that they learned, Random takes the best of these and of 0.001, 0.003, 0.01 and 0.03, chosen on
+            real training images held back.
         ceiling: whether to train on the whole real set too (30 passes; cached).
         precision: "float32", or "bf16" for convolutions and matrix products of training and test.
         compile: "on", "off" or "auto": compiled code for training and test, for long evaluations on a CPU.
@@ -83,31 +90,17 @@ def evaluate(
     recipe = get_protocol(recipe) if isinstance(recipe, str) else recipe
     where = pick_device(device)
     factory = network_for(first, data, network)
-    schedule = recipe.schedule(data.name, data.shape)
+    rates = rates_of(sets, recipe)
+    own = [rate for one, rate in zip(sets, rates, strict=True) if recipe.learned_lr and learned_rate(one) is not None]
     test = TestSplit.of(data)
     pairs = [(one.images, one.targets) for one in sets]
     sizes = [len(y) for _, y in pairs] + [len(one.labels) for one in sets if random]
-    macs = arm_macs(sizes, len(test.y), schedule.passes, networks, factory.macs)
+    macs = arm_macs(sizes, len(test.y), recipe.passes, networks, factory.macs)
     compiled = compilation.decide(compile, macs, where)
 
-    def arm(name: str, pairs: list[tuple[Tensor, Tensor]]) -> Arm:
-        with threads_for(factory.macs), casting(where, precision):
-            return run_arm(
-                name,
-                pairs,
-                test,
-                schedule,
-                factory,
-                networks=networks,
-                seed=seed,
-                device=where,
-                progress=progress,
-                stacked=stacked,
-                compiled=compiled,
-            )
-
-    scored = arm(first.manifest["method"], pairs)
-    baseline = arm("random", [_random_pair(one, data) for one in sets]) if random else None
+    arms = _Arms(data, recipe, factory, networks, seed, where, precision, progress, stacked, compiled)
+    scored = arms.run(first.manifest["method"], pairs, rates, test)
+    baseline = arms.random(sets, own, test) if random else None
     top = whole_set(data, factory, seed, where, precision, progress, compile) if ceiling else None
     return Evaluation(
         distilled=scored,
@@ -126,8 +119,56 @@ def evaluate(
         seed=seed,
         names=[one.name + f", seed {one.manifest['seed']}" for one in sets],
         made=[_made(one) for one in sets],
-        notes=_notes(sets, data),
+        notes=[*_notes(sets, data), *_rate_notes(recipe, scored, baseline, len(own))],
     )
+
+
+@dataclass(frozen=True)
+class _Arms:
+    """What the arms of an evaluation share."""
+
+    data: RealSet
+    protocol: Protocol
+    factory: NetworkFactory
+    networks: int
+    seed: int
+    device: torch.device
+    precision: str
+    progress: Progress
+    stacked: bool | None
+    compiled: bool
+
+    def run(self, name: str, pairs: Sequence[tuple[Tensor, Tensor]], rates: Sequence[float], test: TestSplit) -> Arm:
+        """Train on images and labels at the rate of each set, and score on a test split."""
+        with threads_for(self.factory.macs), casting(self.device, self.precision):
+            return run_arm(
+                name,
+                pairs,
+                test,
+                [self.protocol.schedule(self.data.name, self.data.shape, rate) for rate in rates],
+                self.factory,
+                networks=self.networks,
+                seed=self.seed,
+                device=self.device,
+                progress=self.progress,
+                stacked=self.stacked,
+                compiled=self.compiled,
+            )
+
+    def random(self, sets: Sequence[DistilledSet], learned: Sequence[float], test: TestSplit) -> Arm:
+        """Random beside the sets, at a rate that is chosen on training images where they learned theirs."""
+        chosen = [random_indices(self.data, one.ipc, int(one.manifest["seed"])) for one in sets]
+        batches = [self.data.batch(index) for index in chosen]
+        pairs = [(batch.x, batch.y) for batch in batches]
+        if not learned:
+            return self.run("random", pairs, [self.protocol.lr] * len(sets), test)
+        held = TestSplit.of(validation_of(self.data, without=torch.cat(chosen)))
+        tuning = replace(self, networks=math.ceil(TRAININGS / len(sets)), seed=Rng(self.seed).derive("tuning"))
+        rate, tried = best_rate(
+            (*RATES, sum(learned) / len(learned)),
+            lambda rate: tuning.run(f"random, lr {rate:.3g}", pairs, [rate] * len(sets), held).mean,
+        )
+        return replace(self.run("random", pairs, [rate] * len(sets), test), tried=tried)
 
 
 def _load(distilled: Distilled | Sequence[Distilled]) -> list[DistilledSet]:
@@ -200,16 +241,26 @@ def network_for(distilled: DistilledSet, real: RealSet, network: Any) -> Network
     return resolve_network(spec, **shapes)
 
 
-def _random_pair(distilled: DistilledSet, real: RealSet) -> tuple[Tensor, Tensor]:
-    """The random selection of the set's own seed: where a real start began."""
-    index = random_indices(real, distilled.ipc, int(distilled.manifest["seed"]))
-    batch = real.batch(index)
-    return batch.x, batch.y
-
-
 def _made(one: DistilledSet) -> dict[str, Any]:
     kept = ("method", "hyper", "recipe", "ipc", "seed", "network", "cost", "notes")
     return {name: one.manifest[name] for name in kept if name in one.manifest}
+
+
+def _rate_notes(protocol: Protocol, scored: Arm, baseline: Arm | None, learned: int) -> list[str]:
+    """Which learning rates a protocol that takes learned ones was run at."""
+    if not protocol.learned_lr:
+        return []
+    told = ", ".join(f"{rate:.4g}" for rate in scored.rates)
+    if not learned:
+        return [f"{protocol.name} takes a learned learning rate, and the set comes without one: it was run at {told}."]
+    some = "" if learned == len(scored.rates) else f" ({len(scored.rates) - learned} of them had none)"
+    notes = [f"Learning rates: {told}, learned with the sets{some}."]
+    if baseline is not None:
+        notes.append(
+            f"Random: {baseline.rates[0]:.4g}, the best of {', '.join(f'{r:.4g}' for r in baseline.tried)} on real "
+            "training images held back."
+        )
+    return notes
 
 
 def _notes(sets: list[DistilledSet], real: RealSet) -> list[str]:

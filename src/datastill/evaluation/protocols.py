@@ -31,15 +31,16 @@ class Protocol:
     forget_momentum: bool = True  #: whether a drop also forgets the momentum
     augment_mode: str = "single"  #: operations per image: "single", "multiple" or "composite", see `Dsa`
     cutmix: float = 0.0  #: probability of CutMix for each batch; none where "auto" augments nothing
+    learned_lr: bool = False  #: whether a set that learned a learning rate is trained on at that rate instead of `lr`
 
-    def schedule(self, data_name: str, shape: tuple[int, int, int]) -> Schedule:
-        """The training schedule for a data set."""
+    def schedule(self, data_name: str, shape: tuple[int, int, int], lr: float | None = None) -> Schedule:
+        """The training schedule for a data set; `lr` stands in for the protocol's."""
         from datastill.engines.training import Schedule
 
         augment, cutmix = self._augmentation(data_name, shape)
         return Schedule(
             passes=self.passes,
-            lr=self.lr,
+            lr=self.lr if lr is None else lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             batch=self.batch,
@@ -83,6 +84,11 @@ def _idc(name: str, summary: str, epochs: int) -> Protocol:
     )
 
 
+def _mtt(name: str, summary: str, passes: int, drop_after: int) -> Protocol:
+    """MTT's (Cazenavette et al., CVPR 2022, arXiv:2203.11932): the DC loop at the rate that the set learned."""
+    return Protocol(name, summary, passes=passes, drop_after=drop_after, augment="auto", learned_lr=True)
+
+
 _PROTOCOLS = {
     p.name: p
     for p in (
@@ -95,6 +101,8 @@ _PROTOCOLS = {
             drop_after=51,
             augment="auto",
         ),
+        _mtt("mtt-v1", "MTT's: as dc-v1-dsa, at the learning rate that the set learned", 1001, 501),
+        _mtt("mtt-quick-v1", "100 passes, else as mtt-v1", 100, 51),
         _idc("idc-v1", "IDC's: 1000 passes, several operations per image and CutMix, batch 64", 1000),
         _idc("idc-quick-v1", "100 passes, else as idc-v1", 100),
         Protocol(

@@ -37,6 +37,8 @@ class Arm:
         per_class: mean test accuracy of each class, (C,); NaN for a class without test images.
         losses: mean training loss of each pass, averaged over all networks.
         compiled: whether compiled code did it.
+        rates: learning rate of each set.
+        tried: where the rate was chosen, the accuracy of every rate on real training images held back.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Arm:
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     compiled: bool = False
+    rates: list[float] = field(default_factory=list)
+    tried: dict[float, float] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
@@ -83,6 +87,8 @@ class Arm:
             "accuracies": [[round(a, 6) for a in row] for row in self.accuracies.tolist()],
             "per_class": [_number(a) for a in self.per_class.tolist()],
             "seconds": round(self.seconds, 3),
+            "lr": [float(rate) for rate in self.rates],
+            **({"lr_tried": {f"{rate:g}": round(a, 6) for rate, a in self.tried.items()}} if self.tried else {}),
         }
 
 

@@ -153,6 +153,17 @@ class TrajectoryMatch:
             return _skipped(context, x)
         return Grads(found.loss, found.x, _leaves(found, rate, context))
 
+    def note(self, losses: Tensor) -> str:
+        """A warning where the losses (steps,) of a run did not fall; empty where they did, or are too few to tell."""
+        finite = losses[torch.isfinite(losses)]
+        part = max(10, len(finite) // 10)
+        if len(finite) < 2 * part:
+            return ""
+        first, last = float(finite[:part].mean()), float(finite[-part:].mean())
+        if last < first:
+            return ""
+        return f"the distance to the experts did not fall ({first:.3g} at first, {last:.3g} in the end): lower image_lr"
+
     def terms(self, segment: Segment) -> list[hg.MatchTerm]:
         """What is matched, and after how many student steps."""
         targets, epochs = segment.targets.detach(), len(segment.targets)

@@ -4,6 +4,7 @@ One plan is drawn and any engine replays it: `full_unroll` (autograd, memory gro
 in constant memory), `frozen_path` (TESLA's, biased) and `truncated` (biased).
 """
 
+from datastill.engines.hypergradient.calibrated import Calibrated, Watched
 from datastill.engines.hypergradient.lr import KeepPositive, SyntheticLr
 from datastill.engines.hypergradient.match import MatchTerm, distance
 from datastill.engines.hypergradient.plan import InnerPlan, InnerStep, draw_plan
@@ -13,12 +14,14 @@ from datastill.engines.hypergradient.student import cross_entropy, cross_entropy
 from datastill.engines.hypergradient.unroll import full_unroll
 
 __all__ = [
+    "Calibrated",
     "HyperGradients",
     "InnerPlan",
     "InnerStep",
     "KeepPositive",
     "MatchTerm",
     "SyntheticLr",
+    "Watched",
     "adjoint",
     "cross_entropy",
     "cross_entropy_of_logits",

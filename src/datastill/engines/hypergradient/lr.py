@@ -103,7 +103,15 @@ class KeepPositiveStepper:
             self.refused += 1
             with torch.no_grad():
                 self.leaf.copy_(before)
-                self.inner.load({name: torch.zeros_like(value) for name, value in self.inner.state().items()})
+                lasting = getattr(self.inner, "lasting", ())
+                forgotten = {n: t if n in lasting else torch.zeros_like(t) for n, t in self.inner.state().items()}
+                self.inner.load(forgotten)
+
+    def note(self) -> str:
+        """What the inner rule says, and how many steps were not taken; for the manifest."""
+        inner = getattr(self.inner, "note", str)()
+        refused = f"{self.refused} steps not taken that would have ended at or below {self.least:g}"
+        return "; ".join(filter(None, [inner, refused if self.refused else ""]))
 
     def state(self) -> dict[str, Tensor]:
         """The inner rule's state, and the count."""

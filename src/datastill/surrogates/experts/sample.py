@@ -93,11 +93,22 @@ class Experts:
     ) -> None:
         self.source, self.span, self.max_start, self.min_start = source, span, max_start, min_start
         self._opened: tuple[ExpertBuffer, Network] | None = None
+        self._widest = 0
 
     @property
     def buffer(self) -> ExpertBuffer:
         """The experts, once a run has begun."""
         return self._held()[0]
+
+    @property
+    def network(self) -> Network:
+        """A module of the architecture, once a run has begun; its weights mean nothing."""
+        return self._held()[1]
+
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch that is ever a target: max_start - 1 + span, at the widest."""
+        return self._widest - 1 + self.span
 
     def begin(self, context: Context) -> None:
         """Open the experts.
@@ -180,6 +191,7 @@ class Experts:
             raise InputError(f"A segment needs span >= 1 and min_start >= 0, not {self.span} and {self.min_start}.")
         bounds = {self._bound(step / steps) for step in range(steps)} if callable(self.max_start) else set()
         bounds = bounds or {self._bound(0.0)}
+        self._widest = max(bounds)
         if min(bounds) <= self.min_start:
             raise InputError(
                 f"No epoch is left to start from: starts lie in min_start={self.min_start} to max_start - 1, and "

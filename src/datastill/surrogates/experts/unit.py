@@ -18,7 +18,7 @@ from datastill.core.errors import InputError, Interrupted
 from datastill.core.files import digest
 from datastill.core.plan import Task
 from datastill.surrogates.experts.job import Job, make_job
-from datastill.surrogates.experts.policies import Policy
+from datastill.surrogates.experts.policies import Policy, get_policy
 from datastill.surrogates.experts.store import ExpertBuffer, open_buffer
 from datastill.surrogates.experts.train import train_experts
 
@@ -66,7 +66,8 @@ class ExpertsUnit:
         """Multiply-accumulates: forward and backward are about three passes. Nothing where a buffer is given."""
         last = self.epochs if self.stop_after is None else self.stop_after
         passes = 0 if self.path is not None else 3 * last * self.experts
-        return float(passes * len(task.real) * self._network(task).macs)
+        part = float(getattr(get_policy(self.policy), "part", 1.0))
+        return float(passes * part * len(task.real) * self._network(task).macs)
 
     def run(self, task: Task) -> dict[str, Tensor]:
         """Train what is missing, or check the buffer that was given; `path` (bytes,) uint8."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from datastill.engines.training import Schedule, train
+from datastill.core.errors import InputError
+from datastill.engines.training import Images, Schedule, train
 from datastill.surrogates.experts.policies import Epoch, TrainingSet
 
 
@@ -27,20 +29,27 @@ class Sgd:
     lr: float = 0.01  #: constant learning rate
     batch: int = 256  #: images per step; the last, partial batch of an epoch is kept
     weight_decay: float = 0.0  #: of every parameter
+    part: float = 1.0  #: of the images that an epoch passes over, drawn anew for each; below 1 snapshots are closer
 
     def __post_init__(self) -> None:
         self._schedule("none")
+        if not 0 < self.part <= 1:
+            raise InputError(f"An epoch passes over a part of the images above 0 and up to 1, not {self.part!r}.")
 
     def epoch(self, network: nn.Module, data: TrainingSet, epoch: Epoch) -> float:
-        """One pass over the data in a new order."""
+        """One pass over the data, or the epoch's part of them, in a new order."""
+        n = len(data.y)
+        index = torch.arange(n)
+        if self.part < 1:
+            index = torch.randperm(n, generator=epoch.rng.generator("part"))[: max(1, round(self.part * n))]
         losses = train(
             network,
-            data.x,
-            data.y,
+            _rows(data.x, index, n),
+            data.y[index],
             self._schedule(data.augment),
             epoch.rng,
-            weight=data.weight,
-            on_batch=epoch.on_batch,
+            weight=None if data.weight is None else data.weight[index],
+            on_batch=lambda rows, logits: epoch.on_batch(index[rows], logits),
             device=data.device,
         )
         return losses[0]
@@ -49,3 +58,10 @@ class Sgd:
         return Schedule(
             passes=1, lr=self.lr, momentum=0.0, weight_decay=self.weight_decay, batch=self.batch, augment=augment
         )
+
+
+def _rows(x: Images, index: Tensor, n: int) -> Images:
+    """The images at `index`; all n of them as they are."""
+    if len(index) == n:
+        return x
+    return x[index.to(x.device)] if isinstance(x, Tensor) else lambda rows: x(index[rows])

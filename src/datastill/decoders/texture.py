@@ -1,0 +1,132 @@
+"""Textures: a stored canvas is larger than an image, and every step sees other crops of it (MTT, arXiv:2203.11932).
+
+The canvas is a torus: a crop that leaves it on one side comes in again on the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datastill.core.context import Context
+from datastill.core.errors import InputError
+from datastill.core.plan import Block, Codes, Synthetic, Task
+from datastill.core.rng import Rng
+from datastill.sampling.inits import mixed_indices
+
+
+@dataclass(frozen=True)
+class Texture:
+    """One leaf, `images` (n, c, factor h, factor w), in the Space.
+
+    Without a record a canvas is decoded as its factor x factor tiles, taken row by row; all images of one tile come
+    before those of the next.
+
+    Raises:
+        InputError: an option out of range; when decoding, a canvas whose sides are no multiples of the factor.
+    """
+
+    factor: int = 2  #: side of the canvas in images
+    samples: int = 1  #: crops of each canvas in a step
+
+    def __post_init__(self) -> None:
+        for name in ("factor", "samples"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"A texture's {name} is {value!r}, and must be a whole number of at least 1.")
+
+    def encode(self, images: Tensor) -> Codes:
+        """Canvases as a leaf of their own."""
+        self._side(images)
+        return {"images": images.clone()}
+
+    def draw(self, generator: torch.Generator) -> int:
+        """The seed of the crops of a step."""
+        return int(torch.randint(2**62, (), generator=generator))
+
+    def decode(self, codes: Codes, y: Tensor, record: int | None = None) -> Synthetic:
+        """Crops by the record, or all tiles, with the labels of their canvases."""
+        canvas = codes["images"]
+        h, w = self._side(canvas)
+        if record is None:
+            corners = torch.cartesian_prod(torch.arange(self.factor) * h, torch.arange(self.factor) * w).view(-1, 2)
+            starts = corners[:, None].expand(-1, len(canvas), -1)
+        else:
+            generator = Rng(record).generator("crops")
+            limits = torch.tensor(canvas.shape[2:])
+            starts = (torch.rand(self.samples, len(canvas), 2, generator=generator) * limits).long() % limits
+        x = torch.cat([_crop(canvas, start, h, w) for start in starts])
+        return Synthetic(x, torch.cat([y] * len(starts)))
+
+    def backward(self, codes: Codes, y: Tensor, record: int | None, grads: Tensor) -> Codes:
+        """The transpose of `decode`, by autograd."""
+        with torch.enable_grad():
+            leaf = codes["images"].detach().requires_grad_()
+            x = self.decode({"images": leaf}, y, record).x
+            return {"images": torch.autograd.grad(x, leaf, grads)[0]}
+
+    def project(self, codes: Codes, context: Context, when: str) -> None:
+        """Nothing: pixels are not clamped."""
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest and the run's hash."""
+        return {"decoder": "texture", **asdict(self)}
+
+    def _side(self, canvas: Tensor) -> tuple[int, int]:
+        """Height and width of an image."""
+        height, width = canvas.shape[2:]
+        if height % self.factor or width % self.factor:
+            raise InputError(
+                f"A canvas of {height} x {width} pixels does not hold {self.factor} x {self.factor} images."
+            )
+        return height // self.factor, width // self.factor
+
+
+def _crop(canvas: Tensor, start: Tensor, h: int, w: int) -> Tensor:
+    """Crops (n, c, h, w) of canvases (n, c, H, W), wrapped around, from the corners start (n, 2)."""
+    n, c, height, width = canvas.shape
+    rows = ((start[:, :1] + torch.arange(h)) % height).to(canvas.device)
+    columns = ((start[:, 1:] + torch.arange(w)) % width).to(canvas.device)
+    image, channel = torch.arange(n, device=canvas.device), torch.arange(c, device=canvas.device)
+    index = (
+        image[:, None, None, None],
+        channel[None, :, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    )
+    return canvas[index]
+
+
+@dataclass(frozen=True)
+class CanvasInit:
+    """Canvases to start from: of distinct real images of the class, tile by tile, or of noise.
+
+    The first tile is the image that a set without canvases would start from.
+    """
+
+    factor: int
+    noise: bool = False
+
+    def images(self, task: Task, block: Block, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
+        """Canvases (n, c, factor h, factor w), and `mixed`: the real image of every tile, (n, factor^2)."""
+        f, (c, h, w) = self.factor, task.real.shape
+        if self.noise:
+            shape = (c, f * h, f * w)
+            drawn = torch.stack(
+                [torch.randn(shape, generator=context.rng.generator("noise", int(i))) for i in block.index]
+            )
+            raw = task.real.space.kind == "raw"
+            return task.real.space.encode((drawn / 4 + 0.5).clamp(0, 1)) if raw else drawn, {}
+        index = mixed_indices(task.real, task.ipc, f, task.seed)[block.index]
+        tiles = task.real.batch(index.flatten()).x.view(len(index), f, f, c, h, w)
+        return tiles.permute(0, 3, 1, 4, 2, 5).reshape(len(index), c, f * h, f * w), {"mixed": index}
+
+    def describe(self) -> dict[str, Any]:
+        """For the run's hash."""
+        return {"init": "noise" if self.noise else "real", "canvas": self.factor}
+
+
+DECODER = Texture

@@ -1,0 +1,225 @@
+"""Matching Training Trajectories (MTT; Cazenavette et al., CVPR 2022, arXiv:2203.11932).
+
+L = || theta_N - theta*_{t+M} ||^2 / || theta*_t - theta*_{t+M} ||^2
+with theta* the weights of an expert, a network trained on the real set, after epochs t and t + M, and theta_N where a
+student arrives that starts at theta*_t and takes N steps on the synthetic set at the learned rate alpha.
+
+- Needs: experts, trained once for a real set and a network family, or a folder of them (`experts`).
+- Cost: 11 * student_steps * (images of a student step) network passes a step, in the memory of one student step;
+  before that 3 * expert_count * (max_start - 1 + span) passes over the real set for the experts.
+- Departs: the exact gradient comes from an adjoint recursion instead of N kept graphs; the last step is the result and
+  no test image is read; snapshots are copies on a CPU too; all draws follow from the seed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from datastill.core.errors import InputError
+from datastill.core.registry import (
+    NOMINAL_MACS_PER_SECOND,
+    NOMINAL_STEP_SECONDS,
+    Method,
+    method,
+    nominal_seconds,
+)
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from datastill.core.plan import Decoder, Init, Plan, Task, UpdateRule
+    from datastill.surrogates.experts import ExpertsUnit
+
+#: Where no rate is given: the RMS of the first steps, of pixels in units of the Space and of alpha relative to itself.
+_PIXEL_STEP, _ALPHA_STEP = 0.02, 0.02
+
+
+@method("mtt", paper="arXiv:2203.11932", family="trajectory")
+@dataclass(frozen=True, kw_only=True)
+class MTT(Method):
+    """Lead a student in a few steps to where an expert went in whole epochs."""
+
+    compiles: ClassVar[bool] = False
+
+    steps: int = 5_000  #: image updates
+    student_steps: int = 20  #: N, steps of the student on the synthetic set
+    span: int = 2  #: M, epochs of the expert that the student is to make up for
+    max_start: int = 20  #: bound (exclusive) on the epoch t at which a student starts; late epochs move little
+    batch_syn: int = 0  #: synthetic images per student step; 0 is all of them
+    image_lr: float = 0.0  #: SGD learning rate of the pixels; 0 takes it from the first gradients
+    image_momentum: float = 0.5  #: SGD momentum of the pixels
+    student_lr: float = 0.01  #: alpha, the student's learning rate, at the start
+    lr_lr: float = 0.0  #: learning rate of alpha; 0 takes it from the first gradients
+    lr_momentum: float = 0.5  #: SGD momentum of alpha
+    #: what moves: the logarithm of alpha, alpha itself ("raw", as published), or nothing ("fixed")
+    lr_kind: Literal["log", "raw", "softplus", "fixed"] = "log"
+    init: str = "real"  #: start from distinct "real" images or from "noise"
+    canvas: int = 1  #: side of a stored image in images; above 1 every step sees random crops of it (textures)
+    canvas_samples: int = 1  #: crops of each canvas in a step
+    augment: str = "auto"  #: DSA strategy of students and experts, "none", or "auto": all, no flip for digits
+    #: how gradients pass the student: "adjoint", "full_unroll" (both exact), "frozen_path", "truncated" to 8 steps
+    engine: Literal["adjoint", "full_unroll", "frozen_path", "truncated"] = "adjoint"
+    experts: str = ""  #: folder of expert trajectories (`datastill experts train`) to take; none trains them
+    expert_count: int = 100  #: networks to train on the real set
+    expert_epochs: int = 50  #: their epochs at most; they stop after max_start - 1 + span, where the last segment ends
+    expert_lr: float = 0.01  #: their learning rate, constant, plain SGD
+    expert_batch: int = 256  #: real images per step of an expert
+    expert_part: float = 1.0  #: part of the real images that makes an epoch of an expert
+    expert_seed: int = 0  #: of the experts; not the run's, so that runs of all seeds share them
+
+    def build(self, task: Task) -> Plan:
+        """Segments of experts, students, pixels and alpha."""
+        from datastill.augment.strategies import make_augment
+        from datastill.core.plan import Plan
+        from datastill.engines.hypergradient import SyntheticLr
+        from datastill.objectives.trajectory_match import TrajectoryMatch
+        from datastill.surrogates.experts import Experts
+
+        self._check()
+        unit, rate = self._unit(), SyntheticLr(self.lr_kind, self.student_lr)
+        init, decoder = self._images(task)
+        return Plan(
+            init=init,
+            decoder=decoder,
+            objective=TrajectoryMatch(
+                steps=self.student_steps,
+                batch=self.batch_syn or None,
+                engine=self.engine,
+                lr=self.student_lr,
+                lr_kind=self.lr_kind,
+            ),
+            surrogates=Experts(unit, span=self.span, max_start=self.max_start),
+            augment=make_augment(self.augment, task.real.name, task.real.shape),
+            update=self._rules(rate),
+            steps=self.steps,
+            prepare=[unit],
+            network=task.network,
+            shared={} if self.lr_kind == "fixed" else {"lr": rate.leaf()},
+            student=lambda leaves: {"lr": float(rate.alpha(leaves.get("lr")))},
+        )
+
+    def _check(self) -> None:
+        if min(self.student_steps, self.span, self.max_start, self.expert_count, self.canvas, self.canvas_samples) < 1:
+            raise InputError(
+                "student_steps, span, max_start, expert_count, canvas and canvas_samples must be at least 1."
+            )
+        if self.batch_syn < 0:
+            raise InputError(f"batch_syn is {self.batch_syn}; give images per student step, or 0 for all of them.")
+        if not self.experts and self.max_start - 1 + self.span > self.expert_epochs:
+            raise InputError(
+                f"The last segment ends after epoch {self.max_start - 1 + self.span} (max_start - 1 + span), and there "
+                f"are {self.expert_epochs} epochs of an expert; lower max_start, or raise expert_epochs."
+            )
+
+    def _images(self, task: Task) -> tuple[Init, Decoder]:
+        """Where images start, and what is stored of them."""
+        from datastill.decoders.pixels import Pixels
+        from datastill.decoders.texture import CanvasInit, Texture
+        from datastill.sampling.inits import make_init
+
+        init = make_init(self.init)
+        if self.canvas == 1:
+            return init, Pixels()
+        if task.real.space.kind == "zca":
+            raise InputError(
+                "Crops of a canvas (canvas > 1) do not go with ZCA, which whitens whole images; use another --space."
+            )
+        if not isinstance(self.init, str):
+            raise InputError('Canvases (canvas > 1) start from "real" images or from "noise", not from given images.')
+        return CanvasInit(self.canvas, noise=self.init == "noise"), Texture(self.canvas, self.canvas_samples)
+
+    def _unit(self) -> ExpertsUnit:
+        """The experts that are trained, or taken from their folder."""
+        from datastill.surrogates.experts import ExpertsUnit
+        from datastill.surrogates.experts.policies.sgd import Sgd
+
+        return ExpertsUnit(
+            experts=self.expert_count,
+            epochs=self.expert_epochs,
+            stop_after=min(self.expert_epochs, self.max_start - 1 + self.span),
+            policy=Sgd(lr=self.expert_lr, batch=self.expert_batch, part=self.expert_part),
+            augment=self.augment,
+            seed=self.expert_seed,
+            span=self.span,
+            path=self.experts or None,
+        )
+
+    def _rules(self, rate: Any) -> dict[str, UpdateRule]:
+        """How the pixels and alpha move."""
+        from datastill.core.update import Sgd
+        from datastill.engines.hypergradient import Calibrated, KeepPositive, Watched
+
+        images: UpdateRule = Calibrated(_PIXEL_STEP, self.image_momentum)
+        if self.image_lr:
+            images = Watched(self.image_lr, self.image_momentum)
+        if self.lr_kind == "fixed":
+            return {"images": images}
+        slope = float(rate.slope(rate.leaf()))
+        alpha: UpdateRule = Calibrated(_ALPHA_STEP * self.student_lr / slope, self.lr_momentum)
+        if self.lr_lr:
+            alpha = Sgd(rate.step_size(self.lr_lr), self.lr_momentum)
+        return {"images": images, "lr": KeepPositive(alpha) if self.lr_kind == "raw" else alpha}
+
+    def macs_per_step(self, task: Task) -> float:
+        """A student step is a gradient, about three passes, and the gradient of one, about eight.
+
+        What N student steps cost beside their arithmetic is counted too, as its equivalent.
+        """
+        images = task.ipc * task.classes * self.canvas_samples
+        passes = 11 * self.student_steps * min(self.batch_syn or images, images)
+        return passes * task.network.macs + self.student_steps * _overhead(task)
+
+    def scaled(self, task: Task, seconds: float) -> Self:
+        """Fewer experts of short epochs for half of the time, and fewer updates of shorter students for the rest.
+
+        Published rates of pixels and alpha do not carry over to that: they come from the first gradients.
+        """
+        experts = self._expert_seconds(task)
+        if experts + self.steps * self._step_seconds(task) <= seconds:
+            return self
+        cheap = self._cheap_experts(task, seconds / 2)
+        kind = "log" if self.lr_kind == "raw" else self.lr_kind
+        cheap = replace(cheap, student_steps=min(self.student_steps, 15), image_lr=0.0, lr_lr=0.0, lr_kind=kind)
+        left = seconds - cheap._expert_seconds(task)
+        if left < 100 * cheap._step_seconds(task):
+            images = task.ipc * task.classes * self.canvas_samples
+            batch = min(self.batch_syn or images, images, max(32, task.classes))
+            cheap = replace(cheap, student_steps=min(self.student_steps, 10), batch_syn=0 if batch == images else batch)
+        steps = int(left / cheap._step_seconds(task))
+        return replace(cheap, steps=max(20, min(self.steps, steps)))
+
+    def _cheap_experts(self, task: Task, seconds: float) -> Self:
+        """Up to ten experts of five epochs; an epoch has about twenty steps where all images do not fit."""
+        if self.experts:
+            from datastill.surrogates.experts import open_buffer
+
+            buffer = open_buffer(self.experts)
+            rate = buffer.meta["config"]["policy"].get("lr", self.student_lr)
+            return replace(self, max_start=max(1, min(self.max_start, buffer.epochs + 1 - self.span)), student_lr=rate)
+        short = replace(self, max_start=max(1, min(self.max_start, 4, self.expert_epochs + 1 - self.span)))
+        n, most = len(task.real), min(self.expert_count, 10)
+        few = replace(short, expert_count=min(most, 3), expert_part=min(self.expert_part, 1.0, 1024 / n))
+        afford = int(few.expert_count * seconds / few._expert_seconds(task))
+        count = max(min(most, 2), min(most, afford))
+        part = min(self.expert_part, max(few.expert_part, few.expert_part * afford / count))
+        batch = min(self.expert_batch, max(16, round(part * n / 20)))
+        return replace(short, expert_count=count, expert_part=part, expert_batch=batch, expert_lr=0.05, student_lr=0.05)
+
+    def _step_seconds(self, task: Task) -> float:
+        return nominal_seconds(self.macs_per_step(task), task.device.type)
+
+    def _expert_seconds(self, task: Task) -> float:
+        """Of all experts at the nominal speed, with what a step costs beside its arithmetic."""
+        if self.experts:
+            return 0.0
+        updates = math.ceil(self.expert_part * len(task.real) / self.expert_batch)
+        epochs = self.expert_count * (self.max_start - 1 + self.span)
+        work = self._unit().macs(task) / NOMINAL_MACS_PER_SECOND.get(task.device.type, 50e9)
+        return work + epochs * updates * NOMINAL_STEP_SECONDS
+
+
+def _overhead(task: Task) -> float:
+    """A step's cost beside its arithmetic, in multiply-accumulates."""
+    return NOMINAL_STEP_SECONDS * NOMINAL_MACS_PER_SECOND.get(task.device.type, 50e9)
