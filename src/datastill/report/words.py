@@ -68,10 +68,10 @@ def plural(count: int, noun: str) -> str:
 
 
 def images(distilled: DistilledSet) -> str:
-    """ "10 images", or "10 images, rendered as 40," where the decoder cuts them."""
+    """ "10 images", or "10 images (rendered as 40)" where the decoder cuts them."""
     count = len(distilled.targets)
     said = plural(distilled.stored, "image")
-    return said if count == distilled.stored else f"{said}, rendered as {count:,},"
+    return said if count == distilled.stored else f"{said} (rendered as {count:,})"
 
 
 def hyper_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _STATISTICS_IMAGES = 16
 
 
-class Trajectory:
+class Trajectory(ABC):
     """One network at a time, matched `outer` times in a row and trained in between.
 
     Subclasses define `train(network, context)`, called between two matches on the same network.
@@ -31,7 +32,7 @@ class Trajectory:
         self.network: Network | None = None
         self._stored: dict[str, Tensor] = {}
 
-    def begin(self, context: Context) -> None:
+    def begin(self, context: Context) -> None:  # noqa: B027
         """Nothing to begin: the first draw makes a network."""
 
     def draw(self, context: Context) -> Network:
@@ -53,12 +54,12 @@ class Trajectory:
         with casting(context.device, context.task.precision):
             self.train(self.network, context)
 
-    def start(self, network: Network, context: Context) -> None:
+    def start(self, network: Network, context: Context) -> None:  # noqa: B027
         """A new trajectory begins."""
 
+    @abstractmethod
     def train(self, network: Network, context: Context) -> None:
         """Move the network between two matches."""
-        raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
         """The weights."""
