@@ -152,9 +152,9 @@ def inner(data: str, rest: list[str], side: str, device: str) -> Callable[[], ob
         return lambda: loop.inner(INNER)
     _, running = stepping("dc", data, side, device, ipc=ipc, outer=10, inner=INNER, real_batch=1)
     context = running.context
-    network = context.plan.surrogates.draw(context)
+    context.plan.surrogates.draw(context)
     context.step = 1
-    return lambda: context.plan.surrogates.advance(context) if network is not None else None
+    return lambda: context.plan.surrogates.advance(context)
 
 
 def idc(data: str, rest: list[str], side: str, device: str) -> Callable[[], object]:

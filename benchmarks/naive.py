@@ -173,42 +173,19 @@ def row_cosine(a: Tensor, b: Tensor) -> Tensor:
 
 def siamese(x: Tensor, seed: int) -> Tensor:
     """One operation with one parameter for every image, image by image."""
-    g = torch.Generator().manual_seed(seed)
-    op = int(torch.randint(0, 6, (1,), generator=g))
-    u, v = torch.rand(2, generator=g).tolist()
-    return torch.stack([one_image(image, op, u, v) for image in x])
+    op, u, v = drawn(torch.Generator().manual_seed(seed))
+    return torch.cat([one_op(image[None], op, u, v) for image in x])
 
 
 def siamese_batch(x: Tensor, seed: int) -> Tensor:
     """The same over the whole batch at once, as the published DM and DSA loops do it."""
-    g = torch.Generator().manual_seed(seed)
-    op = int(torch.randint(0, 6, (1,), generator=g))
-    u, v = torch.rand(2, generator=g).tolist()
-    if op == 0:
-        x = x + (u - 0.5)
-        middle = x.mean(1, keepdim=True)
-        x = (x - middle) * (2 * v) + middle
-        whole = x.mean((1, 2, 3), keepdim=True)
-        return (x - whole) * (u + 0.5) + whole
-    if op == 3:
-        return x.flip(3) if u < 0.5 else x
-    if op in (1, 2):
-        p, k, h = int(0.125 * x.shape[2] + 0.5), int(0.5 * x.shape[2] + 0.5), x.shape[2]
-        if op == 1:
-            top, left = int(u * (2 * p + 1)), int(v * (2 * p + 1))
-            return F.pad(x, (p, p, p, p))[:, :, top : top + h, left : left + h]
-        mask = torch.ones_like(x)
-        top, left = int(u * (h + 1)) - k // 2, int(v * (h + 1)) - k // 2
-        mask[:, :, max(top, 0) : max(top + k, 0), max(left, 0) : max(left + k, 0)] = 0
-        return x * mask
-    theta = affine(op, u, v).expand(len(x), 2, 3)
-    return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
+    return one_op(x, *drawn(torch.Generator().manual_seed(seed)))
 
 
 def independent(x: Tensor, g: torch.Generator) -> Tensor:
     """One operation for the batch, parameters per image."""
     op = int(torch.randint(0, 6, (1,), generator=g))
-    return torch.stack([one_image(image, op, *torch.rand(2, generator=g).tolist()) for image in x])
+    return torch.cat([one_op(image[None], op, *torch.rand(2, generator=g).tolist()) for image in x])
 
 
 def independent_batch(x: Tensor, g: torch.Generator) -> Tensor:
@@ -216,29 +193,36 @@ def independent_batch(x: Tensor, g: torch.Generator) -> Tensor:
     return siamese_batch(x, int(torch.randint(0, 2**31, (1,), generator=g)))
 
 
-def one_image(x: Tensor, op: int, u: float, v: float) -> Tensor:
-    """Colour, crop, cutout, flip, scale or rotate of one image (c, h, w)."""
-    h = x.shape[1]
+def drawn(g: torch.Generator) -> tuple[int, float, float]:
+    """An operation and two parameters in [0, 1)."""
+    op = int(torch.randint(0, 6, (1,), generator=g))
+    u, v = torch.rand(2, generator=g).tolist()
+    return op, u, v
+
+
+def one_op(x: Tensor, op: int, u: float, v: float) -> Tensor:
+    """Colour, crop, cutout, flip, scale or rotate of images (n, c, h, w), all by the same parameters."""
+    h = x.shape[2]
     if op == 0:
         x = x + (u - 0.5)
-        middle = x.mean(0, keepdim=True)
+        middle = x.mean(1, keepdim=True)
         x = (x - middle) * (2 * v) + middle
-        whole = x.mean()
+        whole = x.mean((1, 2, 3), keepdim=True)
         return (x - whole) * (u + 0.5) + whole
     if op == 1:
         p = int(0.125 * h + 0.5)
         top, left = int(u * (2 * p + 1)), int(v * (2 * p + 1))
-        return F.pad(x, (p, p, p, p))[:, top : top + h, left : left + h]
+        return F.pad(x, (p, p, p, p))[:, :, top : top + h, left : left + h]
     if op == 2:
         k = int(0.5 * h + 0.5)
         mask = torch.ones_like(x)
         top, left = int(u * (h + 1)) - k // 2, int(v * (h + 1)) - k // 2
-        mask[:, max(top, 0) : max(top + k, 0), max(left, 0) : max(left + k, 0)] = 0
+        mask[:, :, max(top, 0) : max(top + k, 0), max(left, 0) : max(left + k, 0)] = 0
         return x * mask
     if op == 3:
-        return x.flip(2) if u < 0.5 else x
-    grid = F.affine_grid(affine(op, u, v), [1, *x.shape], align_corners=False)
-    return F.grid_sample(x[None], grid, align_corners=False)[0]
+        return x.flip(3) if u < 0.5 else x
+    theta = affine(op, u, v).expand(len(x), 2, 3)
+    return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
 
 
 def affine(op: int, u: float, v: float) -> Tensor:

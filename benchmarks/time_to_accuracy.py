@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from dm_fast_study import PUBLISHED, steps_within
+from dm_fast_study import PUBLISHED, cell
 
-from datastill import distill, evaluate, load_real
+from datastill import load_real
 from datastill.core.cost import environment
 from datastill.core.files import write_json
 
@@ -26,22 +25,6 @@ CURVES: dict[str, tuple[dict[str, Any], list[float]]] = {
     "dm-fast": ({}, [1.0, 2.0, 3.0, 6.0]),
     "dm, published step": (PUBLISHED, [6.0, 60.0]),
 }
-
-
-def point(real: Any, hyper: dict[str, Any], seconds: float, seed: int, networks: int) -> dict[str, Any]:
-    """One set made within the seconds, and its accuracies."""
-    given = dict(hyper)
-    method = given.pop("method", "dm-fast")
-    steps = steps_within(method, real, 1, seconds, **given)
-    started = time.process_time()
-    made = distill(method, real, ipc=1, seed=seed, steps=steps, **given)
-    spent = time.process_time() - started
-    scored = evaluate(made, real, protocol="dc-v1", networks=networks, seed=seed, random=False)
-    return {
-        "steps": steps,
-        "cpu_seconds": round(spent, 2),
-        "accuracies": scored.distilled.accuracies.flatten().tolist(),
-    }
 
 
 def measure(data: str, out: Path, seeds: int, networks: int) -> None:
@@ -53,7 +36,7 @@ def measure(data: str, out: Path, seeds: int, networks: int) -> None:
             for seed in range(seeds):
                 key = f"{name}|{seconds:g}|{seed}"
                 if key not in record["points"]:
-                    record["points"][key] = point(real, hyper, seconds, seed, networks)
+                    record["points"][key] = cell(real, 1, seed, seconds, networks, **hyper)
                     record["environment"] = environment(torch.device("cpu"))
                     write_json(out, record)
                     print(key, record["points"][key], flush=True)

@@ -49,7 +49,7 @@ def main(args: list[str]) -> int:
         if any(a in ("-h", "--help") for a in args):
             print(usage())
             return 0
-        if not any(a.split("=")[0] == "--budget" for a in args):
+        if not _mentioned("budget", args):
             raise InputError(
                 "Name a method: `datastill distill dm --data PATH`; `datastill methods` lists them. "
                 "With a time alone (`--budget 60s`) dm-fast is taken."

@@ -35,7 +35,8 @@ MODES = ("auto", "on", "off")
 #: nothing is cached, and brings from a twelfth to two fifths of the time.
 WORTHWHILE_SECONDS = 600.0
 
-_DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU)
+#: Layers that draw random numbers when in training mode.
+DRAWING_LAYERS = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 Function = Callable[..., Any]
 
@@ -80,7 +81,7 @@ def require() -> None:
 
 def draws(network: nn.Module) -> bool:
     """Whether layers draw random numbers in their present mode: compiled code, and other chunks, would draw others."""
-    return any(module.training and isinstance(module, _DRAWING) for module in network.modules())
+    return any(module.training and isinstance(module, DRAWING_LAYERS) for module in network.modules())
 
 
 def even_chunk(count: int, most: int) -> int:

@@ -50,13 +50,16 @@ class Method:
         """Multiply-accumulates of one step, for `recipe="auto"` and estimates; 0 where steps cost nothing."""
         return 0.0
 
+    def affordable(self, task: Task, seconds: float) -> int:
+        """Steps of this method within `seconds` at the nominal speed."""
+        return int(seconds / nominal_seconds(self.macs_per_step(task), task.device.type))
+
     def scaled(self, task: Task, seconds: float) -> Method:
         """This method with fewer or cheaper steps, so that it takes about `seconds` at the nominal speed."""
         steps = getattr(self, "steps", 0)
         if not steps:
             return self
-        affordable = int(seconds / nominal_seconds(self.macs_per_step(task), task.device.type))
-        return dataclasses.replace(self, steps=max(20, min(steps, affordable)))  # type: ignore[call-arg]
+        return dataclasses.replace(self, steps=max(20, min(steps, self.affordable(task, seconds))))  # type: ignore[call-arg]
 
 
 # What `recipe="auto"` takes a device to do: fixed numbers, so that one seed gives one result everywhere.

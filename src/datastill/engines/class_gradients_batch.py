@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datastill.core.errors import InputError
@@ -84,12 +83,6 @@ def zero_gradients(network: nn.Module, names: Sequence[str], classes: int) -> Cl
     """(K, *parameter.shape) of zeros for the named parameters."""
     parameters = dict(network.named_parameters())
     return {name: parameters[name].detach().new_zeros(classes, *parameters[name].shape) for name in names}
-
-
-def weighted_cross_entropy(logits: Tensor, y: Tensor, share: Tensor) -> Tensor:
-    """sum_i share_i CE(logits_i, y_i), in float32 at least; logits (n, C), y and share (n,)."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return (F.cross_entropy(logits, y, reduction="none") * share).sum()
 
 
 def differentiate(loss: Tensor, leaves: Sequence[Tensor], create_graph: bool) -> tuple[Tensor, ...]:

@@ -12,17 +12,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.overrides import TorchFunctionMode
 
+from datastill.core import compilation
 from datastill.engines.class_gradients_batch import (
     ClassBatch,
     ClassGradients,
     Unsupported,
     differentiate,
-    weighted_cross_entropy,
     zero_gradients,
 )
-from datastill.engines.weight_gradients import weight_gradients
-
-_RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)
+from datastill.engines.weight_gradients import weight_gradients, weighted_cross_entropy
 
 
 def loop_gradients(network: nn.Module, batch: ClassBatch, names: Sequence[str], create_graph: bool) -> ClassGradients:
@@ -66,7 +64,7 @@ def vmap_gradients(network: nn.Module, batch: ClassBatch, names: Sequence[str], 
     Raises:
         Unsupported: the network draws random numbers, or its code does not survive `vmap`.
     """
-    if any(isinstance(module, _RANDOM) and module.training for module in network.modules()):
+    if compilation.draws(network):
         raise Unsupported("vmap", "it draws random numbers, as dropout does")
     fixed = {name: p.detach() for name, p in network.named_parameters()}
     leaves = {name: fixed.pop(name) for name in names}

@@ -24,10 +24,10 @@ from datastill.engines.class_gradients_batch import (
     ClassGradients,
     Unsupported,
     differentiate,
-    weighted_cross_entropy,
     zero_gradients,
 )
 from datastill.engines.class_gradients_layers import LAYERS, Formula
+from datastill.engines.weight_gradients import weighted_cross_entropy
 
 
 def joint_gradients(network: nn.Module, batch: ClassBatch, names: Sequence[str], create_graph: bool) -> ClassGradients:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
+from datastill.core import compilation
 from datastill.core.errors import InputError
 from datastill.core.rng import Rng
 from datastill.engines.training import (
@@ -27,8 +28,6 @@ from datastill.engines.training import (
     sgd,
     train,
 )
-
-_DROPOUT = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
 def train_many(
@@ -102,7 +101,7 @@ def why_not_stacked(networks: Sequence[nn.Module]) -> str | None:
             return "they differ in architecture"
         if any(True for _ in network.buffers()):
             return "they have buffers, such as the running statistics of batch norm"
-        if any(isinstance(module, _DROPOUT) for module in network.modules()):
+        if any(isinstance(module, compilation.DRAWING_LAYERS) for module in network.modules()):
             return "they draw random numbers, as dropout does"
         if not all(p.requires_grad for p in network.parameters()):
             return "some of their parameters are frozen"

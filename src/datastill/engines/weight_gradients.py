@@ -95,9 +95,18 @@ def _passes(network: nn.Module, x: Tensor, y: Tensor, share: Tensor, size: int) 
 
 def _loss(network: nn.Module, x: Tensor, y: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     """The part of the loss that these images bring, 0-dim, and their logits (n, C), at least float32."""
-    logits = network(x)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return (F.cross_entropy(logits, y, reduction="none") * share).sum(), logits
+    logits = at_least_float32(network(x))
+    return weighted_cross_entropy(logits, y, share), logits
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Logits as losses take them, whatever precision the network computes in."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def weighted_cross_entropy(logits: Tensor, y: Tensor, share: Tensor) -> Tensor:
+    """sum_i share_i CE(logits_i, y_i), 0-dim; logits (n, C), y (n,) or probabilities (n, C), share (n,)."""
+    return (F.cross_entropy(at_least_float32(logits), y, reduction="none") * share).sum()
 
 
 class _Backward:

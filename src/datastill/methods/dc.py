@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from datastill.core.registry import Method, method, nominal_seconds
+from datastill.core.registry import Method, method
 
 if TYPE_CHECKING:
     from typing import Self
@@ -105,5 +105,5 @@ class DC(Method):
     def scaled(self, task: Task, seconds: float) -> Self:
         """Fewer real images per step and shorter inner loops before fewer steps."""
         cheap = replace(self, real_batch=min(self.real_batch, 32), inner=min(self.inner, 5))
-        steps = int(seconds / nominal_seconds(cheap.macs_per_step(task), task.device.type))
+        steps = cheap.affordable(task, seconds)
         return self if steps >= self.steps else replace(cheap, steps=max(20, steps))

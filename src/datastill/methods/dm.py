@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from datastill.core.registry import Method, method, nominal_seconds
+from datastill.core.registry import Method, method
 
 if TYPE_CHECKING:
     from datastill.core.plan import Decoder, Plan, Task
@@ -80,7 +80,7 @@ class DM(Method):
         At most 3,000, after which accuracy hardly moves and pixels drift out of range.
         """
         cheap = replace(self, real_batch=min(self.real_batch, 32))
-        steps = int(seconds / nominal_seconds(cheap.macs_per_step(task), task.device.type))
+        steps = cheap.affordable(task, seconds)
         if steps >= self.steps:
             return self
         return replace(cheap, steps=max(20, min(3_000, steps)))

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from datastill.core.registry import Method, method, nominal_seconds
+from datastill.core.registry import Method, method
 
 if TYPE_CHECKING:
     from datastill.core.plan import Plan, Task
@@ -52,8 +52,7 @@ class DMFast(Method):
 
     def scaled(self, task: Task, seconds: float) -> Method:
         """As many of these steps as the time allows."""
-        steps = int(seconds / nominal_seconds(self.macs_per_step(task), task.device.type))
-        return replace(self, steps=max(20, min(3_000, steps)))
+        return replace(self, steps=max(20, min(3_000, self.affordable(task, seconds))))
 
     def _dm(self) -> DM:
         from datastill.methods.dm import DM

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from datastill.core.registry import Method, method, nominal_seconds
+from datastill.core.registry import Method, method
 
 if TYPE_CHECKING:
     from typing import Self
@@ -81,7 +81,7 @@ class IDC(Method):
             augment_mode="composite",
             cutmix=0.0 if strategy == "none" else self.cutmix,
         )
-        rule = Sgd(lr=self.image_lr, momentum=self.image_momentum)
+        lr, momentum = self.image_lr, self.image_momentum
         return Plan(
             init=make_init(self.init, factor=self.factor, pixels=True),
             decoder=bounded(self.factor, task.real.space, clamp_every=self.outer),
@@ -94,7 +94,7 @@ class IDC(Method):
             surrogates=TrainedOnReal(task.network, outer=self.outer, images=self.net_images, schedule=schedule),
             sampler=ClassEpochs(self.real_batch),
             augment=None if strategy == "none" else Dsa(strategy, mode="composite"),
-            update={"images": SequentialSgd(rule.lr, rule.momentum, rows=task.labels) if self.sequential else rule},
+            update={"images": SequentialSgd(lr, momentum, rows=task.labels) if self.sequential else Sgd(lr, momentum)},
             steps=self.steps,
             network=task.network,
         )
@@ -118,5 +118,5 @@ class IDC(Method):
             outer=min(self.outer, 10),
             image_lr=_HURRY * self.image_lr,
         )
-        steps = int(seconds / nominal_seconds(cheap.macs_per_step(task), task.device.type))
+        steps = cheap.affordable(task, seconds)
         return self if steps >= self.steps else replace(cheap, steps=max(20, steps))

@@ -17,6 +17,7 @@ from datastill.core.context import Context, class_means
 from datastill.core.plan import Grads
 from datastill.engines.weight_gradients import compilable
 from datastill.models import couples_samples
+from datastill.objectives.siamese import augmented, draw_siamese
 
 if TYPE_CHECKING:
     from datastill.augment.dsa import DsaRecord
@@ -43,26 +44,12 @@ class FeatureMeans:
         network = cast("Network", context.surrogate)
         family = context.plan.network or context.task.network
         joint = couples_samples(network) or family.couples_samples
-        record = _draw(context)
+        record = draw_siamese(context)
         batch = context.real_batch()
         with torch.no_grad():
             features = _real_features(network, batch, context, record, joint)
             real = context.reduce(features, batch.y, batch.weight)
         return _synthetic_side(network, real, context, record, joint)
-
-
-def _draw(context: Context) -> DsaRecord | None:
-    """One record per class, shared by both sides (siamese)."""
-    augment = context.plan.augment
-    if augment is None:
-        return None
-    return augment.draw(context.task.classes, context.task.real.shape, context.generator("augment"))
-
-
-def _augmented(x: Tensor, y: Tensor, context: Context, record: DsaRecord | None) -> Tensor:
-    if record is None or context.plan.augment is None:
-        return x
-    return context.plan.augment.apply(x, record, rows=y)
 
 
 def _real_features(network: Network, batch: Batch, context: Context, record: DsaRecord | None, joint: bool) -> Tensor:
@@ -73,7 +60,7 @@ def _real_features(network: Network, batch: Batch, context: Context, record: Dsa
         size = compilation.even_chunk(len(batch), size)
     parts = []
     for x, y in zip(batch.x.split(size), batch.y.split(size), strict=True):
-        images = _augmented(x, y, context, record)
+        images = augmented(x, y, context, record)
         if compiled:
             features = compilation.call(_embed, network, compilation.padded(images, size))[: len(x)]
         else:
@@ -94,7 +81,7 @@ def _synthetic_side(network: Network, real: Tensor, context: Context, record: Ds
     for group in _class_groups(y, len(y) if joint else context.chunk):
         part = torch.isin(y, group).nonzero().squeeze(1)
         leaf = x[part].requires_grad_()
-        features = network.embed(_augmented(leaf, y[part], context, record)).float()
+        features = network.embed(augmented(leaf, y[part], context, record)).float()
         means = class_means(features, y[part], len(real))
         loss = squared_distance(real[group], means[group])
         grads[part] = torch.autograd.grad(loss.sum(), leaf)[0]

@@ -19,8 +19,8 @@ from datastill.core.plan import Grads
 from datastill.engines.class_gradients import ENGINES, class_gradients, classes_at_once, images_at_once
 from datastill.engines.class_gradients_batch import COUPLED, ClassGradients, Unsupported
 from datastill.models.base import couples_samples, probe_coupling
-from datastill.objectives.feature_means import _augmented, _draw
 from datastill.objectives.gradient_distances import LAYERS, make_distance, parameter_names
+from datastill.objectives.siamese import augmented, draw_siamese
 
 if TYPE_CHECKING:
     from datastill.augment.dsa import DsaRecord
@@ -68,7 +68,7 @@ class GradientMatch:
         x, y = context.synthetic.x.detach(), context.synthetic.y.to(context.device)
         if y.ndim != 1:
             raise InputError("Gradients are matched class by class, which needs one class per image, not soft labels.")
-        record, batch = _draw(context), context.real_batch()
+        record, batch = draw_siamese(context), context.real_batch()
         side = self._side(context, batch, record)
         distance = make_distance(self.distance, self.parity)
         grads, losses = torch.zeros_like(x), []
@@ -116,7 +116,7 @@ def real_gradients(side: _Side, batch: Batch, group: Tensor) -> ClassGradients:
     chunk = context.chunk if cpu else 4 * images_at_once(side.family.macs, context.device)
     return class_gradients(
         side.network,
-        _augmented(batch.x, batch.y, context, side.record),
+        augmented(batch.x, batch.y, context, side.record),
         batch.y,
         group,
         weight=batch.weight,
@@ -129,8 +129,8 @@ def real_gradients(side: _Side, batch: Batch, group: Tensor) -> ClassGradients:
 
 def synthetic_gradients(side: _Side, x: Tensor, y: Tensor, group: Tensor) -> ClassGradients:
     """Gradients (K, *shape) of the synthetic class means, differentiable with respect to x."""
-    augmented = _augmented(x, y, side.context, side.record)
-    return class_gradients(side.network, augmented, y, group, create_graph=True, engine=side.engine, names=side.names)
+    images = augmented(x, y, side.context, side.record)
+    return class_gradients(side.network, images, y, group, create_graph=True, engine=side.engine, names=side.names)
 
 
 def _groups(y: Tensor, most: int | None, side: _Side) -> Iterator[tuple[Tensor, Tensor]]:

@@ -59,6 +59,12 @@ def distance(theta: Tensor, start: Tensor, term: MatchTerm) -> Tensor:
     return torch.stack(values).sum()
 
 
+def total_distance(path: Sequence[Tensor], start: Tensor, terms: Sequence[MatchTerm]) -> tuple[Tensor, Tensor]:
+    """sum_k beta_k d_k along theta_0 .. theta_N, 0-dim, and the distances d_k (K,)."""
+    distances = torch.stack([distance(path[term.step], start, term) for term in terms])
+    return (distances * distances.new_tensor([term.weight for term in terms])).sum(), distances
+
+
 def distance_gradient(theta: Tensor, start: Tensor, term: MatchTerm) -> Tensor:
     """2 beta (theta - theta*) / D, (P,); zero outside the towers."""
     gradient = torch.zeros_like(theta)

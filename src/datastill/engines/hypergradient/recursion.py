@@ -26,7 +26,7 @@ from torch import Tensor
 from datastill.core.errors import InputError
 from datastill.core.rng import isolated
 from datastill.engines.hypergradient.convolution import FastDoubleBackward
-from datastill.engines.hypergradient.match import MatchTerm, check_terms, distance, distance_gradient
+from datastill.engines.hypergradient.match import MatchTerm, check_terms, distance_gradient, total_distance
 from datastill.engines.hypergradient.plan import InnerPlan, InnerStep
 from datastill.engines.hypergradient.result import HyperGradients
 from datastill.engines.hypergradient.student import Model, Student, StudentOptions
@@ -133,8 +133,7 @@ def _recursion(
         lam = lam - alpha * (found.theta + student.weight_decay * kappa)
     if b is not None:
         sums.alpha = sums.alpha - student.momentum * (b @ kappa)
-    distances = torch.stack([distance(path[term.step], start, term) for term in terms])
-    loss = (distances * distances.new_tensor([term.weight for term in terms])).sum()
+    loss, distances = total_distance(path, start, terms)
     return HyperGradients(loss, sums.x, sums.y, sums.alpha, distances, path[-1])
 
 

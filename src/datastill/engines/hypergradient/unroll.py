@@ -8,7 +8,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from datastill.engines.hypergradient.match import MatchTerm, check_terms, distance
+from datastill.engines.hypergradient.match import MatchTerm, check_terms, total_distance
 from datastill.engines.hypergradient.plan import InnerPlan
 from datastill.engines.hypergradient.result import HyperGradients
 from datastill.engines.hypergradient.student import Model, Student, StudentOptions
@@ -37,8 +37,7 @@ def full_unroll(
             g = student.gradient(theta, step, x, y, create_graph=True)
             theta, b = student.advance(theta, b, g, alpha)
             path.append(theta)
-        distances = torch.stack([distance(path[term.step], theta0.detach(), term) for term in terms])
-        loss = (distances * distances.new_tensor([term.weight for term in terms])).sum()
+        loss, distances = total_distance(path, theta0.detach(), terms)
         leaves = [x, alpha, y] if student.soft else [x, alpha]
         found = torch.autograd.grad(loss, leaves, materialize_grads=True)
     return HyperGradients(
