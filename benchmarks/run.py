@@ -1,7 +1,7 @@
 """The engine beside the published loop, in one run, with the C library's allocator as it comes and tuned.
 
     python benchmarks/run.py                      # every case, a table last; writes results/benchmarks.json
-    python benchmarks/run.py --cases dm eval      # some of them
+    python benchmarks/run.py --cases dm eval      # some of them; the others stay in the file as they were
     python benchmarks/run.py --rounds 3 --device cuda
 
 Three processes take turns, case by case and round by round, so that all see the same machine: the literal loop with
@@ -113,19 +113,20 @@ def main() -> None:
     given = parser.parse_args()
     import cases
 
-    records = []
+    from datastill.core.cost import environment, pick_device
+    from datastill.core.files import read_json, write_json
+
+    wanted = cases.names(given.cases)
     ceiling = cases.ceiling(given.device, given.threads)
     print(f"ceiling: {ceiling}", flush=True)
-    for name in cases.names(given.cases):
+    found = read_json(given.out) if given.out.exists() else {"cases": []}
+    records = [r for r in found["cases"] if r["case"] not in wanted]
+    for name in wanted:
         sides = measure(name, given.device, given.threads, given.rounds)
-        records.append({"case": name, "gflop": cases.gflop(name), "sides": sides})
+        records.append({"case": name, "gflop": cases.gflop(name), "sides": sides, "ceiling_gflops": ceiling})
         print(name, {s: round(v["wall"], 3) for s, v in sides.items()}, flush=True)
-    from datastill.core.cost import environment, pick_device
-    from datastill.core.files import write_json
-
-    record = {"environment": environment(pick_device(given.device)), "ceiling_gflops": ceiling, "cases": records}
-    write_json(given.out, record)
-    print(show(records, ceiling))
+        write_json(given.out, {"environment": environment(pick_device(given.device)), "cases": records})
+    print(show([r for r in records if r["case"] in wanted], ceiling))
 
 
 if __name__ == "__main__":
