@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, runtime_checkable
 
 from datastill.core.cost import peak_memory_bytes
 from datastill.core.errors import InputError
@@ -13,7 +16,32 @@ from datastill.core.loop import synthesise
 from datastill.core.plan import Task
 from datastill.core.registry import NOMINAL_MACS_PER_SECOND, Method, nominal_seconds, with_overrides
 from datastill.core.threads import threads_for
-from datastill.jobs import CONFIG, Job, compiled_for, prepare_job, steps_of
+from datastill.jobs import CONFIG, Job, _changes, compiled_for, prepare_job, steps_of
+
+#: What a budget settles where nothing is prepared.
+_SETTLED = frozenset({"steps", "real_batch"})
+
+
+@runtime_checkable
+class Rehearsed(Protocol):
+    """A method whose preparation may be dearer than its steps (experts), so that a budget pays for both."""
+
+    def rehearse(self, task: Task) -> AbstractContextManager[tuple[Method, float]]:
+        """A method of the same steps whose preparation costs nothing, and the seconds that this one's would take."""
+        ...
+
+    def nominal_preparation(self, task: Task) -> float:
+        """Seconds of the preparation at the nominal speed."""
+        ...
+
+    def at_pace(self, task: Task, seconds: float, preparation: float, step: float) -> Self:
+        """This method scaled to about `seconds`, where each nominal second of the two takes so many."""
+        ...
+
+    @property
+    def settled_by_budget(self) -> Collection[str]:
+        """The values that `at_pace` may change."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -70,16 +98,13 @@ def estimate(
 def estimate_job(job: Job, paper: Job) -> Estimate:
     """The estimate of a settled job beside the paper's setting."""
     steps, paper_steps = steps_of(job.method), steps_of(paper.method)
-    per_step = measure_step(job)
+    per_step, preparing = measure(job)
     same_cost = job.method == replace(paper.method, **({"steps": steps} if steps else {}))
     ratio = 1.0
     if not same_cost and steps:
-        device = job.task.device.type
-        ratio = nominal_seconds(paper.method.macs_per_step(paper.task), device) / nominal_seconds(
-            job.method.macs_per_step(job.task), device
-        )
-    preparing = sum(_unit_seconds(unit, job.task) for unit in job.method.build(job.task).prepare)
-    paper_preparing = sum(_unit_seconds(unit, paper.task) for unit in paper.method.build(paper.task).prepare)
+        ratio = _nominal_step(paper) / _nominal_step(job)
+    nominal, paper_nominal = _nominal_preparation(job), _nominal_preparation(paper)
+    paper_preparing = paper_nominal * (preparing / nominal if preparing and nominal else 1.0)
     return Estimate(
         steps=steps,
         seconds_per_step=per_step,
@@ -91,18 +116,40 @@ def estimate_job(job: Job, paper: Job) -> Estimate:
     )
 
 
-def measure_step(job: Job, seconds: float = 2.0) -> float:
-    """Seconds of one step: the first is left out, then at most eight or about `seconds`."""
+def measure(job: Job, seconds: float = 2.0) -> tuple[float, float]:
+    """Seconds of one step and of the preparation.
+
+    Steps are timed: the first is left out, then at most eight or about `seconds`. Preparation that a method rehearses
+    is timed too; other preparation, and steps that need it, are taken from their count of multiply-accumulates.
+    """
+    if isinstance(job.method, Rehearsed):
+        with job.method.rehearse(job.task) as (stand_in, preparing):
+            return _timed(stand_in, job.task, seconds), preparing
     if not steps_of(job.method):
-        return 0.0
-    plan = job.method.build(job.task)
-    if plan.prepare:
-        return nominal_seconds(job.method.macs_per_step(job.task), job.task.device.type)
-    with threads_for((plan.network or job.task.network).macs):
-        warm = synthesise(plan, job.task, stop_after=1)
+        return 0.0, _nominal_preparation(job)
+    if job.method.build(job.task).prepare:
+        return _nominal_step(job), _nominal_preparation(job)
+    return _timed(job.method, job.task, seconds), 0.0
+
+
+def _timed(method: Method, task: Task, seconds: float) -> float:
+    plan = method.build(task)
+    prepared = {str(getattr(unit, "name", "unit")): dict(unit.run(task)) for unit in plan.prepare}
+    with threads_for((plan.network or task.network).macs):
+        warm = synthesise(plan, task, prepared=prepared, stop_after=1)
         count = max(1, min(8, int(seconds / max(warm.seconds, 1e-6))))
-        measured = synthesise(plan, job.task, stop_after=1 + count)
+        measured = synthesise(plan, task, prepared=prepared, stop_after=1 + count)
     return max(1e-9, (measured.seconds - warm.seconds) / count) if count > 1 else measured.seconds / (1 + count)
+
+
+def _nominal_step(job: Job) -> float:
+    return nominal_seconds(job.method.macs_per_step(job.task), job.task.device.type)
+
+
+def _nominal_preparation(job: Job) -> float:
+    if isinstance(job.method, Rehearsed):
+        return job.method.nominal_preparation(job.task)
+    return sum(_unit_seconds(unit, job.task) for unit in job.method.build(job.task).prepare)
 
 
 def _unit_seconds(unit: Any, task: Task) -> float:
@@ -111,19 +158,62 @@ def _unit_seconds(unit: Any, task: Task) -> float:
 
 
 def within(job: Job, seconds: float, folder: Path | None, resume: bool) -> Job:
-    """A budget in seconds becomes a number of steps once: measured at the start, read back on resume."""
+    """A budget in seconds becomes numbers once: measured at the start, read back on resume.
+
+    They are a number of steps, and where a method prepares what is as dear as these (experts), also how much of that:
+    where the budget does not pay for all of it and all steps, at most half goes to it. The steps have what is left.
+    """
     if not (0 < seconds < float("inf")):
         raise InputError(f"The budget must be a time above 0 seconds, not {seconds}.")
     if not steps_of(job.method):
         return job
     if resume and folder is not None and (folder / CONFIG).is_file():
-        stored = read_json(folder / CONFIG).get("hyper", {})
-        kept = {"steps": stored.get("steps"), "real_batch": stored.get("real_batch")}
-        return replace(job, method=with_overrides(job.method, {n: v for n, v in kept.items() if v is not None}))
+        return _as_stored(job, read_json(folder / CONFIG).get("hyper", {}))
     job = compiled_for(job, seconds * NOMINAL_MACS_PER_SECOND["cpu"])
-    steps = max(1, int(seconds / measure_step(job)))
+    if isinstance(job.method, Rehearsed):
+        return _prepared_within(job, seconds)
+    steps = max(1, int(seconds / measure(job)[0]))
     return replace(
         job,
         method=with_overrides(job.method, {"steps": steps}),
         notes=(*job.notes, f"a budget of {seconds:g} seconds became {steps} steps"),
     )
+
+
+def _prepared_within(job: Job, seconds: float) -> Job:
+    """Preparation and steps within a budget; what measuring takes is a part of it.
+
+    The second measurement is at the settings that the first one led to: small batches have another pace than large.
+    """
+    started = time.perf_counter()
+    before: Method = getattr(job, "unscaled", None) or job.method
+    given: dict[str, Any] = getattr(job, "given", {})
+
+    def left() -> float:
+        return max(seconds - (time.perf_counter() - started), seconds / 2)
+
+    def scaled(preparation: float, step: float) -> Job:
+        assert isinstance(before, Rehearsed)
+        return replace(job, method=with_overrides(before.at_pace(job.task, left(), preparation, step), given))
+
+    preparation = step = 1.0
+    for _ in range(2):
+        now = scaled(preparation, step)
+        per_step, preparing = measure(now, 1.0)
+        nominal = _nominal_preparation(now)
+        preparation, step = preparing / nominal if nominal else 1.0, per_step / _nominal_step(now)
+    now = scaled(preparation, step)
+    preparing = preparation * _nominal_preparation(now)
+    steps = max(1, int((left() - preparing) / (step * _nominal_step(now))))
+    settled = with_overrides(now.method, {"steps": steps})
+    told = f"a budget of {seconds:g} seconds became {steps} steps"
+    told += f" after about {preparing:.0f} seconds of preparation" if preparing else ""
+    notes = [note for note in job.notes if before is job.method or not note.startswith("scaled from")]
+    return replace(job, method=settled, notes=(*notes, *_changes(before, settled), told))
+
+
+def _as_stored(job: Job, stored: dict[str, Any]) -> Job:
+    """The job with what its budget was settled to when the run began."""
+    names = set(job.method.settled_by_budget) if isinstance(job.method, Rehearsed) else _SETTLED
+    kept = {f.name: stored[f.name] for f in fields(job.method) if f.name in names and f.name in stored}
+    return replace(job, method=with_overrides(job.method, kept))

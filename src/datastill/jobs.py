@@ -45,6 +45,7 @@ class Job:
     published: Recipe | None
     notes: tuple[str, ...] = ()
     compile: str = "auto"  #: as asked for; `task.compile` says what came of it
+    debias: dict[str, Any] | None = None  #: how the real images were weighted against a bias, for the manifest
 
     def config(self, plan: Plan) -> dict[str, Any]:
         """Everything that the result depends on, JSON-able; a resumed run must agree with it."""
@@ -98,6 +99,8 @@ def prepare_job(
     data: RealSet = real if isinstance(real, RealSet) else load_real(real)
     check_ipc(data, ipc)
     ipc, seed = int(ipc), _whole_seed(seed)
+    if network is None:
+        network = with_overrides(start, hyper).usual_network()
     factory = resolve_network(network, channels=data.shape[0], classes=data.classes, size=data.shape[1:])
     where = pick_device(device)
     casting(where, precision)

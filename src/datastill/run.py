@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from datastill.augment.strategies import strategy_for
+from datastill.blocks import blocks_of, in_processes
 from datastill.core import compilation
 from datastill.core.artifact import MANIFEST, DistilledSet
 from datastill.core.checkpoint import Checkpointer, plain, refuse_other
@@ -21,8 +23,10 @@ from datastill.core.loop import Outcome, synthesise
 from datastill.core.plan import Callback, Plan, Progress, Task, Unit, silent
 from datastill.core.registry import Method
 from datastill.core.threads import threads_for
+from datastill.debias.reweight import weighted_set
 from datastill.estimation import within
 from datastill.jobs import CONFIG, Job, as_begun, hyper_of, prepare_job
+from datastill.launch import check_workers
 from datastill.models import resolve_network
 from datastill.report.card import write_card_and_preview
 
@@ -44,6 +48,9 @@ def distill(
     progress: Progress = silent,
     callbacks: Sequence[Callback] = (),
     checkpoint_seconds: float = 15.0,
+    workers: int = 1,
+    shard: tuple[int, int] | None = None,
+    debias: str = "none",
     **hyper: Any,
 ) -> DistilledSet:
     """Learn a small synthetic training set.
@@ -66,6 +73,12 @@ def distill(
         progress: told how a preparation goes, such as the feature network of a coreset; callbacks see the loop.
         callbacks: hooks into the loop.
         checkpoint_seconds: time between checkpoints; never changes a result.
+        workers: processes for the blocks of a method that has several, one torch thread each; needs `out`. Callbacks
+            then see nothing of the blocks.
+        shard: (i, n) to recover every n-th block from the i-th on alone, for n machines that share `out`; whoever calls
+            without it afterwards, with resume, puts the set together.
+        debias: weigh the real images against a bias in them: "kde" (by density), with options as in
+            "kde:variance=0.05,power=1"; "oracle", by bias labels, for diagnosis; see `datastill.debias`.
         **hyper: hyper-parameters of the method, over the recipe's.
 
     Returns:
@@ -73,12 +86,15 @@ def distill(
 
     Raises:
         InputError: something given cannot be used.
-        Interrupted: Ctrl-C; what was done is saved in `out`.
+        Interrupted: Ctrl-C; what was done is saved in `out`. With `shard`, once its blocks are done.
         Diverged: too many non-finite steps.
     """
     folder = Path(out) if out is not None else None
     if folder is not None:
         check_out(folder, resume)
+    weighed = None
+    if debias != "none":
+        real, weighed = weighted_set(real, debias, seed, device, progress)
     job = prepare_job(
         method,
         real,
@@ -93,14 +109,51 @@ def distill(
         folder=folder,
         **hyper,
     )
+    if weighed is not None:
+        job = replace(job, debias=weighed, notes=(*job.notes, *weighed.get("warnings", ())))
     if budget is not None and "steps" in hyper:
         raise InputError("A budget settles the steps by itself; give either budget (--budget) or steps (--steps).")
     if budget is not None:
         job = within(job, budget, folder, resume)
-    return run_job(job, folder, callbacks, checkpoint_seconds)
+    spread = Spread(workers, shard)
+    spread.check(folder)
+    return run_job(job, folder, callbacks, checkpoint_seconds, spread)
 
 
-def run_job(job: Job, folder: Path | None, callbacks: Sequence[Callback], checkpoint_seconds: float) -> DistilledSet:
+@dataclass(frozen=True)
+class Spread:
+    """Over how many processes the blocks of a run go, and which of them are recovered here."""
+
+    workers: int = 1
+    shard: tuple[int, int] | None = None
+
+    @property
+    def pooled(self) -> bool:
+        """Whether blocks run as units, one torch thread each."""
+        return self.workers > 1 or self.shard is not None
+
+    def check(self, folder: Path | None) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            InputError: no folder to meet in; a share that is none.
+        """
+        check_workers(self.workers)
+        if self.pooled and folder is None:
+            raise InputError("Blocks over several processes meet in the run's folder; give out (--out).")
+        if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
+            raise InputError(
+                f"A share of the blocks is i/n with i from 0 to n - 1, not {self.shard[0]}/{self.shard[1]}."
+            )
+
+
+def run_job(
+    job: Job,
+    folder: Path | None,
+    callbacks: Sequence[Callback],
+    checkpoint_seconds: float,
+    spread: Spread = Spread(),
+) -> DistilledSet:
     """Prepare, synthesise, and write the artifact."""
     stored = _stored(folder)
     if stored is not None:
@@ -109,7 +162,25 @@ def run_job(job: Job, folder: Path | None, callbacks: Sequence[Callback], checkp
     with threads_for((plan.network or job.task.network).macs):
         if stored is not None:  # the caller's number comes back afterwards
             torch.set_num_threads(int(stored.get("threads", torch.get_num_threads())))
-        return _run_plan(job, plan, folder, stored, callbacks, checkpoint_seconds)
+        elif spread.pooled:
+            torch.set_num_threads(1)
+        return _run_plan(job, plan, folder, stored, callbacks, checkpoint_seconds, spread)
+
+
+def _run_apart(
+    job: Job, plan: Plan, prepared: dict[str, dict[str, Tensor]], checkpointer: Checkpointer, spread: Spread
+) -> None:
+    """Recover blocks in other processes, or a share of them."""
+    if torch.get_num_threads() != 1:
+        raise InputError(
+            "This run began with several torch threads, and blocks in other processes have one, which rounds "
+            "otherwise; resume it without workers."
+        )
+    blocks = blocks_of(plan, job, spread.shard)
+    in_processes(job, blocks, prepared, checkpointer, spread.workers, job.task.progress)
+    if spread.shard is not None:
+        i, n = spread.shard
+        raise Interrupted(f"The {len(blocks)} blocks of share {i}/{n} are done; when all shares are, run without it.")
 
 
 def _stored(folder: Path | None) -> dict[str, Any] | None:
@@ -129,6 +200,7 @@ def _run_plan(
     stored: dict[str, Any] | None,
     callbacks: Sequence[Callback],
     checkpoint_seconds: float,
+    spread: Spread,
 ) -> DistilledSet:
     config = job.config(plan)
     fallbacks = compilation.fallbacks()
@@ -142,6 +214,8 @@ def _run_plan(
         checkpointer = Checkpointer(folder / "checkpoints", config, checkpoint_seconds)
     prepared, prepare_seconds = _prepare(plan, job.task)
     try:
+        if spread.pooled and checkpointer is not None:
+            _run_apart(job, plan, prepared, checkpointer, spread)
         outcome = synthesise(plan, job.task, callbacks=callbacks, checkpointer=checkpointer, prepared=prepared)
     except Interrupted as stop:
         hint = f" What was done is in {folder}; add --resume to go on." if folder is not None else " Nothing was saved."
@@ -151,6 +225,9 @@ def _run_plan(
         raise Diverged(f"{stop}{hint}") from stop
     compiled = job.task.compile and compilation.fallbacks() == fallbacks
     distilled = _artifact(job, plan, outcome, prepare_seconds, compiled)
+    if plan.companions is not None:
+        distilled.companions = plan.companions(prepared)
+        distilled.manifest["companions"] = plain({n: c.describe() for n, c in distilled.companions.items()})
     if folder is not None:
         distilled.save(folder)
         if not (folder / "evaluation.json").is_file():  # a card with its results stays
@@ -232,9 +309,9 @@ def _artifact(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, co
         "shape": list(real.shape),
         "space": real.space.to_dict(),
         "decoder": plan.decoder.describe(),
-        "data": real.describe(),
+        "data": {**real.describe(), "fingerprint": real.with_weights(None).fingerprint},
         "network": {**task.network.describe(), "spec": _network_spec(task)},
-        "student": {"protocol": _student_protocol(job, "lr" in student), **student},
+        "student": {"protocol": _student_protocol(job, student), **student},
         "cost": {
             "steps": int(losses.shape[1]) if losses.ndim == 2 else 0,
             "blocks": int(losses.shape[0]),
@@ -246,6 +323,7 @@ def _artifact(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, co
             "peak_memory_bytes": peak_memory_bytes(task.device),
             **environment(task.device),
         },
+        **({"debias": job.debias} if job.debias is not None else {}),
         "notes": [*job.notes, *outcome.notes, *_skipped(outcome), *_of_objective(plan, outcome)],
     }
     extra = {**outcome.extra, **outcome.shared}
@@ -285,7 +363,7 @@ def _network_spec(task: Task) -> str | None:
     return spec
 
 
-def _student_protocol(job: Job, learned_lr: bool) -> str:
+def _student_protocol(job: Job, student: Mapping[str, Any]) -> str:
     """What "auto" evaluates with: the recipe's own protocol for a paper run, else a quick one that fits the data.
 
     The same for every method on one data set, so that defaults compare methods and not protocols; but for sets that
@@ -293,7 +371,9 @@ def _student_protocol(job: Job, learned_lr: bool) -> str:
     """
     if job.recipe != "auto" and job.published is not None and job.published.protocol:
         return job.published.protocol
-    if learned_lr:
+    if student.get("labels") == "teacher":
+        return "soft-quick-v1"
+    if "lr" in student:
         return "mtt-quick-v1"
     real = job.task.real
     return "dc-v1" if strategy_for(real.name, real.shape) == "none" else "dsa-quick-v1"

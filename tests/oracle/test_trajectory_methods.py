@@ -478,7 +478,7 @@ class TestSettings:
         assert 2 <= method.expert_count <= 10
         assert method.max_start - 1 + method.span <= method.expert_epochs
         steps = method.macs_per_step(task) * method.steps / NOMINAL_MACS_PER_SECOND["cpu"]
-        experts = method._expert_seconds(task)
+        experts = method.nominal_preparation(task)
         assert method.steps >= 20
         least = method.steps == 20 or method.expert_count == 2
         assert experts + steps < (600 if least else 130)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -36,8 +37,12 @@ class RunOptions:
     resume: bool = False  #: go on from the checkpoints in --out
     check_every: int = 0  #: every so many steps, train a network and show its accuracy on training images
     device: str = "auto"  #: auto, cpu, cuda or mps
+    #: weigh real images against a bias: none, kde (by density; options as in kde:variance=0.05,power=1), or oracle
+    debias: str = "none"
     precision: str = "float32"  #: of the networks' arithmetic: float32, or bf16 where the processor is fast at it
     compile: str = "auto"  #: compiled code for the networks: auto (in long runs on a CPU), on or off
+    workers: int = 1  #: processes for the blocks of methods that have several (sre2l, cda, dwa)
+    shard: str | None = None  #: i/n: recover every n-th block from the i-th on, on one of n machines that share --out
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print the manifest as JSON
 
@@ -145,6 +150,9 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
             resume=run.resume,
             progress=display.update,
             callbacks=hooks,
+            workers=run.workers,
+            debias=run.debias,
+            shard=parse_shard(run.shard) if run.shard is not None else None,
             **values,
         )
     snapshots.save(run.out)
@@ -178,6 +186,14 @@ def describe_job(job: Job) -> str:
     )
     compiling = ["networks are compiled, which takes half a minute or more at the start"] if task.compile else []
     return "\n".join([text, *(f"  {note}" for note in (*real.notes, *job.notes, *compiling))])
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(i, n) from "i/n"."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found:
+        raise InputError(f"A share of the blocks is i/n, such as 0/4, not {text!r}.")
+    return int(found.group(1)), int(found.group(2))
 
 
 def parse_seconds(text: str) -> float:

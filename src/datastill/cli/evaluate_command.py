@@ -27,11 +27,14 @@ class EvaluateOptions:
 
     sets: tyro.conf.Positional[tuple[Path, ...]]  #: folders of distilled sets; three or more give an interval over sets
     data: EvaluateData
-    #: dc-v1, dc-v1-dsa, dsa-quick-v1, mtt-v1, mtt-quick-v1, idc-v1, idc-quick-v1, or auto: what the set asks for
+    #: dc-v1, dc-v1-dsa, dsa-quick-v1, mtt-v1, mtt-quick-v1, idc-v1, idc-quick-v1, soft-quick-v1, sre2l-cifar-v1,
+    #: sre2l-imagenet-v1, dwa-imagenet-v1, tiny-sgd-v1, rded-v1, or auto: what the set asks for
     protocol: str = "auto"
     networks: int = 5  #: fresh networks per set
     network: str | None = None  #: an architecture; none takes the one that the set was distilled with
     seed: int = 0  #: of the networks' weights and orders, shared with Random
+    labels: str = "auto"  #: where the protocol takes a teacher's labels: auto or soft, or hard to do without
+    teacher: Path | None = None  #: folder of who labels, instead of the teacher that comes with each set
     ceiling: bool = False  #: train on the whole real set too (30 passes; its cost is told first, the result cached)
     random: bool = True  #: put Random beside it, from the same initial subsets
     device: str = "auto"  #: auto, cpu, cuda or mps
@@ -85,6 +88,8 @@ def score(options: EvaluateOptions) -> int:
             device=options.device,
             precision=options.precision,
             compile=options.compile,
+            labels=options.labels,
+            teacher=options.teacher,
             progress=display.update,
         )
     record = {**result.to_dict(), "command": shlex.join(["datastill", *sys.argv[1:]])}

@@ -23,10 +23,19 @@ def evaluation_table(result: Evaluation) -> Table:
         ("seconds", "right"),
     ):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    biased = result.distilled.groups is not None
+    for column in ("aligned %", "conflicting %") if biased else ():
+        table.add_column(column, justify="right")
     for arm in (result.distilled, result.random, result.ceiling):
         if arm is not None:
-            table.add_row(*_row(arm))
+            table.add_row(*_row(arm), *(_groups(arm) if biased else ()))
     return table
+
+
+def _groups(arm: Arm) -> list[str]:
+    if arm.groups is None:
+        return ["–", "–"]
+    return [_points(arm.groups.aligned), _points(arm.groups.conflicting)]
 
 
 def _row(arm: Arm) -> list[str]:

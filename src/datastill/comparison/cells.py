@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from datastill.comparison.rates import FOLDER as RATES_FOLDER
+from datastill.comparison.rates import protocol_of
 from datastill.comparison.settings import Settings
 from datastill.comparison.sources import RealSets
 from datastill.core.artifact import DistilledSet
@@ -70,6 +72,11 @@ class Work:
     def result(self, cell: Cell) -> Path:
         """The record of a cell, which is written last."""
         return self.out / RESULTS / f"{cell.name}.json"
+
+    def rate(self, cell: Cell) -> Path:
+        """The learning rate that was chosen for a cell's data set and size, see `rates`."""
+        key = digest([self.reals.references[cell.data].fingerprint, cell.ipc])
+        return self.out / RATES_FOLDER / f"{readable(f'{cell.data}-ipc{cell.ipc}')}-{key[:10]}.json"
 
     def job(self, cell: Cell) -> Job:
         """A cell's job, with the hyper-parameters that were settled for its group."""
@@ -134,7 +141,7 @@ def prepared_units(job: Job) -> list[Path]:
 
 
 def perform(step: Callable[[Work, Cell, Path], None], work: Work, cell: Cell, target: Path) -> None:
-    """One step of a comparison: `prepare` or `run_cell`."""
+    """One step of a comparison: `prepare`, `choose_rate` or `run_cell`."""
     step(work, cell, target)
 
 
@@ -154,10 +161,11 @@ def run_cell(work: Work, cell: Cell, target: Path) -> None:
     watch = Stopwatch()
     distilled = run_job(job, work.folder(cell), (), 15.0)
     made = watch.read()
+    protocol, rate = protocol_of(work, cell, distilled)
     result = evaluate(
         distilled,
         job.task.real,
-        protocol=work.settings.protocol,
+        protocol=protocol,
         networks=work.settings.networks,
         network=job.task.network,
         seed=cell.seed,
@@ -176,7 +184,8 @@ def run_cell(work: Work, cell: Cell, target: Path) -> None:
         "cpu_seconds": watch.read()["cpu_seconds"],
         "peak_memory_bytes": peak_memory_bytes(job.task.device),
     }
-    write_json(target, record_of(work, cell, distilled, result, cost) | environment(job.task.device))
+    record = record_of(work, cell, distilled, result, cost) | rate
+    write_json(target, record | environment(job.task.device))
 
 
 def record_of(
@@ -192,7 +201,8 @@ def record_of(
         "data": cell.data,
         "ipc": cell.ipc,
         "seed": cell.seed,
-        "protocol": result.protocol,
+        "protocol": work.settings.protocol.name,
+        "lr": arm["lr"][0],
         "precision": work.settings.precision,
         "accuracy": arm["mean"],
         "accuracies": arm["accuracies"][0],

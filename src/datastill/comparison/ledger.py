@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datastill.comparison.cells import FORMAT as CELL
+from datastill.comparison.rates import FOLDER as RATES
 from datastill.comparison.result import BASELINE, Row
 from datastill.core.errors import InputError
 from datastill.core.files import digest, read_json
@@ -89,6 +90,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if stored.get("format") == CELL:
         alike = ("method", "ipc", "protocol", "hyper", "network")
         key = [*(stored[name] for name in alike), stored["real"]["fingerprint"], len(stored["accuracies"])]
+        key += [stored["lr"]] if "lr_tried" in stored else []
         yield digest(key), stored
     elif {"distilled", "made", "protocol", "network", "data"} <= stored.keys() and stored["made"]:
         for name in ("distilled", "random"):
@@ -123,8 +125,14 @@ def _pseudo_cell(
 
 
 def _known(path: Path) -> bool:
-    """Whether a JSON file belongs to results without being one: a plan, a summary, a manifest."""
-    return path.name in ("plan.json", "comparison.json", "cross.json", "manifest.json", "config.json")
+    """Whether a JSON file belongs to results without being one: a plan, a summary, a manifest, a learning rate."""
+    return path.parent.name == RATES or path.name in (
+        "plan.json",
+        "comparison.json",
+        "cross.json",
+        "manifest.json",
+        "config.json",
+    )
 
 
 def _scene(key: str, record: Mapping[str, Any]) -> str:
@@ -169,7 +177,14 @@ def _label(row: Row, rows: list[Row]) -> str:
     if any(other["network"] != one["network"] for other in alike):
         options = one["network"].get("options", {})
         told.append(f"{one['network']['name']}" + (f" width {options['width']}" if "width" in options else ""))
+    if any(_chosen_rate(other) != _chosen_rate(one) for other in alike):
+        told.append(f"learning rate {one['lr']:g}" if "lr" in one else "the protocol's learning rate")
     return f"{row.method} ({', '.join(told)})" if told else row.method
+
+
+def _chosen_rate(record: Mapping[str, Any]) -> float | None:
+    """The rate that a comparison chose for a set that comes without one; older ones chose none."""
+    return float(record["lr"]) if "lr_tried" in record else None
 
 
 def _remark(record: Mapping[str, Any], known: Recipe) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datastill.comparison.cells import Cell, Settled, Work, job_of, named, prepare, prepared_units, run_cell
+from datastill.comparison.rates import choose_rate, may_come_without
 from datastill.comparison.settings import Settings
 from datastill.comparison.sources import RealSets
 from datastill.core.artifact import MANIFEST
@@ -53,13 +54,19 @@ def units_of(work: Work, cells: list[Cell]) -> list[Unit]:
     shared: dict[Path, Unit] = {}
     units = []
     for cell in cells:
-        target = work.result(cell)
-        needs = () if target.is_file() else tuple(prepared_units(work.job(cell)))
-        for path in needs:
+        target, needs = work.result(cell), []
+        job = None if target.is_file() else work.job(cell)
+        for path in prepared_units(job) if job else ():
             kind = path.name.rsplit("-", 1)[0]
             name = f"{cell.data}, {kind}, seed {cell.seed}"
             shared.setdefault(path, Unit(name, (prepare, work, cell), path, f"{cell.data}, {kind}"))
-        units.append(Unit(cell.title, (run_cell, work, cell), target, cell.group, needs))
+            needs.append(path)
+        if job and may_come_without(job, work.settings.protocol):
+            path, random = work.rate(cell), replace(cell, method="random", name="")
+            name = f"{cell.data}, learning rate, ipc {cell.ipc}"
+            shared.setdefault(path, Unit(name, (choose_rate, work, random), path, name))
+            needs.append(path)
+        units.append(Unit(cell.title, (run_cell, work, cell), target, cell.group, tuple(needs)))
     return [*shared.values(), *units]
 
 

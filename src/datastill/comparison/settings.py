@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from datastill.comparison.sources import RealSets
+from datastill.comparison.tuning import RATES
 from datastill.core.checkpoint import plain
 from datastill.core.cost import pick_device
 from datastill.core.errors import InputError, nearest
@@ -40,6 +41,7 @@ class Settings:
 
     def config(self, reals: RealSets) -> dict[str, Any]:
         """All that the numbers depend on, JSON-able; a comparison that is taken up again must agree with it."""
+        rates = {"rates": list(RATES)} if self.protocol.learned_lr else {}
         return plain(
             {
                 "data": {label: one.fingerprint for label, one in reals.references.items()},
@@ -55,6 +57,7 @@ class Settings:
                 "device": pick_device(self.device).type,
                 "precision": self.precision,
                 "compile": self.compile,
+                **rates,
             }
         )
 

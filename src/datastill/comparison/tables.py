@@ -64,11 +64,28 @@ def caption(comparison: Comparison) -> str:
         "Differences are paired: a method and the Random of its seed share the networks' weights and orders. "
         "Times are means per set, on one thread; the time to distil includes what methods prepare once and share."
     )
+    text += _rates(rows)
     if config.get("budget"):
         text += f" Distillation was given {duration(config['budget'])} per set."
     if comparison.missing:
         text += f" {plural(len(comparison.missing), 'cell')} of {_all(comparison)} have no result."
     return text
+
+
+def _rates(rows: Sequence[Row]) -> str:
+    """A sentence on the learning rates of sets that learned none, where these were chosen."""
+    found = {
+        f"{cell['lr']:g} ({row.data}, ipc {row.ipc:,})"
+        for row in rows
+        for cell in row.cells.values()
+        if cell.get("lr_tried")
+    }
+    if not found:
+        return ""
+    return (
+        " Sets that learned a learning rate are trained on at that rate, the others at the best one for Random on real "
+        f"training images held back: {', '.join(sorted(found))}."
+    )
 
 
 def headlines(comparison: Comparison) -> list[tuple[str, str, str]]:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from datastill.core.errors import InputError
 from datastill.core.files import read_json, read_tensors, write_json, write_tensors
-from datastill.core.plan import Codes, Decoder
+from datastill.core.plan import Codes, Companion, Decoder
 from datastill.core.space import Space
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ class DistilledSet:
         manifest: method, hyper-parameters, classes, data, cost and versions; JSON-able.
         extra: further named tensors (`selected`: positions in the real set of the real start; `mixed`: of its tiles;
             `classes`: class positions (n,) beside soft labels; `lr`: the leaf of a learned learning rate).
+        companions: what belongs beside the set, by the name of its folder: the `teacher` that labels it. A set that was
+            read has none in memory; they lie in `folder`.
+        folder: where the set was saved to or read from.
     """
 
     codes: Codes
@@ -46,6 +49,8 @@ class DistilledSet:
     space: Space
     manifest: dict[str, Any]
     extra: dict[str, Tensor] = field(default_factory=dict)
+    companions: Mapping[str, Companion] = field(default_factory=dict)
+    folder: Path | None = None
 
     @property
     def images(self) -> Tensor:
@@ -111,6 +116,8 @@ class DistilledSet:
             InputError: the folder cannot be written.
         """
         folder = Path(folder)
+        for name, companion in self.companions.items():
+            companion.save(folder / name)
         tensors = {f"codes/{n}": t for n, t in self.codes.items()}
         tensors["labels"] = self.labels
         tensors.update({f"extra/{n}": t for n, t in self.extra.items()})
@@ -119,7 +126,7 @@ class DistilledSet:
         manifest = {**self.manifest, "format": FORMAT, "version": VERSION, "space": self.space.to_dict()}
         manifest["files"] = {TENSORS: _sha256(folder / TENSORS)}
         write_json(folder / MANIFEST, manifest)
-        self.manifest = manifest
+        self.manifest, self.folder = manifest, folder
         return folder
 
 
@@ -150,6 +157,7 @@ def load_distilled(folder: str | Path) -> DistilledSet:
         space=Space.from_dict(manifest["space"], groups["space"]),
         manifest=manifest,
         extra=groups["extra"],
+        folder=folder,
     )
     _check_shapes(distilled, folder)
     return distilled

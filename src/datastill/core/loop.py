@@ -127,19 +127,32 @@ def synthesise(
             f"{', '.join(plan.shared)} belongs to the whole set, so all of it is one block, not {len(blocks)}; "
             "take the partition AllAtOnce."
         )
-    done: list[tuple[Block, _Running]] = []
-    for block in blocks:
-        running = _start(plan, task, block, callbacks, prepared or {})
-        stored = checkpointer.read(block.key) if checkpointer is not None else None
-        if stored is not None:
-            running.restore(stored)
-        else:
-            for callback in callbacks:
-                callback.start(running.context)
-        if stored is None or not stored.meta["finished"]:
-            _run_block(running, checkpointer, stop_after)
-        done.append((block, running))
+    done = [
+        (block, run_block(plan, task, block, callbacks, checkpointer, prepared or {}, stop_after)) for block in blocks
+    ]
     return _assemble(plan, y, done)
+
+
+def run_block(
+    plan: Plan,
+    task: Task,
+    block: Block,
+    callbacks: Sequence[Callback] = (),
+    checkpointer: Checkpointer | None = None,
+    prepared: dict[str, dict[str, Tensor]] | None = None,
+    stop_after: int | None = None,
+) -> _Running:
+    """One block, from its checkpoint if there is one, to its end; a function of the plan, the task and the block."""
+    running = _start(plan, task, block, callbacks, prepared or {})
+    stored = checkpointer.read(block.key) if checkpointer is not None else None
+    if stored is not None:
+        running.restore(stored)
+    else:
+        for callback in callbacks:
+            callback.start(running.context)
+    if stored is None or not stored.meta["finished"]:
+        _run_steps(running, checkpointer, stop_after)
+    return running
 
 
 def _start(
@@ -159,7 +172,7 @@ def _start(
     return _Running(context, steppers, Guard(), [], extra)
 
 
-def _run_block(running: _Running, checkpointer: Checkpointer | None, stop_after: int | None) -> None:
+def _run_steps(running: _Running, checkpointer: Checkpointer | None, stop_after: int | None) -> None:
     context = running.context
     last = context.steps if stop_after is None else min(context.steps, stop_after)
     with stop_between_steps() as stop:

@@ -231,6 +231,17 @@ class Unit(Protocol):
         ...
 
 
+class Companion(Protocol):
+    """Something that is kept beside a distilled set, in a folder of its own."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def save(self, folder: Path) -> object: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
 class Callback:
     """Hooks into the loop, with state that is checkpointed. Override what you need."""
 
@@ -322,3 +333,6 @@ class Plan:
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     #: from the final shared leaves to what the manifest's `student` says besides the protocol: {"lr": 0.02}
     student: Callable[[Mapping[str, Tensor]], Mapping[str, Any]] | None = None
+    #: from what was prepared to things that belong beside the set, by the name of their folder in it: the teacher that
+    #: labels it, say
+    companions: Callable[[Mapping[str, dict[str, Tensor]]], Mapping[str, Companion]] | None = None

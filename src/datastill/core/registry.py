@@ -39,6 +39,10 @@ class Method:
         """The method's row of the decomposition table: which objective, surrogates, sampler and so on."""
         raise TypeError(f"{type(self).__name__} must define build(task).")
 
+    def usual_network(self) -> str | None:
+        """The network where the caller names none; None takes the library's, which fits the size of the images."""
+        return None
+
     def for_task(self, task: Task) -> Method:
         """This method with the values filled in that follow from the task, such as a schedule from the ipc.
 

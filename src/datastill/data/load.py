@@ -44,7 +44,7 @@ def load_real(
             `DATASTILL_DATA`, or of a set on the Hub; arrays or tensors `(x, y)`,
             `((x, y), (x_test, y_test))` or `{"train": (x, y), "test": (x, y)}`; or any map-style torch
             Dataset of (image, label), or two of them in a tuple or dict. A name may carry options:
-            "digits:train=1297", "cifar100:label=coarse_label".
+            "digits:train=1297", "cifar100:label=coarse_label", "cmnist:ratio=0.05".
         size: side, or (height, width), that all images are scaled to cover and then centre-cropped to.
         mode: "L" or "RGB" to convert all images; needed where modes are mixed or have transparency.
         skip_bad: leave out images that cannot be decoded, with a warning and a note.
@@ -195,6 +195,7 @@ def assemble(
     notes += classes.notes
     store: Store = raw.train.store
     labels = classes.positions(raw.train.labels, "train")
+    bias, test_bias = raw.train.bias, None if raw.test is None else raw.test.bias
     test: tuple[Store, torch.Tensor] | None = None
     count = len(classes.ids)
     if raw.test is not None:
@@ -205,12 +206,13 @@ def assemble(
         kept, held = hold_out(labels, count, round(holdout * len(labels)), seed, "holdout")
         if len(held):
             test = SubsetStore(store, held), labels[held]
+            bias, test_bias = (None, None) if bias is None else (bias[kept], bias[held])
             store, labels = SubsetStore(store, kept), labels[kept]
             notes.append(f"test split: a seeded stratified hold-out of {100 * holdout:g} %, {len(held)} images")
     if limit is not None:
         members = [m[_draw(len(m), limit, seed, c)] for c, m in enumerate(members_by_class(labels, count))]
         rows = torch.cat(members).sort().values
-        store, labels = SubsetStore(store, rows), labels[rows]
+        store, labels, bias = SubsetStore(store, rows), labels[rows], None if bias is None else bias[rows]
         notes.append(f"limited to at most {limit} training images per class")
     common = {
         "class_names": classes.names,
@@ -223,8 +225,9 @@ def assemble(
         labels=labels,
         source=raw.source,
         options=dict(options or {}),
-        test=None if test is None else RealSet(store=test[0], labels=test[1], **common),  # type: ignore[arg-type]
+        test=None if test is None else RealSet(store=test[0], labels=test[1], bias=test_bias, **common),  # type: ignore[arg-type]
         notes=tuple(notes),
+        bias=bias,
         **common,  # type: ignore[arg-type]
     )
 

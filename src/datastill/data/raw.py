@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from datastill.core.errors import InputError, nearest
 from datastill.data.store import Store
 
@@ -32,6 +34,7 @@ class Split:
     store: Store
     labels: Sequence[LabelId]
     skipped: tuple[str, ...] = ()  #: names of images left out because they cannot be decoded
+    bias: Tensor | None = None  #: bias attribute of each image, (n,) int64, where the set was made biased
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ class RealSet:
     weights: Tensor | None = field(default=None, repr=False)  #: weight per image, (n,) float, or None
     test: RealSet | None = field(default=None, repr=False)  #: the test split, in the same Space and classes
     notes: tuple[str, ...] = ()  #: what was decided while loading, one sentence each
+    #: Bias attribute of each image of a biased set, (n,) int64, else None. For evaluation, diagnosis and tests
+    #: only: what distils must not read it.
+    bias: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.labels) != len(self.store):
@@ -50,6 +53,8 @@ class RealSet:
             raise InputError(f"Class positions must lie in 0..{self.classes - 1}; check the labels.")
         if self.weights is not None:
             object.__setattr__(self, "weights", _sound_weights(self.weights, len(self)))
+        if self.bias is not None and tuple(self.bias.shape) != (len(self),):
+            raise InputError(f"There are {len(self)} images and bias of shape {tuple(self.bias.shape)}; give one each.")
         _refuse_misfit(self.space, self.shape)
         if not self.label_ids:
             object.__setattr__(self, "label_ids", tuple(range(self.classes)))
@@ -124,8 +129,9 @@ class RealSet:
     def subset(self, index: Tensor) -> RealSet:
         """The images at `index` (n,), in that order; classes stay as they are, even those left empty."""
         weights = None if self.weights is None else self.weights[index]
+        bias = None if self.bias is None else self.bias[index]
         store = SubsetStore(self.store, index)
-        return replace(self, store=store, labels=self.labels[index], weights=weights)
+        return replace(self, store=store, labels=self.labels[index], weights=weights, bias=bias)
 
     def with_weights(self, weights: Tensor | None) -> RealSet:
         """The same set with a weight per image, (n,) finite and not negative; None takes weights away."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,12 +13,17 @@ from torch import Tensor
 from datastill.core import compilation
 from datastill.core.plan import Progress, chunk_for, silent
 from datastill.core.rng import Rng
+from datastill.data.biased.groups import GroupAccuracy, group_accuracy
+from datastill.engines.soft_training import SoftSchedule, train_soft
 from datastill.engines.stacked_networks import train_many
 from datastill.engines.training import Images, Schedule, predict
-from datastill.evaluation.scores import Arm
+from datastill.evaluation.scores import Arm, Groups
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from datastill.data.real import RealSet
+    from datastill.evaluation.soft import Labelling
     from datastill.models.factory import NetworkFactory
 
 #: Test sets up to this many bytes as float32 are encoded once and kept.
@@ -34,6 +39,7 @@ class TestSplit:
     x: Images
     y: Tensor
     classes: int
+    bias: Tensor | None = None  #: bias attribute of each image, where the set was made biased
 
     @classmethod
     def of(cls, real: RealSet) -> TestSplit:
@@ -42,16 +48,29 @@ class TestSplit:
         assert test is not None
         count, (c, h, w) = len(test), test.shape
         if 4 * count * c * h * w <= _KEEP_BYTES:
-            return cls(test.batch(torch.arange(count)).x, test.labels, real.classes)
-        return cls(lambda index: test.batch(index).x, test.labels, real.classes)
+            return cls(test.batch(torch.arange(count)).x, test.labels, real.classes, test.bias)
+        return cls(lambda index: test.batch(index).x, test.labels, real.classes, test.bias)
 
-    def score(self, network: torch.nn.Module, device: torch.device, compiled: bool = False) -> tuple[float, Tensor]:
-        """Accuracy, and accuracy per class (C,) with NaN for classes without test images."""
+    def score(self, network: torch.nn.Module, device: torch.device, compiled: bool = False) -> Score:
+        """One network's accuracy."""
         logits = predict(network, self.x, len(self.y), device=device, compiled=compiled)
-        correct = (logits.argmax(1).cpu() == self.y).double()
+        predicted = logits.argmax(1).cpu()
+        correct = (predicted == self.y).double()
         count = torch.bincount(self.y, minlength=self.classes).double()
         right = torch.zeros(self.classes, dtype=torch.double).index_add_(0, self.y, correct)
-        return float(correct.mean()), right / count
+        groups = None
+        if self.bias is not None:
+            values = max(self.classes, int(self.bias.max()) + 1)
+            groups = group_accuracy(predicted, self.y, self.bias, self.classes, values)
+        return Score(float(correct.mean()), right / count, groups)
+
+
+class Score(NamedTuple):
+    """What a network is right on: of all test images; of each class (C,), NaN without images; of groups by bias."""
+
+    accuracy: float
+    per_class: Tensor
+    groups: GroupAccuracy | None
 
 
 def arm_macs(sizes: Sequence[int], test: int, passes: int, networks: int, macs: float) -> float:
@@ -71,7 +90,7 @@ def run_arm(
     name: str,
     sets: Sequence[tuple[Images, Tensor]],
     test: TestSplit,
-    schedule: Schedule | Sequence[Schedule],
+    schedule: Schedule | Sequence[Schedule | SoftSchedule],
     factory: NetworkFactory,
     *,
     networks: int,
@@ -80,20 +99,24 @@ def run_arm(
     progress: Progress = silent,
     stacked: bool | None = None,
     compiled: bool = False,
+    labelling: Labelling | None = None,
 ) -> Arm:
     """Train `networks` fresh networks on each set and score them after the last pass.
 
     The weights and orders of network k on set s depend on (seed, s, k) alone, so arms pair. `schedule` is one for all
-    sets, or one for each, of as many passes. `compiled` runs compiled code, unless layers couple samples.
+    sets, or one for each, of as many passes. `compiled` runs compiled code, unless layers couple samples. `labelling`
+    says who labels where schedules are soft.
     """
-    schedules = [schedule] * len(sets) if isinstance(schedule, Schedule) else list(schedule)
-    passes = schedules[0].passes
+    schedules = list(schedule) if isinstance(schedule, Sequence) else [schedule] * len(sets)
+    first = schedules[0]
+    passes = first.epochs if isinstance(first, SoftSchedule) else first.passes
     started = time.perf_counter()
     compiled = compiled and not factory.couples_samples
     fallbacks = compilation.fallbacks()
     chunk = chunk_for(factory.macs, device)
     accuracies = torch.zeros(len(sets), networks, dtype=torch.double)
     per_class: list[Tensor] = []
+    groups: list[GroupAccuracy] = []
     losses: list[list[float]] = []
     total = len(sets) * networks
     done = 0
@@ -107,16 +130,62 @@ def run_arm(
     for s, ((x, y), how) in enumerate(zip(sets, schedules, strict=True)):
         rngs = [Rng(seed).child("evaluation", s, k) for k in range(networks)]
         made = [factory(rng.derive("network")) for rng in rngs]
-        losses += train_many(
-            made, x, y, how, rngs, device=device, stacked=stacked, on_pass=on_pass, compiled=compiled, chunk=chunk
-        )
+        if isinstance(how, SoftSchedule):
+            assert isinstance(x, Tensor)
+            losses += _train_softly(made, x, y, how, rngs, labelling, s, device, on_pass)
+        else:
+            losses += train_many(
+                made, x, y, how, rngs, device=device, stacked=stacked, on_pass=on_pass, compiled=compiled, chunk=chunk
+            )
         for k, network in enumerate(made):
-            accuracies[s, k], each = test.score(network, device, compiled)
-            per_class.append(each)
+            score = test.score(network, device, compiled)
+            accuracies[s, k] = score.accuracy
+            per_class.append(score.per_class)
+            groups += [score.groups] if score.groups is not None else []
         done = (s + 1) * networks * passes
         progress(name, (s + 1) * networks, total, {"accuracy": float(accuracies[s].mean())})
 
     curve = torch.tensor(losses).mean(0).tolist() if losses else []
     compiled = compiled and compilation.fallbacks() == fallbacks
-    rates = [one.lr for one in schedules]
-    return Arm(name, accuracies, torch.stack(per_class).mean(0), curve, time.perf_counter() - started, compiled, rates)
+    return Arm(
+        name,
+        accuracies,
+        torch.stack(per_class).mean(0),
+        curve,
+        time.perf_counter() - started,
+        compiled,
+        [one.lr for one in schedules],
+        groups=Groups.of(groups) if groups else None,
+    )
+
+
+def _train_softly(
+    made: Sequence[torch.nn.Module],
+    x: Tensor,
+    y: Tensor,
+    how: SoftSchedule,
+    rngs: Sequence[Rng],
+    labelling: Labelling | None,
+    s: int,
+    device: torch.device,
+    on_pass: Callable[[int, int, Tensor], None],
+) -> list[list[float]]:
+    """Train the networks of set s one after the other on the labels of its teacher or bank, or on hard ones."""
+    labeller = bank = None
+    if labelling is not None:
+        bank = labelling.banks[s]
+        labeller = labelling.labellers[s] if bank is None else None
+    return [
+        train_soft(
+            network,
+            x,
+            y,
+            how,
+            rng,
+            labeller=labeller,
+            bank=bank,
+            device=device,
+            on_pass=lambda p, loss, k=k: on_pass(k, p, loss),  # type: ignore[misc]
+        )
+        for k, (network, rng) in enumerate(zip(made, rngs, strict=True))
+    ]

@@ -22,16 +22,19 @@ from datastill.core.precision import casting
 from datastill.core.rng import Rng
 from datastill.core.threads import threads_for
 from datastill.data import load_real
+from datastill.engines.soft_training import SoftSchedule
 from datastill.evaluation.arms import TestSplit, arm_macs, run_arm
 from datastill.evaluation.ceiling import whole_set
 from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.evaluation.rates import RATES, TRAININGS, best_rate, learned_rate, rates_of, validation_of
 from datastill.evaluation.scores import Arm, Evaluation
+from datastill.evaluation.soft import Labelling, labelling, schedule_of
 from datastill.models import NetworkFactory, resolve_network
 from datastill.sampling.inits import random_indices
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
+    from datastill.engines.training import Schedule
 
 Distilled = DistilledSet | str | Path
 
@@ -50,6 +53,8 @@ def evaluate(
     precision: str = "float32",
     compile: str = "auto",
     stacked: bool | None = None,
+    labels: str = "auto",
+    teacher: Any = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """Train fresh networks on distilled sets and on random selections, and score both on the test split.
@@ -69,6 +74,9 @@ def evaluate(
         precision: "float32", or "bf16" for convolutions and matrix products of training and test.
         compile: "on", "off" or "auto": compiled code for training and test, for long evaluations on a CPU.
         stacked: train the networks of a set at once; None decides by device.
+        labels: where the protocol trains on a teacher's labels: "auto" or "soft" take them, for Random as well; "hard"
+            trains both arms in the same way on hard labels.
+        teacher: who labels, a `Teacher` or its folder, instead of the one that comes with each set.
 
     Returns:
         Accuracies as fractions with their spread, the paired difference to Random, and the cost.
@@ -91,6 +99,16 @@ def evaluate(
     where = pick_device(device)
     factory = network_for(first, data, network)
     rates = rates_of(sets, recipe)
+    if labels not in ("auto", "soft", "hard"):
+        raise InputError(f"labels are auto, soft or hard, not {labels!r}.")
+    if not recipe.soft and (labels != "auto" or teacher is not None):
+        raise InputError(
+            f"{recipe.name} trains on the labels of the set; a teacher labels under protocols such as soft-quick-v1."
+        )
+    schedules = [_schedule(one, recipe, data, rate) for one, rate in zip(sets, rates, strict=True)]
+    who = None
+    if isinstance(schedules[0], SoftSchedule):
+        who = labelling(sets, recipe, schedules[0], labels, teacher, data, where)
     own = [rate for one, rate in zip(sets, rates, strict=True) if recipe.learned_lr and learned_rate(one) is not None]
     test = TestSplit.of(data)
     pairs = [(one.images, one.targets) for one in sets]
@@ -98,8 +116,8 @@ def evaluate(
     macs = arm_macs(sizes, len(test.y), recipe.passes, networks, factory.macs)
     compiled = compilation.decide(compile, macs, where)
 
-    arms = _Arms(data, recipe, factory, networks, seed, where, precision, progress, stacked, compiled)
-    scored = arms.run(first.manifest["method"], pairs, rates, test)
+    arms = _Arms(data, recipe, factory, networks, seed, where, precision, progress, stacked, compiled, who)
+    scored = arms.run(first.manifest["method"], pairs, schedules, test)
     baseline = arms.random(sets, own, test) if random else None
     top = whole_set(data, factory, seed, where, precision, progress, compile) if ceiling else None
     return Evaluation(
@@ -119,7 +137,11 @@ def evaluate(
         seed=seed,
         names=[one.name + f", seed {one.manifest['seed']}" for one in sets],
         made=[_made(one) for one in sets],
-        notes=[*_notes(sets, data), *_rate_notes(recipe, scored, baseline, len(own))],
+        notes=[
+            *_notes(sets, data),
+            *(who.notes if who is not None else []),
+            *_rate_notes(recipe, scored, baseline, len(own)),
+        ],
     )
 
 
@@ -137,15 +159,22 @@ class _Arms:
     progress: Progress
     stacked: bool | None
     compiled: bool
+    labelling: Labelling | None = None
 
-    def run(self, name: str, pairs: Sequence[tuple[Tensor, Tensor]], rates: Sequence[float], test: TestSplit) -> Arm:
-        """Train on images and labels at the rate of each set, and score on a test split."""
+    def run(
+        self,
+        name: str,
+        pairs: Sequence[tuple[Tensor, Tensor]],
+        schedules: Sequence[Schedule | SoftSchedule],
+        test: TestSplit,
+    ) -> Arm:
+        """Train on images and labels by the schedule of each set, and score on a test split."""
         with threads_for(self.factory.macs), casting(self.device, self.precision):
             return run_arm(
                 name,
                 pairs,
                 test,
-                [self.protocol.schedule(self.data.name, self.data.shape, rate) for rate in rates],
+                schedules,
                 self.factory,
                 networks=self.networks,
                 seed=self.seed,
@@ -153,7 +182,12 @@ class _Arms:
                 progress=self.progress,
                 stacked=self.stacked,
                 compiled=self.compiled,
+                labelling=self.labelling,
             )
+
+    def at(self, rates: Sequence[float]) -> list[Schedule | SoftSchedule]:
+        """The protocol's schedule at each rate, for whole images."""
+        return [_whole(self.protocol, self.data, rate) for rate in rates]
 
     def random(self, sets: Sequence[DistilledSet], learned: Sequence[float], test: TestSplit) -> Arm:
         """Random beside the sets, at a rate that is chosen on training images where they learned theirs."""
@@ -161,14 +195,28 @@ class _Arms:
         batches = [self.data.batch(index) for index in chosen]
         pairs = [(batch.x, batch.y) for batch in batches]
         if not learned:
-            return self.run("random", pairs, [self.protocol.lr] * len(sets), test)
+            on_line = self.labelling.on_line() if self.labelling is not None else None
+            arms = replace(self, labelling=on_line)
+            return arms.run("random", pairs, self.at([self.protocol.lr] * len(sets)), test)
         held = TestSplit.of(validation_of(self.data, without=torch.cat(chosen)))
         tuning = replace(self, networks=math.ceil(TRAININGS / len(sets)), seed=Rng(self.seed).derive("tuning"))
         rate, tried = best_rate(
             (*RATES, sum(learned) / len(learned)),
-            lambda rate: tuning.run(f"random, lr {rate:.3g}", pairs, [rate] * len(sets), held).mean,
+            lambda rate: tuning.run(f"random, lr {rate:.3g}", pairs, self.at([rate] * len(sets)), held).mean,
         )
-        return replace(self.run("random", pairs, [rate] * len(sets), test), tried=tried)
+        return replace(self.run("random", pairs, self.at([rate] * len(sets)), test), tried=tried)
+
+
+def _schedule(one: DistilledSet, protocol: Protocol, data: RealSet, rate: float) -> Schedule | SoftSchedule:
+    """How networks are trained on a set."""
+    if protocol.soft:
+        return schedule_of(one, protocol, data, rate)
+    return protocol.schedule(data.name, data.shape, rate)
+
+
+def _whole(protocol: Protocol, data: RealSet, rate: float) -> Schedule | SoftSchedule:
+    take = protocol.soft_schedule if protocol.soft else protocol.schedule
+    return take(data.name, data.shape, rate)
 
 
 def _load(distilled: Distilled | Sequence[Distilled]) -> list[DistilledSet]:

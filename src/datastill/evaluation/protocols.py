@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from datastill.core.errors import InputError, nearest
 
 if TYPE_CHECKING:
+    from datastill.engines.soft_training import SoftSchedule
     from datastill.engines.training import Schedule
 
 
@@ -31,7 +32,29 @@ class Protocol:
     forget_momentum: bool = True  #: whether a drop also forgets the momentum
     augment_mode: str = "single"  #: operations per image: "single", "multiple" or "composite", see `Dsa`
     cutmix: float = 0.0  #: probability of CutMix for each batch; none where "auto" augments nothing
+    soft: str = (
+        ""  #: a recipe of `engines.soft_training`: train on a teacher's labels, with lr, batch and passes from here
+    )
     learned_lr: bool = False  #: whether a set that learned a learning rate is trained on at that rate instead of `lr`
+
+    def soft_schedule(
+        self, data_name: str, shape: tuple[int, int, int], lr: float | None = None, patches: int = 1
+    ) -> SoftSchedule:
+        """How a network is trained on a teacher's labels.
+
+        Args:
+            patches: patches along each axis that a stored image consists of (RDED): they are shuffled, and a crop is as
+                large as one of them at least.
+        """
+        from datastill.augment.strategies import strategy_for
+        from datastill.engines.soft_training import SOFT_RECIPES
+
+        recipe = SOFT_RECIPES[self.soft]
+        trace = replace(recipe.trace, flip=recipe.trace.flip and "flip" in strategy_for(data_name, shape))
+        if patches > 1:
+            trace = replace(trace, shuffle=patches, min_scale=max(trace.min_scale, 1 / patches))
+        rate = self.lr if lr is None else lr
+        return replace(recipe, epochs=self.passes, batch=self.batch, lr=rate, trace=trace)
 
     def schedule(self, data_name: str, shape: tuple[int, int, int], lr: float | None = None) -> Schedule:
         """The training schedule for a data set; `lr` stands in for the protocol's."""
@@ -89,6 +112,11 @@ def _mtt(name: str, summary: str, passes: int, drop_after: int) -> Protocol:
     return Protocol(name, summary, passes=passes, drop_after=drop_after, augment="auto", learned_lr=True)
 
 
+def _soft(name: str, summary: str, passes: int, recipe: str, lr: float, batch: int) -> Protocol:
+    """Training on a teacher's labels."""
+    return Protocol(name, summary, passes=passes, soft=recipe, lr=lr, batch=batch)
+
+
 _PROTOCOLS = {
     p.name: p
     for p in (
@@ -105,6 +133,21 @@ _PROTOCOLS = {
         _mtt("mtt-quick-v1", "100 passes, else as mtt-v1", 100, 51),
         _idc("idc-v1", "IDC's: 1000 passes, several operations per image and CutMix, batch 64", 1000),
         _idc("idc-quick-v1", "100 passes, else as idc-v1", 100),
+        _soft("soft-quick-v1", "a teacher's labels: 100 passes, batch 25, crops and CutMix", 100, "small", 2e-3, 25),
+        _soft(
+            "sre2l-cifar-v1", "SRe2L's for CIFAR: a teacher's labels, 400 passes, MixUp", 400, "sre2l_cifar", 1e-3, 128
+        ),
+        _soft(
+            "sre2l-imagenet-v1",
+            "SRe2L's for ImageNet: a teacher's labels, 300 passes, CutMix",
+            300,
+            "sre2l_imagenet",
+            1e-3,
+            1024,
+        ),
+        _soft("dwa-imagenet-v1", "DWA's for ImageNet: as SRe2L's, batch 128", 300, "dwa_imagenet", 1e-3, 128),
+        _soft("tiny-sgd-v1", "DWA's for Tiny-ImageNet: a teacher's labels, 200 passes, SGD", 200, "tiny_sgd", 0.2, 64),
+        _soft("rded-v1", "RDED's: a teacher's labels, 300 passes, shuffled patches, batch 50", 300, "rded", 1e-3, 50),
         Protocol(
             "ceiling-v1",
             "the whole real set: 30 passes, batch 128",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from datastill.data.biased.groups import GroupAccuracy
 
 
 def t_interval(values: Tensor, level: float = 0.95) -> float:
@@ -28,6 +32,39 @@ def spread_over(accuracies: Tensor) -> tuple[Tensor, str]:
     return accuracies.flatten(), "networks"
 
 
+@dataclass(frozen=True)
+class Groups:
+    """Accuracies on a biased set's test images by their bias attribute, means over networks.
+
+    Attributes:
+        aligned: of the images whose bias is the one that most training images of their class have.
+        conflicting: of the others.
+        matrix: by class and bias value, (C, B); NaN where there are no test images.
+    """
+
+    aligned: float
+    conflicting: float
+    matrix: Tensor
+
+    @classmethod
+    def of(cls, found: Sequence[GroupAccuracy]) -> Groups:
+        """The means over networks."""
+        count = len(found)
+        return cls(
+            sum(one.aligned for one in found) / count,
+            sum(one.conflicting for one in found) / count,
+            torch.stack([one.matrix for one in found]).mean(0),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, NaN as None."""
+        return {
+            "aligned": _number(self.aligned),
+            "conflicting": _number(self.conflicting),
+            "matrix": [[_number(round(a, 4)) for a in row] for row in self.matrix.tolist()],
+        }
+
+
 @dataclass
 class Arm:
     """One side of a comparison: the same protocol on one kind of set.
@@ -39,6 +76,7 @@ class Arm:
         compiled: whether compiled code did it.
         rates: learning rate of each set.
         tried: where the rate was chosen, the accuracy of every rate on real training images held back.
+        groups: on a biased set, accuracies by the bias attribute of test images.
     """
 
     name: str
@@ -49,6 +87,7 @@ class Arm:
     compiled: bool = False
     rates: list[float] = field(default_factory=list)
     tried: dict[float, float] = field(default_factory=dict)
+    groups: Groups | None = None
 
     @property
     def mean(self) -> float:
@@ -88,6 +127,7 @@ class Arm:
             "per_class": [_number(a) for a in self.per_class.tolist()],
             "seconds": round(self.seconds, 3),
             "lr": [float(rate) for rate in self.rates],
+            **({"groups": self.groups.to_dict()} if self.groups is not None else {}),
             **({"lr_tried": {f"{rate:g}": round(a, 6) for rate, a in self.tried.items()}} if self.tried else {}),
         }
 

@@ -13,7 +13,8 @@ student arrives that starts at theta*_t and takes N steps on the synthetic set a
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -23,10 +24,11 @@ from datastill.core.registry import (
     NOMINAL_STEP_SECONDS,
     Method,
     method,
-    nominal_seconds,
 )
+from datastill.methods._expert_time import CHOSEN, SETTLED, Pace, affordable, expert_seconds, with_short_experts
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import Self
 
     from datastill.core.plan import Decoder, Init, Plan, Task, UpdateRule
@@ -42,6 +44,7 @@ class MTT(Method):
     """Lead a student in a few steps to where an expert went in whole epochs."""
 
     compiles: ClassVar[bool] = False
+    settled_by_budget: ClassVar[frozenset[str]] = SETTLED
 
     steps: int = 5_000  #: image updates
     student_steps: int = 20  #: N, steps of the student on the synthetic set
@@ -78,7 +81,7 @@ class MTT(Method):
         from datastill.surrogates.experts import Experts
 
         self._check()
-        unit, rate = self._unit(), SyntheticLr(self.lr_kind, self.student_lr)
+        unit, rate = self.experts_unit(), SyntheticLr(self.lr_kind, self.student_lr)
         init, decoder = self._images(task)
         return Plan(
             init=init,
@@ -130,7 +133,7 @@ class MTT(Method):
             raise InputError('Canvases (canvas > 1) start from "real" images or from "noise", not from given images.')
         return CanvasInit(self.canvas, noise=self.init == "noise"), Texture(self.canvas, self.canvas_samples)
 
-    def _unit(self) -> ExpertsUnit:
+    def experts_unit(self) -> ExpertsUnit:
         """The experts that are trained, or taken from their folder."""
         from datastill.surrogates.experts import ExpertsUnit
         from datastill.surrogates.experts.policies.sgd import Sgd
@@ -176,48 +179,31 @@ class MTT(Method):
 
         Published rates of pixels and alpha do not carry over to that: they come from the first gradients.
         """
-        experts = self._expert_seconds(task)
-        if experts + self.steps * self._step_seconds(task) <= seconds:
+        return affordable(self, task, seconds)
+
+    def at_pace(self, task: Task, seconds: float, preparation: float, step: float) -> Self:
+        """As `scaled`, where each nominal second of experts and of steps takes so many."""
+        return affordable(self, task, seconds, Pace(preparation, step))
+
+    def with_cheap_preparation(self, task: Task, seconds: float, given: Collection[str]) -> Self:
+        """Experts of short epochs where all would take more than `seconds`; not where `given` names which to train."""
+        if CHOSEN & set(given) or expert_seconds(self, task) <= seconds:
             return self
-        cheap = self._cheap_experts(task, seconds / 2)
-        kind = "log" if self.lr_kind == "raw" else self.lr_kind
-        cheap = replace(cheap, student_steps=min(self.student_steps, 15), image_lr=0.0, lr_lr=0.0, lr_kind=kind)
-        left = seconds - cheap._expert_seconds(task)
-        if left < 100 * cheap._step_seconds(task):
-            images = task.ipc * task.classes * self.canvas_samples
-            batch = min(self.batch_syn or images, images, max(32, task.classes))
-            cheap = replace(cheap, student_steps=min(self.student_steps, 10), batch_syn=0 if batch == images else batch)
-        steps = int(left / cheap._step_seconds(task))
-        return replace(cheap, steps=max(20, min(self.steps, steps)))
+        starts = (self.max_start,) if "max_start" in given else ()
+        return with_short_experts(self, task, seconds, *starts)
 
-    def _cheap_experts(self, task: Task, seconds: float) -> Self:
-        """Up to ten experts of five epochs; an epoch has about twenty steps where all images do not fit."""
+    def nominal_preparation(self, task: Task) -> float:
+        """Seconds of all experts at the nominal speed."""
+        return expert_seconds(self, task)
+
+    @contextmanager
+    def rehearse(self, task: Task) -> Iterator[tuple[Self, float]]:
+        """This method on experts that are good for timing its steps alone, and the seconds that its own would take."""
         if self.experts:
-            from datastill.surrogates.experts import open_buffer
-
-            buffer = open_buffer(self.experts)
-            rate = buffer.meta["config"]["policy"].get("lr", self.student_lr)
-            return replace(self, max_start=max(1, min(self.max_start, buffer.epochs + 1 - self.span)), student_lr=rate)
-        short = replace(self, max_start=max(1, min(self.max_start, 4, self.expert_epochs + 1 - self.span)))
-        n, most = len(task.real), min(self.expert_count, 10)
-        few = replace(short, expert_count=min(most, 3), expert_part=min(self.expert_part, 1.0, 1024 / n))
-        afford = int(few.expert_count * seconds / few._expert_seconds(task))
-        count = max(min(most, 2), min(most, afford))
-        part = min(self.expert_part, max(few.expert_part, few.expert_part * afford / count))
-        batch = min(self.expert_batch, max(16, round(part * n / 20)))
-        return replace(short, expert_count=count, expert_part=part, expert_batch=batch, expert_lr=0.05, student_lr=0.05)
-
-    def _step_seconds(self, task: Task) -> float:
-        return nominal_seconds(self.macs_per_step(task), task.device.type)
-
-    def _expert_seconds(self, task: Task) -> float:
-        """Of all experts at the nominal speed, with what a step costs beside its arithmetic."""
-        if self.experts:
-            return 0.0
-        updates = math.ceil(self.expert_part * len(task.real) / self.expert_batch)
-        epochs = self.expert_count * (self.max_start - 1 + self.span)
-        work = self._unit().macs(task) / NOMINAL_MACS_PER_SECOND.get(task.device.type, 50e9)
-        return work + epochs * updates * NOMINAL_STEP_SECONDS
+            yield self, 0.0
+            return
+        with self.experts_unit().rehearse(task) as (path, seconds):
+            yield replace(self, experts=str(path), max_start=1), seconds
 
 
 def _overhead(task: Task) -> float:

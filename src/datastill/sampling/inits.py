@@ -29,10 +29,10 @@ def random_indices(real: RealSet, ipc: int, seed: int) -> Tensor:
     Every real start, the Random method and the Random arm of an evaluation take this one selection, so
     that they pair.
     """
-    return torch.cat([_shuffled(real, c, seed)[:ipc] for c in range(real.classes)])
+    return torch.cat([shuffled_members(real, c, seed)[:ipc] for c in range(real.classes)])
 
 
-def _shuffled(real: RealSet, c: int, seed: int) -> Tensor:
+def shuffled_members(real: RealSet, c: int, seed: int) -> Tensor:
     """All images of a class in the order of a seed's selection, (n_c,)."""
     members = real.class_index(c)
     return members[torch.randperm(len(members), generator=Rng(seed).generator("selection", c))]
@@ -49,9 +49,20 @@ def mixed_indices(real: RealSet, ipc: int, factor: int, seed: int) -> Tensor:
     check_ipc(real, ipc)
     chosen = []
     for c in range(real.classes):
-        order = _shuffled(real, c, seed)
+        order = shuffled_members(real, c, seed)
         chosen.append(order[torch.arange(ipc * factor**2) % len(order)].view(factor**2, ipc).T)
     return torch.cat(chosen)
+
+
+def mosaic(real: RealSet, index: Tensor, factor: int) -> Tensor:
+    """Images (n, c, h, w) whose tiles are the real images at `index` (n, factor^2), reduced to the nearest pixel."""
+    _, height, width = real.shape
+    corners = itertools.product(tile_edges(height, factor), tile_edges(width, factor))
+    made = torch.zeros(len(index), *real.shape)
+    for k, ((top, bottom), (left, right)) in enumerate(corners):
+        tile = F.interpolate(real.batch(index[:, k]).x, size=(bottom - top, right - left), mode="nearest")
+        made[:, :, top:bottom, left:right] = tile
+    return made
 
 
 @dataclass(frozen=True)
@@ -81,13 +92,7 @@ class MixReal:
     def images(self, task: Task, block: Block, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         """The mosaics, and `mixed`: the position in the real set of every tile, (n, factor^2)."""
         index = mixed_indices(task.real, task.ipc, self.factor, task.seed)[block.index]
-        _, height, width = task.real.shape
-        corners = itertools.product(tile_edges(height, self.factor), tile_edges(width, self.factor))
-        mosaic = torch.zeros(len(index), *task.real.shape)
-        for k, ((top, bottom), (left, right)) in enumerate(corners):
-            tile = F.interpolate(task.real.batch(index[:, k]).x, size=(bottom - top, right - left), mode="nearest")
-            mosaic[:, :, top:bottom, left:right] = tile
-        return mosaic, {"mixed": index}
+        return mosaic(task.real, index, self.factor), {"mixed": index}
 
     def describe(self) -> dict[str, Any]:
         """For the run's hash."""
@@ -142,7 +147,7 @@ class Given:
 
 
 def make_init(init: str | Tensor | Init, factor: int = 1, pixels: bool = False) -> Init:
-    """An initialisation from its name ("real", "mix" or "noise"), from images, or as it is.
+    """An initialisation from its name ("real", "mix", "noise" or "weighted"), from images, or as it is.
 
     Args:
         factor: of multi-formation, whose tiles "mix" fills with a real image each.
@@ -155,7 +160,14 @@ def make_init(init: str | Tensor | Init, factor: int = 1, pixels: bool = False) 
         return Given(init)
     if not isinstance(init, str):
         return init
-    known: dict[str, Init] = {"real": RandomReal(), "mix": MixReal(factor), "noise": Noise(pixels)}
+    from datastill.sampling.weighted import WeightedReal
+
+    known: dict[str, Init] = {
+        "real": RandomReal(),
+        "mix": MixReal(factor),
+        "noise": Noise(pixels),
+        "weighted": WeightedReal(factor),
+    }
     if init not in known:
         raise InputError(f"There is no initialisation {init!r}. {nearest(init, known)}")
     return known[init]

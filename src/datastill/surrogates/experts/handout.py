@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import pickle
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from datastill.core.errors import InputError
-from datastill.core.files import make_folder, write_error
-from datastill.data.store import MemmapStore, Store
+from datastill.data.shared import shared
 
 if TYPE_CHECKING:
-    from datastill.data.real import RealSet
     from datastill.surrogates.experts.job import Job
-
-
-class SharedStore(MemmapStore):
-    """A memory-mapped store that travels to another process as its path."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path,)
 
 
 @contextmanager
@@ -42,11 +30,9 @@ def portable(job: Job, parallel: bool, folder: Path) -> Iterator[Job | bytes]:
     if not parallel:
         yield job
         return
-    with tempfile.TemporaryDirectory(prefix="images-", dir=make_folder(folder)) as name:
-        real = _shared(job.real, Path(name) / "train.npy")
-        test = None if job.real.test is None else _shared(job.real.test, Path(name) / "test.npy")
+    with shared(job.real, folder) as real:
         try:
-            packed = pickle.dumps(replace(job, real=replace(real, test=test)))
+            packed = pickle.dumps(replace(job, real=real))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise InputError(
                 f"Workers build the network by its name, and {job.network} exists in this process alone ({error}); "
@@ -60,22 +46,3 @@ def unpacked(data: bytes) -> Job:
     """What `portable` made bytes of, in the process that `launch` gave them to."""
     job: Job = pickle.loads(data)
     return job
-
-
-def _shared(real: RealSet, path: Path) -> RealSet:
-    return replace(real, store=_write(real.store, path), test=None)
-
-
-def _write(store: Store, path: Path) -> SharedStore:
-    """The images as they are stored, (n, c, h, w); plain writes, since a memory map would end at a full disk."""
-    try:
-        with open(path, "wb") as file:
-            for chunk in store.chunks():
-                images = chunk.contiguous().numpy()
-                if not file.tell():
-                    header = {"descr": images.dtype.str, "fortran_order": False, "shape": (len(store), *store.shape)}
-                    np.lib.format.write_array_header_1_0(file, header)
-                file.write(images.tobytes())
-    except OSError as error:
-        raise write_error(path, error) from error
-    return SharedStore(path)

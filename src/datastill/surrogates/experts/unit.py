@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from datastill.core.files import digest
 from datastill.core.plan import Task
 from datastill.surrogates.experts.job import Job, make_job
 from datastill.surrogates.experts.policies import Policy, get_policy
+from datastill.surrogates.experts.rehearse import rehearse
 from datastill.surrogates.experts.store import ExpertBuffer, open_buffer
 from datastill.surrogates.experts.train import train_experts
 
@@ -90,6 +93,19 @@ class ExpertsUnit:
             kept = "nothing was saved" if task.folder is None else f"they are in {folder}; add --resume to go on"
             raise Interrupted(f"Stopped while experts were trained; {kept}.") from stop
         return {"path": _encode(folder if task.folder is None else inside)}
+
+    @contextmanager
+    def rehearse(self, task: Task) -> Iterator[tuple[Path, float]]:
+        """A folder of experts that are good for timing alone, and the seconds that `run` would take, as measured.
+
+        About a second of training; see `rehearse.rehearse`. Nothing of it is left behind.
+        """
+        job = self._job(task, Path())
+        with rehearse(job) as timed:
+            images = max(1, round(float(getattr(job.policy, "part", 1.0)) * len(task.real)))
+            updates = math.ceil(images / int(getattr(job.policy, "batch", 256)))
+            rounds = math.ceil(self.experts / self.workers)
+            yield timed.path, rounds * job.last * (updates * timed.update_seconds + timed.epoch_seconds)
 
     def open(self, task: Task, prepared: Mapping[str, Tensor]) -> ExpertBuffer:
         """The buffer that `run` made or found.

@@ -1,0 +1,148 @@
+"""`datastill study debias`: methods with and without weights against a bias, in one table."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datastill.cli.options import parse, plain_warnings, positional_first
+from datastill.core.errors import InputError, nearest
+
+ACTIONS = {"debias": "Distil a biased set by several methods, with and without weights against its bias."}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebiasOptions:
+    """What is crossed, and where it is kept."""
+
+    dataset: str = "cmnist"  #: cmnist, bg-fmnist or ccifar10, with options as in cmnist:severity=1,train=1000
+    ratio: float = 0.05  #: share of bias-conflicting training images
+    methods: tuple[str, ...] = ("random", "dm", "dsa", "idc")  #: which methods
+    debias: tuple[str, ...] = ("none", "kde", "oracle")  #: ways to weigh; options as in kde:variance=0.05
+    init: tuple[str, ...] = ("real",)  #: starts: real, noise, weighted
+    ipc: tuple[int, ...] = (10,)  #: images per class
+    seeds: int = 3  #: sets for each cell
+    networks: int = 3  #: networks that score each set
+    network: str | None = None  #: architecture; the ConvNet that fits if none
+    protocol: str = "dsa-quick-v1"  #: how networks are trained on a set
+    recipe: str = "auto"  #: auto (minutes on a laptop) or paper
+    set: tuple[str, ...] = field(default_factory=tuple)  #: values, steps=500 for all or dm.steps=500 for one method
+    device: str = "auto"  #: auto, cpu, cuda or mps
+    out: Path = Path("runs/debias")  #: folder of the study; the same command goes on in it
+    quiet: bool = False  #: say nothing but the table
+    json: bool = False  #: print the rows as JSON
+
+
+def main(args: list[str]) -> int:
+    """Parse and run."""
+    action, rest = positional_first(args)
+    if action is None and any(a in ("-h", "--help") for a in args):
+        print("usage: datastill study debias [options]\n\n" + ACTIONS["debias"])
+        return 0
+    if action not in ACTIONS:
+        hint = nearest(str(action), ACTIONS) if action else "Name one: debias."
+        raise InputError(f"There is no study {action!r}. {hint}" if action else hint)
+    options = parse(DebiasOptions, rest, "study debias", ACTIONS["debias"])
+    with plain_warnings(options.quiet):
+        return debias(options)
+
+
+def debias(options: DebiasOptions) -> int:
+    """Make what is missing, print the table."""
+    from datastill.cli.progress import Display
+    from datastill.core.files import write_json
+    from datastill.data import load_real
+    from datastill.studies.debias import DebiasStudy, rows
+
+    display = Display(options.quiet or options.json)
+    name, _, more = options.dataset.partition(":")
+    source = f"{name}:ratio={options.ratio}" + (f",{more}" if more else "")
+    display.say(f"Reading {source} ...")
+    real = load_real(source)
+    study = DebiasStudy(
+        methods=options.methods,
+        debias=options.debias,
+        inits=options.init,
+        ipcs=options.ipc,
+        seeds=options.seeds,
+        networks=options.networks,
+        network=options.network,
+        protocol=options.protocol,
+        recipe=options.recipe,
+        hyper=parse_values(options.set),
+        device=options.device,
+    )
+    total = len(study.cells())
+    count = 0
+
+    def on_cell(record: dict[str, Any]) -> None:
+        nonlocal count
+        count += 1
+        accuracy = 100 * sum(record["accuracies"]) / len(record["accuracies"])
+        what = f"{record['method']} {record['debias']}, {record['init']} start, ipc {record['ipc']}"
+        display.say(f"{count} of {total}: {what}, seed {record['seed']}: {accuracy:.1f} %")
+
+    with display.bars():
+        records = study.run(real, options.out, progress=display.update, on_cell=on_cell)
+    found = rows(records)
+    write_json(options.out / "study.json", {"data": real.describe(), "rows": _plain(found), "cells": records})
+    if options.json:
+        print(json.dumps(_plain(found), indent=2))
+        return 0
+    display.table(table(found, f"{source}, {options.protocol}, {options.seeds} sets x {options.networks} networks"))
+    display.say(f"Written to {options.out / 'study.json'}.")
+    return 0
+
+
+def table(found: list[dict[str, Any]], title: str) -> Any:
+    """The rows for people."""
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left")
+    for column in ("ipc", "method", "start", "weights", "test %", "± 95 %", "aligned", "conflicting", "conflict mass",
+                   "images in other colours", "CPU s"):  # fmt: skip
+        made.add_column(column, justify="left" if column in ("method", "start", "weights") else "right")
+    for row in found:
+        made.add_row(
+            str(row["ipc"]),
+            row["method"],
+            row["init"],
+            row["debias"],
+            *(_number(row[k], 1) for k in ("accuracy", "interval", "aligned", "conflicting")),
+            *(_number(row[k], 2) for k in ("conflict_mass", "conflicting_images")),
+            _number(row["cpu_seconds"], 0),
+        )
+    return made
+
+
+def parse_values(given: tuple[str, ...]) -> dict[str, Any]:
+    """{"steps": 500, "dm": {"real_batch": 64}} from "steps=500", "dm.real_batch=64"."""
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise InputError(f"{text!r} is not a value; write steps=500, or dm.steps=500 for one method.")
+        method, dot, inner = name.partition(".")
+        if dot:
+            found.setdefault(method, {})[inner] = _parsed(value)
+        else:
+            found[name] = _parsed(value)
+    return found
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _plain(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in found]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"

@@ -1,0 +1,188 @@
+"""Who labels in an evaluation whose protocol takes soft labels: the teacher of each set, for both arms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from datastill.core.artifact import DistilledSet
+from datastill.core.cost import pick_device
+from datastill.core.errors import InputError
+from datastill.core.plan import Progress, silent
+from datastill.evaluation.protocols import Protocol, get_protocol
+from datastill.labels.bank import LabelBank
+from datastill.labels.labeller import Labeller
+from datastill.surrogates.teachers import Teacher, as_teacher, load_teacher
+
+if TYPE_CHECKING:
+    from datastill.data.real import RealSet
+    from datastill.engines.soft_training import SoftSchedule
+
+#: Folders beside a set.
+TEACHER, BANK = "teacher", "labels"
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """The labeller and the bank of each set; neither where labels are hard."""
+
+    labellers: Sequence[Labeller | None]
+    banks: Sequence[LabelBank | None]
+    notes: list[str] = field(default_factory=list)
+
+    def on_line(self) -> Labelling:
+        """The same teachers without banks, which belong to the images of their set alone."""
+        return Labelling(self.labellers, [None] * len(self.labellers))
+
+
+def labelling(
+    sets: Sequence[DistilledSet],
+    protocol: Protocol,
+    schedule: SoftSchedule,
+    labels: str,
+    teacher: Any,
+    real: RealSet,
+    device: torch.device,
+) -> Labelling:
+    """Who labels each set under a soft protocol.
+
+    Args:
+        labels: "auto" or "soft": the teacher that comes with a set, or `teacher`; "hard": nobody.
+        teacher: one for all sets: a `Teacher` or its folder; None takes that of each set.
+
+    Raises:
+        InputError: a set comes without a teacher and none is given.
+    """
+    if labels == "hard":
+        return Labelling([None] * len(sets), [None] * len(sets), ["Labels: hard, for both arms."])
+    given = None if teacher is None else as_teacher(teacher)
+    teachers = [given or teacher_of(one) for one in sets]
+    missing = [one.name for one, found in zip(sets, teachers, strict=True) if found is None]
+    if missing:
+        raise InputError(
+            f"{protocol.name} trains on a teacher's labels, and {missing[0]} comes without a teacher; give one "
+            "(--teacher FOLDER), or train on hard labels (--labels hard)."
+        )
+    found = [t for t in teachers if t is not None]
+    labellers = [
+        Labeller([t.seen_from(real.space, real.class_names).to(device)], mode=schedule.teacher_mode) for t in found
+    ]
+    banks = [None if given is not None else bank_of(one, schedule) for one in sets]
+    return Labelling(labellers, banks, _notes(sets, found, banks))
+
+
+def teacher_of(one: DistilledSet) -> Teacher | None:
+    """The teacher that a set was made with, where it is at hand."""
+    companion = one.companions.get(TEACHER)
+    if isinstance(companion, Teacher):
+        return companion
+    if one.folder is not None and (one.folder / TEACHER).is_dir():
+        return load_teacher(one.folder / TEACHER)
+    return None
+
+
+def bank_of(one: DistilledSet, schedule: SoftSchedule) -> LabelBank | None:
+    """The label bank beside a set, if it was made for this way of training; a damaged one is refused."""
+    if one.folder is None or not (one.folder / BANK).is_dir():
+        return None
+    bank = LabelBank.open(one.folder / BANK)
+    fits = bank.spec == schedule.trace and bank.batch == schedule.batch and bank.mode == schedule.teacher_mode
+    if not fits:
+        return None
+    bank.check(one.images)
+    return bank
+
+
+def set_bytes(one: DistilledSet) -> int:
+    """Bytes of the stored images as 8-bit pixels."""
+    return sum(t.numel() for t in one.codes.values())
+
+
+def _notes(sets: Sequence[DistilledSet], teachers: list[Teacher], banks: Sequence[LabelBank | None]) -> list[str]:
+    first, size = teachers[0], set_bytes(sets[0])
+    accuracy = first.record.get("accuracy")
+    told = f", {100 * accuracy:.1f} % on the test split" if accuracy is not None else ""
+    notes = [f"Labels: by the teacher ({first.spec or type(first.network).__name__}{told}), for Random as well."]
+    bank = banks[0]
+    if bank is not None:
+        notes.append(f"Bytes: images {_told(size)} at 8 bits, stored labels {_told(bank.nbytes)}.")
+    else:
+        notes.append(f"Bytes: images {_told(size)} at 8 bits, teacher {_told(first.nbytes)}, which training needs.")
+    return notes
+
+
+def _told(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def relabel(
+    distilled: DistilledSet,
+    real: RealSet,
+    protocol: str | Protocol = "auto",
+    *,
+    passes: int | None = None,
+    teacher: Any = None,
+    dtype: str = "float16",
+    top_k: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> LabelBank:
+    """Store a teacher's labels of every view of a protocol beside a saved set, in its folder `labels`.
+
+    Whoever trains on the set then needs no teacher: `evaluate` under the protocol takes the bank.
+
+    Args:
+        real: the data that the set was made from; says Space, classes, and whether images may be mirrored.
+        protocol: a soft protocol; "auto" takes the one that the set asks for.
+        passes: how many to store; training comes back to the first when they are used up. None stores all.
+        teacher: who labels; None takes the teacher that comes with the set.
+        dtype: "float16" or "int8"; top_k: largest logits that are kept for each view, None for all.
+
+    Raises:
+        InputError: the set is not saved, has labels already or no teacher; or the protocol takes no soft labels.
+    """
+    if distilled.folder is None:
+        raise InputError("Labels are stored beside a set; save it first, or distil with out=.")
+    name = distilled.manifest.get("student", {}).get("protocol", "") if protocol == "auto" else protocol
+    recipe = get_protocol(name) if isinstance(name, str) else name
+    if not recipe.soft:
+        raise InputError(f"{recipe.name} trains on the set's own labels; name a soft protocol, such as soft-quick-v1.")
+    if (distilled.folder / BANK).exists():
+        raise InputError(f"{distilled.folder / BANK} is there already; remove it to label anew.")
+    where = pick_device(device)
+    data = real.with_space(distilled.space)
+    schedule = schedule_of(distilled, recipe, data)
+    who = labelling([distilled], recipe, schedule, "soft", teacher, data, where)
+    labeller = who.labellers[0]
+    assert labeller is not None
+    known = as_teacher(teacher) if teacher is not None else teacher_of(distilled)
+    return LabelBank.make(
+        distilled.folder / BANK,
+        distilled.images,
+        labeller,
+        schedule.trace,
+        epochs=schedule.epochs if passes is None else passes,
+        batch=schedule.batch,
+        seed=seed,
+        dtype=dtype,
+        top_k=top_k,
+        temperature=schedule.temperature if top_k is not None else None,
+        teacher=known.describe() if known is not None else None,
+        space=distilled.space,
+        progress=progress,
+        device=where,
+    )
+
+
+def schedule_of(one: DistilledSet, protocol: Protocol, data: RealSet, rate: float | None = None) -> SoftSchedule:
+    """How networks are trained on a set under a soft protocol; one made of patches has them shuffled."""
+    patches = int(one.manifest.get("student", {}).get("patches", 1))
+    return protocol.soft_schedule(data.name, data.shape, rate, patches)

@@ -1,0 +1,161 @@
+"""The files of a label bank: arrays written in one pass into a folder that appears when it is whole, and read again."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from datastill.core.errors import InputError
+from datastill.core.files import make_folder, write_error, write_json
+from datastill.labels.bank_labels import Array
+from datastill.labels.bank_layout import Layout
+
+HEADER = "bank.json"
+
+_CHUNK = 2**22
+
+
+class BankWriter:
+    """Writes arrays row by row into a hidden folder beside the target; `finish` gives it the target's name.
+
+    Left in any other way, the hidden folder is removed.
+
+    Raises:
+        InputError: something stands at the target already, the disk has too little space, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} is there already; delete it or choose another place for the label bank.")
+        make_folder(folder.parent)
+        free = shutil.disk_usage(folder.parent).free
+        if free < layout.nbytes:
+            raise InputError(
+                f"The label bank needs {layout.nbytes / 1e6:.0f} MB and {folder.parent} has {free / 1e6:.0f} MB free; "
+                "store fewer epochs, use top_k, or choose another place."
+            )
+        self.folder, self.layout = folder, layout
+        self._arrays: dict[str, _ArrayFile] = {}
+        try:
+            self._hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+            self._inside = self._hidden / folder.name  # has the permissions of an ordinary folder
+            self._inside.mkdir()
+        except OSError as error:
+            raise write_error(folder, error) from error
+
+    def add(self, rows: Mapping[str, Array]) -> None:
+        """Append rows to arrays: (rows, ...) each, in the dtype of its field or one that fits into it."""
+        try:
+            for name, values in rows.items():
+                if name not in self._arrays:
+                    self._arrays[name] = _ArrayFile(self._inside, name, self.layout)
+                self._arrays[name].add(values)
+        except OSError as error:
+            raise write_error(self.folder, error) from error
+
+    def finish(self, header: dict[str, Any]) -> dict[str, Any]:
+        """Write the header, with a hash of every array, and give the folder its name.
+
+        Returns:
+            The header as it was written.
+        """
+        try:
+            header = {**header, "files": {f"{name}.npy": array.close() for name, array in self._arrays.items()}}
+            write_json(self._inside / HEADER, header)
+            os.replace(self._inside, self.folder)
+        except OSError as error:
+            raise write_error(self.folder, error) from error
+        return header
+
+    def __enter__(self) -> BankWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for array in self._arrays.values():
+            array.file.close()
+        shutil.rmtree(self._hidden, ignore_errors=True)
+
+
+class _ArrayFile:
+    """One .npy file that grows to a shape known beforehand."""
+
+    def __init__(self, folder: Path, name: str, layout: Layout) -> None:
+        field = layout.fields()[name]
+        self.dtype = np.dtype(field.dtype)
+        self.missing = int(np.prod(layout.shape(field)))
+        self.file: IO[bytes] = (folder / f"{name}.npy").open("wb")
+        self._hash = hashlib.sha256()
+        self._described: dict[str, Any] | None
+        self._described = {"descr": self.dtype.str, "fortran_order": False, "shape": layout.shape(field)}
+
+    def add(self, values: Array) -> None:
+        if self._described is not None:
+            start = io.BytesIO()
+            np.lib.format.write_array_header_1_0(start, self._described)
+            self._described = None
+            self._write(start.getvalue())
+        self.missing -= values.size
+        self._write(np.ascontiguousarray(values, self.dtype).tobytes())
+
+    def close(self) -> str:
+        assert not self.missing, "every row is written once"
+        self.file.close()
+        return self._hash.hexdigest()
+
+    def _write(self, data: bytes) -> None:
+        self._hash.update(data)
+        self.file.write(data)
+
+
+def map_arrays(folder: Path, layout: Layout) -> dict[str, Array]:
+    """The arrays of a bank, memory-mapped and read-only.
+
+    Raises:
+        InputError: a file is missing, cut short, or not what the layout says.
+    """
+    arrays: dict[str, Array] = {}
+    for name, field in layout.fields().items():
+        path = folder / f"{name}.npy"
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError as error:
+            raise InputError(f"{path} is missing; the label bank is incomplete and must be made again.") from error
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path} is cut short or damaged ({error}); make the label bank again.") from error
+        if array.dtype != np.dtype(field.dtype) or array.shape != layout.shape(field):
+            raise InputError(
+                f"{path} holds {array.dtype} {array.shape}, not {np.dtype(field.dtype)} {layout.shape(field)} "
+                "as the bank's header says; make the label bank again."
+            )
+        arrays[name] = array
+    return arrays
+
+
+def refuse_damaged(folder: Path, hashes: Mapping[str, str], layout: Layout) -> None:
+    """Compare every array's file with its hash.
+
+    Raises:
+        InputError: a hash is missing, or the file has changed since it was written.
+    """
+    for name in layout.fields():
+        path = folder / f"{name}.npy"
+        sha = hashlib.sha256()
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    sha.update(chunk)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}); make the label bank again.") from error
+        if hashes.get(path.name) != sha.hexdigest():
+            raise InputError(f"{path} has changed since it was written; make the label bank again.")

@@ -1,0 +1,95 @@
+"""What `bank.json` says: whose labels they are, of which images, under which augmentation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datastill._version import __version__
+from datastill.augment.trace import TraceSpec
+from datastill.core.errors import InputError
+from datastill.core.files import digest
+from datastill.core.space import Space
+from datastill.labels.bank_labels import LabelCode
+from datastill.labels.bank_layout import Layout
+
+FORMAT, VERSION = "datastill-label-bank", 1
+
+#: How a stored seed becomes numbers; a bank of another generator is refused.
+RNG = "torch-cpu-mt19937"
+
+
+def make_header(
+    images: Tensor,
+    layout: Layout,
+    labeller: Mapping[str, Any],
+    seed: int,
+    teacher: Mapping[str, Any] | None,
+    space: Space | None,
+) -> dict[str, Any]:
+    """The header, but for the hashes of the arrays.
+
+    Args:
+        images: (n, c, h, w), those that are labelled.
+        layout: of the arrays.
+        labeller: how the labels are made, see `Labeller.describe`.
+        seed: of order and augmentation.
+        teacher: what the caller knows of the teachers.
+        space: of the images, if told.
+
+    Raises:
+        InputError: `teacher` is not JSON.
+    """
+    try:
+        json.dumps(dict(teacher or {}), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"What is told of the teacher must be JSON ({error}); use numbers and text.") from error
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "images": {"shape": list(images.shape), "hash": digest(images)},
+        "space": None if space is None else {"id": space.id, **space.to_dict()},
+        "teacher": dict(teacher or {}),
+        "labeller": dict(labeller),
+        "classes": layout.classes,
+        "epochs": layout.epochs,
+        "batch": layout.batch,
+        "seed": seed,
+        "augmentation": layout.trace.describe(),
+        "encoding": layout.encoding,
+        "rng": RNG,
+        "labels": dataclasses.asdict(layout.code),
+        "versions": {"datastill": __version__, "torch": torch.__version__},
+    }
+
+
+def read_layout(folder: Path, header: Any) -> Layout:
+    """The layout that a header tells of.
+
+    Raises:
+        InputError: no header of a label bank, one of another version, or an incomplete one.
+    """
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise InputError(f"{folder} is no label bank.")
+    if (header.get("version"), header.get("rng")) != (VERSION, RNG):
+        raise InputError(
+            f"The label bank {folder} is of version {header.get('version')} with {header.get('rng')}; "
+            f"this datastill reads version {VERSION} with {RNG}."
+        )
+    try:
+        count, _, height, width = (int(v) for v in header["images"]["shape"])
+        spec, code = TraceSpec.from_description(header["augmentation"]), LabelCode(**header["labels"])
+        classes, epochs, batch = (int(header[name]) for name in ("classes", "epochs", "batch"))
+        if {"mode", "combine"} - set(header["labeller"]) or "hash" not in header["images"] or "files" not in header:
+            raise KeyError("labeller, hash or files")
+        return Layout(count, (height, width), classes, epochs, batch, spec, header["encoding"], code)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"The header of the label bank {folder} is damaged ({error}); make it again.") from error

@@ -1,0 +1,55 @@
+"""Realistic, Diverse and Efficient Dataset Distillation (Sun, Shi, Yu and Lin, CVPR 2024, arXiv:2312.03526).
+
+S_c = the ipc * factor^2 crops of class c with the lowest CE(f(crop), c), one crop of a real image, factor x factor of
+them in a stored one, with f a network trained on the real set, which gives the labels too when a network is trained.
+
+- Needs: a network trained here (squeeze_passes) or brought (--teacher); batch norm is not needed.
+- Cost: C * candidates * crops network passes; no gradients.
+- Departs: a crop is padded with the mean colour of the data; images are kept as numbers, not as 8-bit files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from datastill.core.registry import Method, method
+from datastill.methods._squeezed import Squeezed
+
+if TYPE_CHECKING:
+    from datastill.core.plan import Plan, Task
+
+
+@method("rded", paper="arXiv:2312.03526", family="decoupled")
+@dataclass(frozen=True, kw_only=True)
+class RDED(Squeezed):
+    """Set together the crops of real images that a teacher is surest of; nothing is optimised."""
+
+    factor: int = 1  #: factor x factor crops in an image; 2 at 224 pixels
+    candidates: int = 300  #: real images of each class that are looked at
+    crops: int = 5  #: crops of each
+    low_scale: float = 0.08  #: smallest share of an image in a crop
+    pick: Literal["lowest", "random", "stratified"] = "lowest"  #: which of the best crops, by loss
+
+    paper_values: ClassVar[dict[str, Any]] = {"squeeze_passes": 200}
+
+    def build(self, task: Task) -> Plan:
+        """A selection: the start is the result."""
+        from datastill.core.plan import Plan
+        from datastill.decoders.pixels import Pixels
+        from datastill.sampling.patches import Patches
+
+        source = self.source()
+        return Plan(
+            init=Patches(source, self.factor, self.candidates, self.crops, self.low_scale, self.pick),
+            decoder=Pixels(),
+            prepare=(source,),
+            network=task.network,
+            student=lambda shared: {"labels": "teacher", "patches": self.factor},
+            companions=lambda prepared: {"teacher": source.teacher(task, prepared[source.name])},
+        )
+
+    def scaled(self, task: Task, seconds: float) -> Method:
+        """A shorter squeeze."""
+        scaled: Method = self.with_passes(task, seconds)
+        return scaled

@@ -1,0 +1,1 @@
+"""Studies: many cells of one question, each cell a file, resumable."""

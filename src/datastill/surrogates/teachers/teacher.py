@@ -1,0 +1,243 @@
+"""A teacher: a trained network with the Space and the class order that its weights belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from datastill.core.errors import InputError
+from datastill.core.files import digest, read_json, read_tensors, write_json, write_tensors
+from datastill.core.space import Space
+from datastill.models import resolve_network
+
+if TYPE_CHECKING:
+    from datastill.data.real import RealSet
+
+TENSORS = "teacher.safetensors"
+RECORD = "teacher.json"
+FORMAT = "datastill-teacher"
+#: Training images that a teacher is tried on before it is used.
+TRIAL_IMAGES = 2_000
+
+
+@dataclass(eq=False)
+class Teacher:
+    """A frozen network in evaluation mode, which takes images in its own Space.
+
+    Attributes:
+        network: maps (n, c, h, w) in `space` to logits (n, K).
+        space: what its weights were trained on.
+        class_names: of its K logits, in order.
+        size: image height and width.
+        spec: how `resolve_network` builds it again, or None for a module that only the caller has.
+        record: measurements and origin, JSON-able: `accuracy` on the test split, passes, seconds, ...
+    """
+
+    network: nn.Module
+    space: Space
+    class_names: tuple[str, ...]
+    channels: int
+    size: tuple[int, int]
+    spec: str | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.network.requires_grad_(False).eval()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
+        return self  # frozen; a method that names one as a field is copied often
+
+    def __str__(self) -> str:
+        return f"{self.spec or type(self.network).__name__}, {self.id}"
+
+    @cached_property
+    def id(self) -> str:
+        """A hash of weights, buffers, Space and classes."""
+        return str(digest([self.network.state_dict(), self.space.id, list(self.class_names)]))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights and buffers."""
+        return sum(t.numel() * t.element_size() for t in self.network.state_dict().values())
+
+    def seen_from(self, space: Space, class_names: Sequence[str]) -> nn.Module:
+        """The network for images in another Space, with a logit for each of `class_names` in that order.
+
+        The same module where nothing differs.
+
+        Raises:
+            InputError: it does not know one of the classes.
+        """
+        positions = None
+        if tuple(class_names) != self.class_names:
+            missing = [name for name in class_names if name not in self.class_names]
+            if missing:
+                raise InputError(
+                    f"The teacher does not know the class {missing[0]!r}; it has {len(self.class_names)} classes "
+                    f"({', '.join(self.class_names[:4])}, ...). Name its classes in the order of its logits "
+                    "(datastill teacher import --classes)."
+                )
+            positions = torch.tensor([self.class_names.index(name) for name in class_names])
+        if space == self.space and positions is None:
+            return self.network
+        return _Seen(self.network, self.space, space, positions).eval()
+
+    def check(self, real: RealSet, device: torch.device) -> float:
+        """Accuracy on up to 2,000 training images of a real set, each class alike.
+
+        Raises:
+            InputError: near chance, or shapes or classes do not fit.
+        """
+        if (self.channels, *self.size) != tuple(real.shape):
+            raise InputError(
+                f"The teacher takes images of {(self.channels, *self.size)} (channels, height, width) and "
+                f"{real.name} has {tuple(real.shape)}; load the data at that size (--size), or take another teacher."
+            )
+        seen = self.seen_from(real.space, real.class_names).to(device)
+        each = max(1, TRIAL_IMAGES // real.classes)
+        index = torch.cat([real.class_index(c)[:each] for c in range(real.classes)])
+        accuracy = _accuracy(seen, real, index, device)
+        chance = 1 / real.classes
+        if accuracy < chance + 0.15 * (1 - chance):
+            raise InputError(
+                f"The teacher is right on {100 * accuracy:.1f} % of {len(index):,} training images of {real.name}, "
+                f"and guessing gives {100 * chance:.1f} %: most likely its classes are in another order (give "
+                "--classes in the order of its logits), or it was trained on pixels normalised otherwise (--space)."
+            )
+        return accuracy
+
+    def test_accuracy(self, real: RealSet, device: torch.device) -> float | None:
+        """Accuracy on the test split, for the record; nothing is chosen by it. None without a test split."""
+        if real.test is None:
+            return None
+        seen = self.seen_from(real.space, real.class_names).to(device)
+        return _accuracy(seen, real.test, torch.arange(len(real.test)), device)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write weights and record; the record, which names the weights' hash, is written last."""
+        folder = Path(folder)
+        tensors = {f"weight/{n}": t for n, t in self.network.state_dict().items()}
+        tensors.update({f"space/{n}": t for n, t in self.space.tensors.items()})
+        write_tensors(folder / TENSORS, tensors, {"format": FORMAT})
+        write_json(folder / RECORD, {"format": FORMAT, "version": 1, **self.describe()})
+        return folder
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the weights, JSON-able."""
+        return {
+            "id": self.id,
+            "network": self.spec,
+            "space": self.space.to_dict(),
+            "classes": list(self.class_names),
+            "channels": self.channels,
+            "size": list(self.size),
+            "bytes": self.nbytes,
+            **self.record,
+        }
+
+
+class _Seen(nn.Module):
+    """A teacher for images in the Space of the data, with the logits of the data's classes."""
+
+    def __init__(self, network: nn.Module, own: Space, given: Space, positions: Tensor | None) -> None:
+        super().__init__()
+        self.network, self.own, self.given = network, own, given
+        self.register_buffer("positions", positions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.own != self.given:
+            x = self.own.encode(self.given.decode(x))
+        logits: Tensor = self.network(x)
+        return logits if self.positions is None else logits[:, self.positions]  # type: ignore[index]
+
+
+def _accuracy(network: nn.Module, real: RealSet, index: Tensor, device: torch.device) -> float:
+    right = 0
+    with torch.no_grad():
+        for part in index.split(200):
+            batch = real.batch(part)
+            right += int((network(batch.x.to(device)).argmax(1).cpu() == batch.y).sum())
+    return right / len(index)
+
+
+def load_teacher(folder: str | Path, network: nn.Module | None = None) -> Teacher:
+    """Read a teacher that `Teacher.save` wrote.
+
+    Args:
+        network: the module, for one that no name builds; its weights are overwritten.
+
+    Raises:
+        InputError: the folder holds no teacher, or weights and network do not fit.
+    """
+    folder = Path(folder)
+    if not (folder / RECORD).is_file():
+        raise InputError(
+            f"{folder} holds no teacher (no {RECORD}); make one with `datastill teacher train` or `import`."
+        )
+    record = read_json(folder / RECORD)
+    if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != 1:
+        raise InputError(f"{folder / RECORD} is no teacher that this datastill can read.")
+    tensors, _ = read_tensors(folder / TENSORS)
+    names = tuple(record["classes"])
+    size = (int(record["size"][0]), int(record["size"][1]))
+    module = network
+    if module is None:
+        if not record.get("network"):
+            raise InputError(f"The teacher in {folder} was a module of yours; give that module (network=...).")
+        module = resolve_network(record["network"], channels=record["channels"], classes=len(names), size=size)(0)
+    load_weights(module, {n.removeprefix("weight/"): t for n, t in tensors.items() if n.startswith("weight/")}, folder)
+    space = Space.from_dict(
+        record["space"], {n.removeprefix("space/"): t for n, t in tensors.items() if n.startswith("space/")}
+    )
+    known = ("format", "version", "id", "network", "space", "classes", "channels", "size", "bytes")
+    teacher = Teacher(
+        module,
+        space,
+        names,
+        record["channels"],
+        size,
+        record.get("network"),
+        {k: v for k, v in record.items() if k not in known},
+    )
+    if teacher.id != record["id"]:
+        raise InputError(f"The weights in {folder} are not those of its record; they were changed or damaged.")
+    return teacher
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], where: object) -> None:
+    """Load named tensors into a module; a common prefix such as `module.` is taken off.
+
+    Raises:
+        InputError: names or shapes do not fit; the first is named.
+    """
+    wanted = module.state_dict()
+    found = _renamed(weights, set(wanted))
+    missing = [n for n in wanted if n not in found and not n.endswith("num_batches_tracked")]
+    unknown = [n for n in found if n not in wanted]
+    if missing or unknown:
+        what = f"lack {missing[0]!r}" if missing else f"have {unknown[0]!r}, which the network has not"
+        raise InputError(f"The weights in {where} do not fit {type(module).__name__}: they {what}; name its network.")
+    for name, tensor in found.items():
+        if tensor.shape != wanted[name].shape:
+            raise InputError(
+                f"The weights in {where} do not fit {type(module).__name__}: {name!r} is {tuple(tensor.shape)} and "
+                f"{tuple(wanted[name].shape)} is needed."
+            )
+    module.load_state_dict(found, strict=False)
+
+
+def _renamed(weights: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """Names without the prefixes that wrappers put before them, and with the one that `wanted` has."""
+    found = weights
+    for prefix in ("module.", "model.", "network.", "_orig_mod."):
+        if found and not set(found) & wanted and all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): t for name, t in found.items()}
+    if not set(found) & wanted and all(name.startswith("module.") for name in wanted):
+        found = {f"module.{name}": t for name, t in found.items()}
+    return found

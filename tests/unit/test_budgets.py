@@ -1,0 +1,252 @@
+"""Budgets pay for experts too: what is rehearsed, what a time is turned into, what is written down and read back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datastill import distill, estimate, estimation, load_real
+from datastill.core.context import Context
+from datastill.core.errors import Interrupted
+from datastill.core.plan import Callback, Task
+from datastill.core.registry import NOMINAL_STEP_SECONDS
+from datastill.data import RealSet
+from datastill.estimation import within
+from datastill.jobs import Job, prepare_job
+from datastill.methods._expert_time import Pace, affordable, expert_seconds, step_seconds
+from datastill.methods.mtt import MTT
+from datastill.methods.tesla import TESLA
+from datastill.models import resolve_network
+from datastill.surrogates.experts import ExpertsUnit, open_buffer, train_experts
+from datastill.surrogates.experts.policies import Epoch, TrainingSet
+from datastill.surrogates.experts.policies.sgd import Sgd
+
+NETWORK = "convnet:width=8,depth=1"
+
+
+@pytest.fixture(scope="module")
+def digits() -> RealSet:
+    return load_real("digits")
+
+
+def task_of(real: RealSet, network: str = NETWORK, ipc: int = 1) -> Task:
+    factory = resolve_network(network, channels=real.shape[0], classes=real.classes, size=real.shape[1:])
+    return Task(real, ipc, factory)
+
+
+def job_of(real: RealSet, network: str = NETWORK, **hyper: Any) -> Job:
+    return prepare_job("mtt", real, ipc=1, network=network, device="cpu", **hyper)
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A policy whose update takes a known time and moves every weight."""
+
+    name: ClassVar[str] = "slow"
+
+    batch: int = 100
+    part: float = 0.5
+    seconds: float = 0.02
+
+    def epoch(self, network: torch.nn.Module, data: TrainingSet, epoch: Epoch) -> float:
+        for index in torch.arange(round(self.part * len(data.y))).split(self.batch):
+            time.sleep(self.seconds)
+            with torch.no_grad():
+                for p in network.parameters():
+                    p.add_(0.01)
+            epoch.on_batch(index, torch.zeros(len(index), 10))
+        return 0.0
+
+
+class TestRehearsal:
+    def test_the_seconds_are_those_of_all_updates(self, digits: RealSet) -> None:
+        unit = ExpertsUnit(experts=7, epochs=9, stop_after=4, policy=Slow())
+        with unit.rehearse(task_of(digits)) as (path, seconds):
+            assert len(open_buffer(path)) == 1
+        updates = 7 * 4 * 5  # half of 899 images, 100 at a time
+        assert 0.02 * updates <= seconds < 0.02 * updates * 1.5
+        assert not path.exists(), "nothing is left"
+        with replace(unit, experts=14).rehearse(task_of(digits)) as (_, twice):
+            assert twice == pytest.approx(2 * seconds, rel=0.4)
+        with replace(unit, experts=14, workers=2).rehearse(task_of(digits)) as (_, two):
+            assert two == pytest.approx(seconds, rel=0.4)
+
+    def test_its_buffer_is_one_to_time_steps_on(self, digits: RealSet) -> None:
+        """Of the task's network and data, and its expert moves; the global generators are checked around every test."""
+        task, method = task_of(digits), MTT(span=3, max_start=9, expert_epochs=20)
+        with method.rehearse(task) as (stand_in, seconds):
+            assert seconds > 0
+            assert (stand_in.max_start, stand_in.student_steps) == (1, method.student_steps)
+            assert stand_in.nominal_preparation(task) == 0
+            buffer = open_buffer(stand_in.experts)
+            buffer.check(task.network, digits)
+            rows = buffer.rows(0, range(4))
+            assert all(float((a - b).norm()) > 0 for a, b in zip(rows[1:], rows[:-1], strict=True))
+
+    def test_a_network_with_statistics_and_a_policy_of_one_update(self, digits: RealSet) -> None:
+        task = task_of(digits, NETWORK + ",norm=batch")
+        with ExpertsUnit(experts=1, epochs=2, policy="sgd:batch=5000").rehearse(task) as (_, seconds):
+            assert seconds > 0
+
+    def test_experts_that_are_given_cost_nothing(self, digits: RealSet, tmp_path: Path) -> None:
+        task = task_of(digits)
+        train_experts(digits, task.network, tmp_path / "b", experts=1, epochs=3, policy="sgd:batch=100")
+        method = MTT(experts=str(tmp_path / "b"), max_start=1)
+        with method.rehearse(task) as (same, seconds):
+            assert (same, seconds) == (method, 0.0)
+
+    def test_estimates_are_measured(self, digits: RealSet, monkeypatch: pytest.MonkeyPatch) -> None:
+        slow = Slow(part=1.0)
+        monkeypatch.setattr(Sgd, "epoch", lambda policy, *rest: slow.epoch(*rest))
+        few: dict[str, Any] = {"expert_count": 2, "expert_epochs": 3, "max_start": 2, "expert_batch": 100, "steps": 5}
+        few |= {"student_steps": 3, "network": NETWORK}
+        told = estimate("mtt", digits, ipc=1, **few)
+        cost = distill("mtt", digits, ipc=1, **few).manifest["cost"]
+        assert 1.08 <= told.prepare_seconds < 2.5, "2 experts of 3 epochs of 9 updates"
+        assert 1.08 <= cost["prepare_seconds"] < 2.5
+        assert 0 < told.seconds_per_step < 1
+        assert told.paper_seconds >= told.prepare_seconds
+
+
+def total(method: MTT, task: Task, pace: Pace) -> float:
+    return pace.experts * expert_seconds(method, task) + method.steps * pace.step * step_seconds(method, task)
+
+
+class TestScaling:
+    @settings(max_examples=60, deadline=None)
+    @given(
+        seconds=st.floats(20.0, 5000.0),
+        experts=st.floats(0.05, 4.0),
+        step=st.floats(0.05, 4.0),
+        method=st.sampled_from([MTT(), TESLA(), MTT(student_steps=50, max_start=2, image_lr=100.0, lr_kind="raw")]),
+        network=st.sampled_from([NETWORK, "convnet:width=64,depth=2"]),
+    )
+    def test_what_fits(self, seconds: float, experts: float, step: float, method: MTT, network: str) -> None:
+        task, pace = task_of(load_real("digits"), network), Pace(experts, step)
+        found = affordable(method, task, seconds, pace)
+        if total(method, task, pace) <= seconds:
+            assert found == method
+            return
+        fewest = found.expert_count == 2 and round(found.expert_part * 899) == 128
+        assert fewest or pace.experts * expert_seconds(found, task) <= 0.5001 * seconds
+        few = found.steps == 20  # the fewest
+        assert few or total(found, task, pace) <= 1.01 * seconds
+        assert found.steps == method.steps or few or total(found, task, pace) >= 0.9 * seconds
+        assert (found.image_lr, found.lr_lr, found.lr_kind) == (0.0, 0.0, "log")
+        assert found.expert_count >= 2
+
+    def test_short_times_make_epochs_shorter_than_a_thousand_images(self) -> None:
+        x = torch.rand(20_000, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        task = task_of(load_real((x, torch.arange(20_000) % 10)), "convnet:width=64,depth=2")
+        found = [affordable(MTT(), task, seconds) for seconds in (2.0, 5.0, 120.0, 1200.0)]
+        sizes = [f.expert_part * f.expert_count for f in found]
+        assert sizes == sorted(sizes)
+        assert found[0].expert_count == 2
+        assert round(found[0].expert_part * 20_000) >= 128
+        assert found[0].expert_part < 1024 / 20_000 <= found[2].expert_part
+        assert expert_seconds(found[1], task) <= 2.6
+
+    def test_a_pace_measured_twice_mostly_gives_the_same_experts(self) -> None:
+        assert Pace().of_experts == 1.0
+        assert Pace(0.6).of_experts == Pace(0.7).of_experts == pytest.approx(2**-0.5)
+        assert all(1.0 <= Pace(p).of_experts / p < 1.415 for p in (0.1, 0.33, 0.9, 1.1, 3.0))
+
+    def test_given_steps_leave_the_experts_to_the_clock(self, digits: RealSet) -> None:
+        task, method = task_of(digits, "convnet:width=64,depth=2"), MTT(steps=7, image_lr=100.0, lr_kind="raw")
+        found = method.with_cheap_preparation(task, 60.0, {"steps"})
+        assert expert_seconds(method, task) > 60 >= expert_seconds(found, task)
+        assert (found.steps, found.student_steps) == (7, method.student_steps)
+        assert (found.image_lr, found.lr_kind) == (0.0, "log")
+        assert found.max_start == 4
+        wide = method.with_cheap_preparation(task, 60.0, {"steps", "max_start"})
+        assert wide.max_start == 20
+        assert expert_seconds(wide, task) <= 60
+        for name in ("experts", "expert_count", "expert_epochs", "expert_part"):
+            assert method.with_cheap_preparation(task, 60.0, {"steps", name}) is method
+        assert method.with_cheap_preparation(task, 1e6, {"steps"}) is method
+
+
+#: Seconds of an expert's update and of a step, as `measure` is made to find them.
+UPDATE, STEP = 0.05, 0.2
+
+
+def pretend(job: Job, seconds: float = 2.0) -> tuple[float, float]:
+    """A machine on which only updates of experts and steps take time."""
+    method = job.method
+    assert isinstance(method, MTT)
+    updates = -(-round(method.expert_part * len(job.task.real)) // method.expert_batch)
+    return STEP, UPDATE * updates * method.expert_count * (method.max_start - 1 + method.span)
+
+
+class TestBudget:
+    @pytest.mark.parametrize("seconds", [20.0, 60.0, 300.0])
+    def test_experts_and_steps_share_it(self, seconds: float, digits: RealSet, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(estimation, "measure", pretend)
+        job = within(job_of(digits), seconds, None, False)
+        step, preparing = pretend(job)
+        assert preparing <= 0.55 * seconds
+        assert 0.75 * seconds <= preparing + step * job.method.steps <= 1.05 * seconds  # type: ignore[attr-defined]
+        assert f"a budget of {seconds:g} seconds became {job.method.steps} steps after about" in job.notes[-1]  # type: ignore[attr-defined]
+
+    def test_given_experts_leave_all_of_it_to_the_steps(
+        self, digits: RealSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        train_experts(digits, task_of(digits).network, tmp_path / "b", experts=1, epochs=3, policy="sgd:lr=0.05")
+        monkeypatch.setattr(estimation, "measure", lambda job, seconds=2.0: (STEP, 0.0))
+        job = within(job_of(digits, experts=str(tmp_path / "b")), 60.0, None, False)
+        assert job.method.steps == pytest.approx(60.0 / STEP, rel=0.02)  # type: ignore[attr-defined]
+        assert "preparation" not in job.notes[-1]
+
+    def test_a_method_without_preparation_is_measured_as_before(
+        self, digits: RealSet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(estimation, "measure", lambda job, seconds=2.0: (0.5, 0.0))
+        job = prepare_job("dm", digits, ipc=1, network=NETWORK, real_batch=8)
+        assert within(job, 10.0, None, False).method.steps == 20  # type: ignore[attr-defined]
+
+    def test_a_run_goes_on_with_the_numbers_that_it_began_with(
+        self, digits: RealSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Stop(Callback):
+            def after_step(self, context: Context) -> None:
+                if context.step == 3:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        run: Callable[..., Any] = lambda **more: distill(  # noqa: E731
+            "mtt", digits, ipc=1, network=NETWORK, budget=8.0, out=tmp_path / "run", **more
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(estimation, "measure", pretend)
+            with pytest.raises(Interrupted):
+                run(callbacks=[Stop()])
+        hyper = json.loads((tmp_path / "run" / "config.json").read_text())["hyper"]
+        monkeypatch.setattr(estimation, "measure", None)  # measured once
+        made = run(resume=True)
+        assert made.manifest["hyper"] == hyper
+        assert made.manifest["cost"]["steps"] == hyper["steps"]
+        (experts,) = (p for p in (tmp_path / "run" / "prepare").iterdir() if p.is_dir())
+        assert len(open_buffer(experts)) == hyper["expert_count"] < 100
+
+    @pytest.mark.slow
+    def test_a_run_takes_about_its_budget(self, digits: RealSet) -> None:
+        cost = distill("mtt", digits, ipc=1, network=NETWORK, budget=10.0).manifest["cost"]
+        assert 0 < cost["prepare_seconds"] < 10
+        assert 3 < cost["seconds"] + cost["prepare_seconds"] < 20, "generous: other work may run beside a test"
+
+    def test_experts_count_at_the_nominal_speed_as_updates_do(self, digits: RealSet) -> None:
+        task = task_of(digits)
+        method = MTT(expert_count=3, max_start=4, expert_batch=100, expert_part=0.5)
+        updates = 3 * 5 * 5
+        work = 3 * 15 * 0.5 * 899 * task.network.macs / 50e9
+        assert expert_seconds(method, task) == pytest.approx(updates * NOMINAL_STEP_SECONDS + work)

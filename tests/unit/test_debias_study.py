@@ -1,0 +1,106 @@
+"""The de-biasing study and `--debias`: cells, resuming, groups."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import datastill
+from datastill.cli import main
+from datastill.core.errors import InputError
+from datastill.core.rng import Rng
+from datastill.data.biased.coloured import colours
+from datastill.debias.reweight import weighted_set
+from datastill.studies.debias import DebiasStudy, nearest_colour, rows
+
+NET = "convnet:width=4,depth=1"
+
+
+@pytest.fixture(scope="module")
+def biased(real_data: Path) -> datastill.data.RealSet:
+    return datastill.load_real("cmnist:ratio=0.1,train=200,test=200,severity=1")
+
+
+def study(**more: object) -> DebiasStudy:
+    values = {"methods": ("random", "dm"), "debias": ("none", "oracle"), "ipcs": (1,), "seeds": 2, "networks": 1}
+    values |= {"network": NET, "hyper": {"steps": 2, "dm": {"real_batch": 8}}}
+    return DebiasStudy(**{**values, **more})
+
+
+def test_cells_are_crossed_once_and_seeds_come_last():
+    cells = study(inits=("real", "noise")).cells()
+    names = [(c["method"], c["debias"], c["init"], c["seed"]) for c in cells]
+    assert len(set(names)) == len(names) == 2 * (2 + 4)  # random has its draw, DM two starts
+    assert [n[3] for n in names] == sorted(n[3] for n in names)
+    assert {n[2] for n in names if n[0] == "random"} == {"real", "weighted"}
+    assert cells[-1]["hyper"] == {"steps": 2, "real_batch": 8}
+
+
+def test_a_study_goes_on_where_it_was_and_reports_groups(biased, tmp_path: Path):
+    first = study().run(biased, tmp_path)
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "cells").iterdir()}
+    again = study().run(biased, tmp_path)
+    assert first == again
+    assert files == {p: p.stat().st_mtime_ns for p in (tmp_path / "cells").iterdir()}
+    for one in first:
+        matrix = torch.tensor([[float("nan") if v is None else v for v in row] for row in one["matrix"]])
+        assert matrix.shape == (10, 10)
+        assert 0 <= one["aligned"] <= 1
+        assert 0 <= one["conflicting"] <= 1
+    found = {(r["method"], r["debias"]): r for r in rows(first)}
+    assert found["dm", "oracle"]["conflict_mass"] > 0.5
+    assert found["dm", "none"]["sets"] == 2
+
+
+def test_weights_change_what_dm_matches_and_the_manifest_says_how(biased):
+    plain = datastill.distill("dm", biased, ipc=1, network=NET, steps=2, real_batch=16)
+    weighed = datastill.distill("dm", biased, ipc=1, network=NET, steps=2, real_batch=16, debias="oracle")
+    assert not torch.equal(plain.images, weighed.images)
+    assert weighed.manifest["debias"]["how"] == "oracle"
+    assert "debias" not in plain.manifest
+
+
+def test_words_for_weights_are_checked(biased):
+    real, told = weighted_set(biased, "none", 0)
+    assert real.weights is None
+    assert told["how"] == "none"
+    with pytest.raises(InputError, match="no way 'kdee'"):
+        weighted_set(biased, "kdee", 0)
+    with pytest.raises(InputError, match="must be a float"):
+        weighted_set(biased, "kde:power=much", 0)
+    with pytest.raises(InputError, match="no option 'width2'"):
+        weighted_set(biased, "kde:width2=3", 0)
+
+
+def test_study_of_a_set_without_bias_labels_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="biased set"):
+        study().run(datastill.load_real("digits"), tmp_path)
+
+
+def test_nearest_colour_is_that_of_the_strokes():
+    generator = Rng(0).generator("strokes")
+    grey = torch.rand(10, 1, 8, 8, generator=generator) * (torch.rand(10, 1, 8, 8, generator=generator) < 0.4)
+    painted = grey * torch.from_numpy(colours(10)).float()[:, :, None, None]
+    assert torch.equal(nearest_colour(painted, 10), torch.arange(10))
+
+
+def test_the_command_prints_rows_as_json(biased, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    args = "study debias --dataset cmnist:train=200,test=200,severity=1 --ratio 0.1 --methods dm --debias none --ipc 1"
+    args += f" --seeds 1 --networks 1 --network {NET} --set steps=2 dm.real_batch=8 --out {tmp_path / 's'} --json"
+    assert main(args.split()) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["method"] == "dm"
+    assert row["sets"] == 1
+    assert (tmp_path / "s" / "study.json").is_file()
+
+
+def test_evaluation_of_a_biased_set_has_groups(biased):
+    made = datastill.distill("random", biased, ipc=1, network=NET)
+    found = datastill.evaluate(made, biased, networks=2, protocol="dc-v1")
+    groups = found.distilled.groups
+    share = (biased.test.bias == biased.test.labels).double().mean()
+    mean = groups.aligned * float(share) + groups.conflicting * (1 - float(share))
+    assert mean == pytest.approx(found.mean, abs=1e-9)

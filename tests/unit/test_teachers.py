@@ -1,0 +1,129 @@
+"""Teachers: trained, saved, read, brought, and refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from datastill.core.errors import InputError
+from datastill.core.rng import isolated
+from datastill.core.space import Space, normalised
+from datastill.surrogates.teachers import Brought, Squeeze, Teacher, load_teacher
+from datastill.surrogates.teachers.bring import bring_teacher, read_weights, space_from
+from decoupled_data import NETWORK, digits, prepared, task_of, teacher
+
+
+def test_squeeze_is_a_function_of_its_key_and_learns():
+    again = Squeeze(12, batch=64).run(task_of(digits()))
+    first = prepared()
+    assert all(torch.equal(first[n], again[n]) for n in first if n.startswith("weight/"))
+    assert float(first["accuracy"]) > 0.9
+    made = teacher()
+    assert not made.network.training
+    assert not any(p.requires_grad for p in made.network.parameters())
+
+
+def test_squeeze_without_batch_norm_is_refused():
+    with pytest.raises(InputError, match="no batch norm"):
+        Squeeze(1).run(task_of(digits(), "convnet:width=8,depth=2"))
+
+
+def test_round_trip_is_exact_and_damage_is_seen(tmp_path: Path):
+    made = teacher()
+    made.save(tmp_path / "t")
+    read = load_teacher(tmp_path / "t")
+    assert read.id == made.id
+    assert read.space == made.space
+    assert read.class_names == made.class_names
+    x = digits().batch(torch.arange(5)).x
+    assert torch.equal(read.network(x), made.network(x))
+    record = json.loads((tmp_path / "t" / "teacher.json").read_text())
+    (tmp_path / "t" / "teacher.json").write_text(json.dumps({**record, "classes": record["classes"][::-1]}))
+    with pytest.raises(InputError, match="changed or damaged"):
+        load_teacher(tmp_path / "t")
+    with pytest.raises(InputError, match="holds no teacher"):
+        load_teacher(tmp_path)
+
+
+def test_classes_in_another_order_are_found_by_name():
+    made = teacher()
+    names = made.class_names[::-1]
+    seen = made.seen_from(made.space, names)
+    x = digits().batch(torch.arange(7)).x
+    assert torch.equal(seen(x), made.network(x).flip(1))
+    few = made.seen_from(made.space, made.class_names[2:4])
+    assert torch.equal(few(x), made.network(x)[:, 2:4])
+    with pytest.raises(InputError, match="does not know the class 'ten'"):
+        made.seen_from(made.space, ("ten",))
+
+
+def test_teacher_with_shuffled_classes_is_refused_with_the_likely_cause():
+    made = teacher()
+    wrong = Teacher(made.network, made.space, made.class_names[::-1], made.channels, made.size)
+    with pytest.raises(InputError, match="classes are in another order"):
+        wrong.check(digits(), torch.device("cpu"))
+    with pytest.raises(InputError, match="another order"):
+        Brought(wrong).run(task_of(digits()))
+
+
+def test_teacher_of_another_space_sees_its_own_numbers():
+    made, real = teacher(), digits()
+    raw = real.with_space(Space())
+    x = real.batch(torch.arange(6))
+    seen = made.seen_from(raw.space, made.class_names)
+    torch.testing.assert_close(seen(raw.batch(torch.arange(6)).x), made.network(x.x), atol=1e-4, rtol=1e-4)
+    assert made.check(raw, torch.device("cpu")) > 0.9
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("kind", ["safetensors", "pt", "checkpoint"])
+def test_weights_files_of_users(tmp_path: Path, kind: str, wrapped: bool):
+    from safetensors.torch import save_file
+
+    made = teacher()
+    weights = {("module." if wrapped else "") + n: t.clone() for n, t in made.network.state_dict().items()}
+    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pt")
+    if kind == "safetensors":
+        save_file(weights, path)
+    else:
+        torch.save(weights if kind == "pt" else {"state_dict": weights, "epoch": 3}, path)
+    brought = bring_teacher(digits(), NETWORK, path)
+    x = digits().batch(torch.arange(4)).x
+    assert torch.equal(brought.network(x), made.network(x))
+
+
+def test_hostile_or_foreign_weights_are_refused(tmp_path: Path):
+    torch.save(nn.ReLU(), tmp_path / "module.pt")  # a pickled module is code
+    with pytest.raises(InputError, match="weights alone"):
+        read_weights(tmp_path / "module.pt")
+    torch.save({"a": 1}, tmp_path / "numbers.pt")
+    with pytest.raises(InputError, match="no named weights"):
+        read_weights(tmp_path / "numbers.pt")
+    with pytest.raises(InputError, match="no weights file"):
+        read_weights(tmp_path / "absent.pt")
+    torch.save({"other.weight": torch.zeros(2)}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="do not fit"):
+        bring_teacher(digits(), NETWORK, tmp_path / "other.pt")
+
+
+def test_pixels_in_words():
+    real = digits()
+    assert space_from(None, real) == real.space
+    assert space_from("raw", real) == Space()
+    assert space_from(".5/.25", real) == normalised((0.5,), (0.25,))
+    with pytest.raises(InputError, match="channels"):
+        space_from("cifar10", real)
+    with pytest.raises(InputError, match="mean/std"):
+        space_from("usual", real)
+
+
+def test_wrong_size_is_told():
+    with isolated(0):
+        made = Teacher(nn.Sequential(nn.Conv2d(1, 2, 3)), Space(), ("a", "b"), 1, (28, 28))
+    with pytest.raises(InputError, match="--size"):
+        made.check(replace(digits()), torch.device("cpu"))
