@@ -71,6 +71,7 @@ class Job:
                 "precision": self.task.precision,
                 "compile": self.task.compile,
                 "threads": torch.get_num_threads(),
+                **({"drawn_by_weight": True} if self.debias is not None and self.debias.get("draw") else {}),
                 "chunk": chunk_for((plan.network or self.task.network).macs, self.task.device),
             }
         )

@@ -29,6 +29,8 @@ from datastill.jobs import CONFIG, Job, as_begun, hyper_of, prepare_job
 from datastill.launch import check_workers
 from datastill.models import resolve_network
 from datastill.report.card import write_card_and_preview
+from datastill.sampling.samplers import ClassBatches, ClassEpochs
+from datastill.sampling.weighted import WeightedClassBatches
 
 
 def distill(
@@ -158,7 +160,7 @@ def run_job(
     stored = _stored(folder)
     if stored is not None:
         job = as_begun(job, stored)
-    plan = job.method.build(job.task)
+    plan = drawn_by_weight(job, job.method.build(job.task))
     with threads_for((plan.network or job.task.network).macs):
         if stored is not None:  # the caller's number comes back afterwards
             torch.set_num_threads(int(stored.get("threads", torch.get_num_threads())))
@@ -181,6 +183,21 @@ def _run_apart(
     if spread.shard is not None:
         i, n = spread.shard
         raise Interrupted(f"The {len(blocks)} blocks of share {i}/{n} are done; when all shares are, run without it.")
+
+
+def drawn_by_weight(job: Job, plan: Plan) -> Plan:
+    """The plan with real images drawn in proportion to their weights, where `debias` asks for that.
+
+    Raises:
+        InputError: the method does not draw class batches.
+    """
+    if job.debias is None or not job.debias.get("draw") or job.task.real.weights is None:
+        return plan
+    if not isinstance(plan.sampler, ClassBatches | ClassEpochs):
+        raise InputError(
+            f"{job.method_name} does not draw class batches of real images; leave draw=true out of debias."
+        )
+    return replace(plan, sampler=WeightedClassBatches(plan.sampler.n))
 
 
 def _stored(folder: Path | None) -> dict[str, Any] | None:

@@ -104,3 +104,14 @@ def test_evaluation_of_a_biased_set_has_groups(biased):
     share = (biased.test.bias == biased.test.labels).double().mean()
     mean = groups.aligned * float(share) + groups.conflicting * (1 - float(share))
     assert mean == pytest.approx(found.mean, abs=1e-9)
+
+
+def test_drawing_by_weight_replaces_weighing(biased):
+    common = {"ipc": 1, "network": NET, "steps": 2, "real_batch": 16}
+    drawn = datastill.distill("dm", biased, debias="oracle:draw=true", **common)
+    weighed = datastill.distill("dm", biased, debias="oracle", **common)
+    assert not torch.equal(drawn.images, weighed.images)
+    with pytest.raises(InputError, match="true or false"):
+        datastill.distill("dm", biased, debias="oracle:draw=maybe", **common)
+    with pytest.raises(InputError, match="class batches"):
+        datastill.distill("random", biased, ipc=1, debias="oracle:draw=true")

@@ -140,7 +140,9 @@ def weighted_set(
 ) -> tuple[RealSet, dict[str, Any]]:
     """`debias` from words: "kde", "oracle", or with options as in "kde:variance=0.05,power=1".
 
-    Weights are kept in the cache, so that runs of several methods share them.
+    Weights are kept in the cache, so that runs of several methods share them. With "draw=true" real images are drawn in
+    proportion to their weights and then count alike, where otherwise they are drawn alike and weighted: the expectation
+    is the same, the variance of small batches smaller.
 
     Raises:
         InputError: as `debias`, or an option that is no number or word of the kind that it takes.
@@ -149,9 +151,18 @@ def weighted_set(
 
     data = real if isinstance(real, RealSet) else load_real(real)
     how, given = split_options(text)
+    draw = _flag("draw", given.pop("draw", "false"))
     options = {name: _value(name, value) for name, value in given.items()}
     folder = cache_folder() / "weights"
-    return debias(data, how, seed=seed, device=device, progress=progress, folder=folder, **options)
+    weighted, report = debias(data, how, seed=seed, device=device, progress=progress, folder=folder, **options)
+    return weighted, {**report, "draw": draw}
+
+
+def _flag(name: str, text: str) -> bool:
+    known = {"true": True, "false": False}
+    if text.lower() not in known:
+        raise InputError(f"The option {name}={text} of --debias must be true or false.")
+    return known[text.lower()]
 
 
 def _value(name: str, text: str) -> Any:
