@@ -25,14 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SIDES = (
-    "literal",
-    "literal, tuned",
-    "datastill",
-    "datastill compiled",
-    "datastill bf16",
-    "datastill bf16 compiled",
-)
+SIDES = ("literal", "literal, tuned", "datastill", "datastill bf16")
 BATCH, IMAGE, CLASSES, MACS = 256, (3, 32, 32), 10, 50.7e6
 ALL = "color_crop_cutout_flip_scale_rotate"
 EXPERTS = 2  #: of the pool
@@ -77,12 +70,8 @@ def ours(side: str, batches: int, folder: Path) -> Callable[[], object]:
     from datastill.surrogates.experts.job import begin, make_job
 
     factory = resolve_network("convnet", channels=IMAGE[0], classes=CLASSES, size=IMAGE[1:])
-    options: dict[str, Any] = {"augment": ALL, "epochs": 10_000}
-    if "bf16" in side:
-        options["precision"] = "bf16"
-    if "compiled" in side:
-        options["compile"] = "on"
-    job = make_job(real_set(batches), factory, folder, **options)
+    precision = "bf16" if side.endswith("bf16") else "float32"
+    job = make_job(real_set(batches), factory, folder, augment=ALL, epochs=10_000, precision=precision)
     begin(job)
     training = train._Training(job, 0, StopRequest())
     data = train.training_set(job)

@@ -367,6 +367,26 @@ class TestTraining:
             train_experts(real, network, made, **FAST | change)
         assert sums(made) == before
 
+    def test_half_the_precision_is_another_buffer(self, tmp_path, made, real, network):
+        """Arithmetic in bf16 alone: experts go the same way, a rounding error beside, from the same start."""
+        halved = train_experts(real, network, tmp_path / "bf16", precision="bf16", workers=2, **FAST)
+        assert halved.meta["config"]["precision"] == "bf16"
+        assert "precision" not in open_buffer(made).meta["config"], "buffers from before stay what they were"
+        for k in range(2):
+            mine, other = halved.rows(k, range(4)), open_buffer(made).rows(k, range(4))
+            assert torch.equal(mine[0], other[0])
+            step, full = mine[3] - mine[0], other[3] - other[0]
+            assert 0 < float((step - full).norm() / full.norm()) < 0.1
+        assert sums(tmp_path / "bf16") == sums(
+            train_experts(real, network, tmp_path / "again", precision="bf16", **FAST).path
+        )
+        with pytest.raises(InputError, match="its precision is None"):
+            train_experts(real, network, made, precision="bf16", **FAST)
+        with pytest.raises(InputError, match="no precision 'fp8'"):
+            make_job(real, network, tmp_path, precision="fp8")
+        unit, task = ExpertsUnit(experts=1, epochs=2), Task(real, 1, network)
+        assert unit.key(task) != unit.key(replace(task, precision="bf16"))
+
     def test_progress_is_told_from_workers(self, tmp_path, real, network):
         told: list[tuple[str, float, float]] = []
         asked = FAST | {"epochs": 40, "progress": lambda task, done, total, numbers: told.append((task, done, total))}

@@ -232,6 +232,15 @@ def test_batches_of_one_are_left_where_they_are_asked_for() -> None:
             batch_bounds(*wrong)
 
 
+def test_targets_may_be_probabilities_in_any_precision() -> None:
+    x, y = data()
+    positions, probabilities, double = network(), network(), network().double()
+    losses = train_soft(positions, x, y, SCHEDULE, Rng(0))
+    one_hot = F.one_hot(y, 4).float()
+    assert train_soft(probabilities, x, one_hot, SCHEDULE, Rng(0)) == losses
+    assert train_soft(double, x.double(), one_hot, SCHEDULE, Rng(0)) == pytest.approx(losses, rel=1e-3)
+
+
 def test_a_leftover_image_does_not_break_batch_norm() -> None:
     """Features of one image are one value per channel, of which batch norm has no variance."""
     x, y = data(6)

@@ -202,7 +202,7 @@ class _Average:
 def _loss(logits: Tensor, batch: _Batch, y: Tensor, schedule: SoftSchedule) -> Tensor:
     own = y[batch.positions.to(y.device)]
     if batch.logits is None:
-        return F.cross_entropy(logits, batch.trace.hard_targets(own, logits.shape[1], logits.dtype))
+        return F.cross_entropy(logits, batch.trace.hard_targets(own, logits.shape[1]).to(logits.dtype))
     if batch.logits.shape != logits.shape:
         raise InputError(f"The network gives {logits.shape[1]} logits and its labels have {batch.logits.shape[1]}.")
     loss = soft_loss(logits, batch.logits.to(logits.dtype), schedule)

@@ -15,6 +15,7 @@ from datastill.core.checkpoint import plain, refuse_other
 from datastill.core.cost import pick_device
 from datastill.core.errors import InputError
 from datastill.core.files import digest, make_folder
+from datastill.core.precision import casting
 from datastill.surrogates.experts.files import write_record
 from datastill.surrogates.experts.identity import about, shared_identity
 from datastill.surrogates.experts.layout import Layout
@@ -45,6 +46,7 @@ class Job:
     lossy: bool
     span: int
     config: dict[str, Any]  #: everything that the numbers in a buffer depend on, JSON-able
+    precision: str = "float32"  #: of the arithmetic of training; what is stored is float32 in any case
 
     def partial(self, expert: int) -> Partial:
         """The files of an expert in training."""
@@ -62,6 +64,7 @@ def make_job(
     augment: str = "auto",
     seed: int = 0,
     device: str | torch.device = "auto",
+    precision: str = "float32",
     test_accuracy: bool = False,
     lossy: bool = False,
     span: int = 2,
@@ -76,6 +79,8 @@ def make_job(
         augment: DSA strategy, "none", or "auto", which suits the data (see `augment.strategies`).
         seed: of every draw.
         device: "auto", "cpu", "cuda", "mps".
+        precision: "float32", or "bf16" for convolutions and matrix products of training, where the processor is fast
+            at it; weights and snapshots are float32. Such experts are others, and other buffers.
         test_accuracy: read the test split after every epoch. It is never used, and not read unless asked for: what
             is chosen by it is chosen on test data.
 
@@ -91,6 +96,7 @@ def make_job(
     if test_accuracy and real.test is None:
         raise InputError("The real set has no test split to measure test accuracy on.")
     where = device if isinstance(device, torch.device) else pick_device(device)
+    casting(where, precision)
     strategy = strategy_for(real.name, real.shape) if augment == "auto" else augment
     Dsa(strategy)
     layout, how = Layout.of(network(0)), get_policy(policy)
@@ -103,10 +109,11 @@ def make_job(
         "seed": whole("seed", seed),
         "device": where.type,
         "test_accuracy": test_accuracy,
+        **({} if precision == "float32" else {"precision": precision}),
     }
     return Job(
         folder, network, real, layout, how, strategy, epochs, last, seed, where, test_accuracy, lossy, span,
-        dict(plain(config)),
+        dict(plain(config)), precision,
     )  # fmt: skip
 
 

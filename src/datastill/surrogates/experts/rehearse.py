@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from datastill.core.files import digest
+from datastill.core.precision import casting
 from datastill.core.rng import Rng
 from datastill.launch import one_thread
 from datastill.surrogates.experts.files import write_expert
@@ -88,7 +89,8 @@ def _updates(job: Job, network: nn.Module, seconds: float) -> float:
     rng, state = Rng(job.seed).child("rehearsal"), dict[str, Tensor]()
     try:
         for e in range(_MOST):
-            job.policy.epoch(network, data, Epoch(e, job.epochs, rng.child("epoch", e), state, on_batch))
+            with casting(job.device, job.precision):
+                job.policy.epoch(network, data, Epoch(e, job.epochs, rng.child("epoch", e), state, on_batch))
     except _Enough:
         pass
     return (times[-1] - times[0]) / (len(times) - 1)

@@ -17,6 +17,7 @@ from datastill.core.errors import Interrupted
 from datastill.core.files import digest
 from datastill.core.interrupt import StopRequest, stop_between_steps
 from datastill.core.plan import Progress, silent
+from datastill.core.precision import casting
 from datastill.core.rng import Rng
 from datastill.engines.training import Images, predict
 from datastill.launch import Done, Unit, check_workers, run_units
@@ -144,7 +145,8 @@ class _Training:
         job, state, started = self.job, self.state, time.perf_counter()
         meter = _Meter(state.epoch, data.y, self.stop, self.pulse)
         epoch = Epoch(state.epoch, job.epochs, self.rng.child("epoch", state.epoch), state.policy, meter.on_batch)
-        state.losses.append(job.policy.epoch(self.network, data, epoch))
+        with casting(job.device, job.precision):
+            state.losses.append(job.policy.epoch(self.network, data, epoch))
         state.accuracies.append(meter.accuracy)
         if job.test_accuracy:
             state.test.append(_test_accuracy(self.network, job.real, job.device))

@@ -130,7 +130,8 @@ class ExpertsUnit:
     def _settings(self, task: Task) -> dict[str, Any]:
         names = ("epochs", "stop_after", "policy", "augment", "lossy", "span")
         seed = task.seed if self.seed is None else self.seed
-        return {**{name: getattr(self, name) for name in names}, "seed": seed, "device": task.device}
+        shared = {"seed": seed, "device": task.device, "precision": task.precision}
+        return {**{name: getattr(self, name) for name in names}, **shared}
 
     def _job(self, task: Task, folder: Path) -> Job:
         return make_job(task.real, self._network(task), folder, **self._settings(task))
