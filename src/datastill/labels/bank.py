@@ -190,13 +190,9 @@ class LabelBank:
         if list(images.shape) != stored["shape"]:
             raise InputError(f"The labels are of images {stored['shape']}, not {list(images.shape)}.")
         if digest(images) != stored["hash"]:
-            raise InputError(
-                "The labels are of other images, in value, order or Space; make the label bank again from these."
-            )
+            raise InputError("The labels are of other images, in value, order or Space; make the label bank again.")
         if spec is not None and spec != self.spec:
-            raise InputError(
-                f"The labels are of views by {self.spec}, not by {spec}; train with the bank's augmentation."
-            )
+            raise InputError(f"The labels are of views by {self.spec}, not {spec}; train with the bank's augmentation.")
 
     @property
     def nbytes(self) -> int:

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-HUE_SPREAD = 0.06  #: standard deviation of a family's hue; neighbours are a tenth apart
+#: Standard deviation of a family's hue; neighbours are a tenth apart. Chosen so that ten random images per class of
+#: garments, 5 % of them conflicting, score about the published 44.6 %.
+HUE_SPREAD = 0.06
 GRAIN = 0.02  #: standard deviation of the grey noise on each pixel
 
 Grid = tuple[np.ndarray, np.ndarray]
