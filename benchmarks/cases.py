@@ -14,6 +14,8 @@ PASSES = 30  #: training passes timed in an evaluation case; the protocol has 30
 TEST_IMAGES = 10_000
 INNER = 10  #: passes of the inner loop timed; the published loop makes 50 between two updates at ipc 10
 ALL = "color_crop_cutout_flip_scale_rotate"
+RESNET_MACS = 555.4e6  #: of ResNet-18 with the stem for small images, one image of 3 x 32 x 32
+BLOCK = 100  #: images of a block in recovery
 NET_IMAGES = 2_000  #: real images of IDC's network training per step
 
 
@@ -24,6 +26,7 @@ def names(kinds: list[str]) -> list[str]:
     every += ["augment cifar10 siamese", "augment cifar10 independent"]
     every += [f"{kind} {data} ipc {ipc}" for kind in ("dc", "dsa") for data in SHAPES for ipc in (1, 10)]
     every += [f"{kind} {data} ipc 10" for kind in ("inner", "idc") for data in SHAPES]
+    every += ["recover cifar10 sre2l", "recover cifar10 dwa"]
     return [n for n in every if n.split()[0] in kinds]
 
 
@@ -37,6 +40,8 @@ def gflop(name: str) -> float:
     """Floating-point work of one call, counting two per multiply-accumulate; 0 where it does not count."""
     kind, data, *rest = name.split()
     macs = SHAPES[data][2]
+    if kind == "recover":
+        return 2e-9 * RESNET_MACS * 2 * BLOCK  # forward, and backward to the pixels
     if kind == "dm":
         return 2e-9 * macs * (2560 + 3 * 10 * int(rest[1]))
     if kind == "eval":
@@ -67,6 +72,7 @@ def build(name: str, side: str, device: str) -> Callable[[], object]:
         "augment": augmentation,
         "inner": inner,
         "idc": idc,
+        "recover": recover,
     }
     if kind in ("dc", "dsa"):
         return gradient_match(data, [kind, *rest], side, device)
@@ -113,7 +119,9 @@ def evaluation(data: str, rest: list[str], side: str, device: str) -> Callable[[
     return ours
 
 
-def stepping(method: str, data: str, side: str, device: str, **hyper: Any) -> tuple[Callable[[], None], Any]:
+def stepping(
+    method: str, data: str, side: str, device: str, prepared: dict[str, Any] | None = None, **hyper: Any
+) -> tuple[Callable[[], None], Any]:
     """One step of a method in its published setting, and what runs it."""
     from datastill import load_real
     from datastill.core.loop import _start, one_step
@@ -126,7 +134,7 @@ def stepping(method: str, data: str, side: str, device: str, **hyper: Any) -> tu
     job = prepare_job(method, real, steps=10**6, recipe="paper", device=device, precision=precision, **hyper)
     plan = job.method.build(job.task)
     block: Block = next(plan.partition.blocks(job.task.labels))
-    running = _start(plan, job.task, block, (), {})
+    running = _start(plan, job.task, block, (), prepared or {})
 
     def step() -> None:
         one_step(running.context, running.steppers, running.guard)
@@ -165,6 +173,25 @@ def idc(data: str, rest: list[str], side: str, device: str) -> Callable[[], obje
     distance = "l1" if data == "fashion_mnist" else "mse"
     step, _ = stepping("idc", data, side, device, ipc=ipc, distance=distance, net_images=NET_IMAGES, augment=ALL)
     step()  # the first draws a network; the others go on with it
+    return step
+
+
+def recover(data: str, rest: list[str], side: str, device: str) -> Callable[[], object]:
+    """One update of a block of 100 images from a ResNet-18, shifts only, as SRe2L or as DWA has it."""
+    kind = rest[0]
+    if side.startswith("literal"):
+        return naive.Recover(BLOCK, weight_gradients=kind == "dwa").step
+    from datastill.core.space import normalised
+    from datastill.models import resolve_network
+    from datastill.surrogates.teachers import Teacher
+
+    network = resolve_network("resnet18:norm=batch", channels=3, classes=10, size=(32, 32))(0)
+    space = normalised((0.5,) * 3, (0.25,) * 3)
+    teacher = Teacher(network, space, tuple(str(c) for c in range(10)), 3, (32, 32), "resnet18:norm=batch")
+    prepared = {"teacher": {"accuracy": torch.tensor(float("nan"))}}
+    hyper = {"teacher": teacher, "ipc": BLOCK // 10, "block_group": BLOCK // 10, "network": "resnet18:norm=batch"}
+    step, _ = stepping(kind, data, side, device, prepared, r_bn=0.01, **hyper)
+    step()  # the first step of DWA directs its weights
     return step
 
 

@@ -264,3 +264,44 @@ def test_pass(network: nn.Module, x: Tensor, y: Tensor) -> float:
         F.cross_entropy(out, labels).item()
         right += int((out.argmax(1) == labels).sum().item())
     return right / len(y)
+
+
+class Recover:
+    """The recovery loop as published: hooks on batch norm in training-style code, Adam, one shift for the batch.
+
+    DWA's network keeps gradients of its weights, which every step computes and nothing uses.
+    """
+
+    def __init__(self, count: int, weight_gradients: bool) -> None:
+        from datastill.models import resolve_network
+
+        self.network: nn.Module = resolve_network("resnet18:norm=batch", channels=3, classes=10, size=(32, 32))(0)
+        self.network.eval().requires_grad_(weight_gradients)
+        self.terms: list[Tensor] = []
+        for layer in self.network.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.register_forward_hook(self._hook)
+        g = torch.Generator().manual_seed(0)
+        self.x = torch.randn(count, 3, 32, 32, generator=g).requires_grad_()
+        self.y = torch.arange(count) % 10
+        self.optimiser = torch.optim.Adam([self.x], lr=0.25, betas=(0.5, 0.9), eps=1e-8, foreach=False)
+
+    def _hook(self, layer: nn.BatchNorm2d, given: tuple[Tensor, ...], out: Tensor) -> None:
+        x = given[0]
+        mean = x.mean([0, 2, 3])
+        variance = x.permute(1, 0, 2, 3).contiguous().view(x.shape[1], -1).var(1, unbiased=False)
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        self.terms.append(torch.norm(layer.running_var - variance, 2) + torch.norm(layer.running_mean - mean, 2))
+
+    def step(self) -> None:
+        """One update of all pixels."""
+        self.terms = []
+        self.optimiser.zero_grad()
+        loss = F.cross_entropy(self.network(self.x.roll((2, 3), (2, 3))), self.y)
+        first = [10.0] + [1.0] * (len(self.terms) - 1)
+        loss = loss + 0.01 * sum(term * scale for term, scale in zip(self.terms, first, strict=True))
+        loss.backward()
+        self.optimiser.step()
+        with torch.no_grad():
+            self.x.clamp_(-2, 2)

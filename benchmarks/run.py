@@ -105,7 +105,7 @@ def show(records: list[dict[str, Any]], ceiling: dict[str, float]) -> str:
 def main() -> None:
     """Every case, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="*", default=["dm", "eval", "augment", "dc", "dsa", "inner", "idc"])
+    parser.add_argument("--cases", nargs="*", default=["dm", "eval", "augment", "dc", "dsa", "inner", "idc", "recover"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)

@@ -198,7 +198,7 @@ class TestBackgrounds:
         assert 0.4 < shares[2] < 0.6
 
     def test_mean_colour_alone_does_not_decide(self) -> None:
-        """Palettes overlap: a linear classifier on the mean colour stays far below what textures give (measured .52)."""
+        """Palettes overlap: a linear classifier on the mean colour stays far below textures (measured .52)."""
         with undisturbed():  # importing scikit-learn draws from Python's generator
             from sklearn.linear_model import LogisticRegression
 

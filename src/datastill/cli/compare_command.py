@@ -151,7 +151,8 @@ def _teller(display: Display) -> Any:
                 return
         outcome = f"failed: {done.failure.sentence}" if done.failure else "prepared"
         if done.failure is None and done.unit.target.suffix == ".json":
-            outcome = f"{100 * read_json(done.unit.target)['accuracy']:.1f} %"
+            record = read_json(done.unit.target)
+            outcome = f"{100 * record['accuracy']:.1f} %" if "accuracy" in record else f"lr {record['lr']:g}"
         left = f", about {describe_seconds(done.seconds_left)} left" if done.done < done.total else ""
         display.say(f"[{done.done}/{done.total}] {done.unit.name}: {outcome} ({done.seconds:.1f} s{left})")
 

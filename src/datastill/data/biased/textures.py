@@ -40,7 +40,7 @@ class ProceduralBackgrounds:
         return np.asarray((image + rng.normal(0, GRAIN, pattern.shape)).clip(0, 1))
 
     def identity(self) -> Any:
-        return ["procedural"]
+        return ["procedural", HUE_SPREAD, GRAIN]
 
 
 @lru_cache(maxsize=8)
