@@ -26,7 +26,7 @@ from datastill.sampling.inits import random_indices
 from datastill.surrogates.experts import train_experts
 
 NETWORK = "convnet:width=8,depth=1"
-LEARNED = Protocol("learned", "for tests", passes=12, drop_after=6, learned_lr=True)
+LEARNED = Protocol("learned", "for tests", passes=6, drop_after=3, learned_lr=True)
 METHODS = ["dm", "mtt"]
 
 
