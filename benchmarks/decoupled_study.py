@@ -34,7 +34,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "RDED": ("rded", {"factor": 1}),
     "RDED, factor 2": ("rded", {"factor": 2}),
 }
-COMMON = {"steps": 200, "jitter": 2}
+WEIGHT = 0.01  #: of the statistics, in the arms that do not say otherwise
 
 
 class Last:
@@ -102,7 +102,9 @@ def cell(name: str, seed: int, given: argparse.Namespace, real: Any, teacher: An
             distilled.codes = {"images": torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))}
     else:
         method, hyper = ARMS[name]
-        common = COMMON | {"steps": given.steps} if method != "rded" else {}
+        common = {} if method == "rded" else {"steps": given.steps, "jitter": given.jitter, "block_group": given.group}
+        if hyper.get("r_bn") == WEIGHT and given.r_bn == "auto" and name != f"SRe2L, r_bn {WEIGHT}":
+            hyper = hyper | {"r_bn": "auto"}
         distilled = datastill.distill(
             method,
             real,
@@ -169,6 +171,9 @@ def main() -> None:
     parser.add_argument("--protocol", default="soft-quick-v1")
     parser.add_argument("--ipc", type=int, default=10)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--jitter", type=int, default=2)
+    parser.add_argument("--group", type=int, default=1, help="images of a class in a block")
+    parser.add_argument("--r-bn", default=str(WEIGHT), help="auto: in the arms that do not say otherwise")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--networks", type=int, default=2)
     parser.add_argument("--arms", nargs="*", default=["noise", "random", *ARMS])
