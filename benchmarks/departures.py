@@ -200,7 +200,7 @@ def best_of_four(real: RealSet) -> dict[str, Any]:
                     right = predict(network, test.x).argmax(1) == test.y
                     scores.append(100 * float(right.double().mean()))
 
-            train(network, made.images, made.labels, schedule, rng, on_pass=score)
+            train(network, made.images, made.targets, schedule, rng, on_pass=score)
             last.append(scores[-1])
             best.append(max(scores))
     sets = [

@@ -55,7 +55,7 @@ def select(real: RealSet, source: Brought, ipc: int, seed: int = 0, **values: An
     task = task_of(real, NETWORK, ipc=ipc, seed=seed)
     init = Patches(source, **values)
     block = next(AllAtOnce().blocks(task.labels))
-    prepared = {"teacher": {"accuracy": torch.tensor(1.0)}}
+    prepared = {"teacher": {"trial": torch.tensor(1.0)}}
     context = Context(task, Plan(init=init, decoder=Pixels()), block, Rng(seed), (), prepared=prepared)
     images, extra = init.images(task, block, context)
     return images, extra["mixed"], extra["loss"]

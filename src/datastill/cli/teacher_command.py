@@ -128,6 +128,9 @@ def train(options: TrainOptions) -> int:
     squeeze = Squeeze(options.passes, options.lr, batch=options.batch)
     with display.bars(), threads_for(factory.macs):
         teacher = squeeze.teacher(task, squeeze.run(task))
+        accuracy = teacher.test_accuracy(real, task.device)
+    if accuracy is not None:
+        teacher.record["accuracy"] = accuracy
     return _done(teacher, options.out, options.json, display.say)
 
 

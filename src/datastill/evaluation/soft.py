@@ -105,6 +105,8 @@ def _notes(sets: Sequence[DistilledSet], teachers: list[Teacher], banks: Sequenc
     first, size = teachers[0], set_bytes(sets[0])
     accuracy = first.record.get("accuracy")
     told = f", {100 * accuracy:.1f} % on the test split" if accuracy is not None else ""
+    if not told and "trial_accuracy" in first.record:
+        told = f", {100 * first.record['trial_accuracy']:.1f} % on training images"
     notes = [f"Labels: by the teacher ({first.spec or type(first.network).__name__}{told}), for Random as well."]
     bank = banks[0]
     if bank is not None:

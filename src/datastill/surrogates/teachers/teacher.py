@@ -36,7 +36,8 @@ class Teacher:
         class_names: of its K logits, in order.
         size: image height and width.
         spec: how `resolve_network` builds it again, or None for a module that only the caller has.
-        record: measurements and origin, JSON-able: `accuracy` on the test split, passes, seconds, ...
+        record: measurements and origin, JSON-able: `trial_accuracy` on training images, `accuracy` on the test split
+            where somebody asked for that, origin, seconds, ...
     """
 
     network: nn.Module
