@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 from datastill.core.cost import peak_memory_bytes
 from datastill.core.errors import InputError
 from datastill.core.files import read_json
-from datastill.core.loop import synthesise
+from datastill.core.loop import run_block
 from datastill.core.plan import Task
 from datastill.core.registry import NOMINAL_MACS_PER_SECOND, Method, nominal_seconds, with_overrides
 from datastill.core.threads import threads_for
@@ -124,7 +124,7 @@ def measure(job: Job, seconds: float = 2.0) -> tuple[float, float]:
     """
     if isinstance(job.method, Rehearsed):
         with job.method.rehearse(job.task) as (stand_in, preparing):
-            return _timed(stand_in, job.task, seconds), preparing
+            return _timed(stand_in, job.task, seconds) if steps_of(stand_in) else 0.0, preparing
     if not steps_of(job.method):
         return 0.0, _nominal_preparation(job)
     if job.method.build(job.task).prepare:
@@ -133,13 +133,15 @@ def measure(job: Job, seconds: float = 2.0) -> tuple[float, float]:
 
 
 def _timed(method: Method, task: Task, seconds: float) -> float:
+    """Seconds of a step of all blocks, from those of the first block."""
     plan = method.build(task)
+    block = next(iter(plan.partition.blocks(task.labels)))
     prepared = {str(getattr(unit, "name", "unit")): dict(unit.run(task)) for unit in plan.prepare}
     with threads_for((plan.network or task.network).macs):
-        warm = synthesise(plan, task, prepared=prepared, stop_after=1)
-        count = max(1, min(8, int(seconds / max(warm.seconds, 1e-6))))
-        measured = synthesise(plan, task, prepared=prepared, stop_after=1 + count)
-    return max(1e-9, (measured.seconds - warm.seconds) / count) if count > 1 else measured.seconds / (1 + count)
+        warm = run_block(plan, task, block, prepared=prepared, stop_after=1)
+        count = max(2, min(8, int(seconds / max(warm.seconds, 1e-6))))  # a first step may hold more than a step (dwa)
+        measured = run_block(plan, task, block, prepared=prepared, stop_after=1 + count)
+    return max(1e-9, (measured.seconds - warm.seconds) / count) * len(task.labels) / len(block.index)
 
 
 def _nominal_step(job: Job) -> float:
@@ -165,7 +167,7 @@ def within(job: Job, seconds: float, folder: Path | None, resume: bool) -> Job:
     """
     if not (0 < seconds < float("inf")):
         raise InputError(f"The budget must be a time above 0 seconds, not {seconds}.")
-    if not steps_of(job.method):
+    if not steps_of(job.method) and not isinstance(job.method, Rehearsed):
         return job
     if resume and folder is not None and (folder / CONFIG).is_file():
         return _as_stored(job, read_json(folder / CONFIG).get("hyper", {}))
@@ -204,10 +206,13 @@ def _prepared_within(job: Job, seconds: float) -> Job:
         preparation, step = preparing / nominal if nominal else 1.0, per_step / _nominal_step(now)
     now = scaled(preparation, step)
     preparing = preparation * _nominal_preparation(now)
-    steps = max(1, int((left() - preparing) / (step * _nominal_step(now))))
-    settled = with_overrides(now.method, {"steps": steps})
-    told = f"a budget of {seconds:g} seconds became {steps} steps"
-    told += f" after about {preparing:.0f} seconds of preparation" if preparing else ""
+    settled, told = now.method, f"a budget of {seconds:g} seconds became"
+    if steps_of(settled):
+        steps = max(1, int((left() - preparing) / (step * _nominal_step(now))))
+        settled, told = with_overrides(settled, {"steps": steps}), f"{told} {steps} steps"
+        told += f" after about {preparing:.0f} seconds of preparation" if preparing else ""
+    else:
+        told = f"{told} about {preparing:.0f} seconds of preparation"
     notes = [note for note in job.notes if before is job.method or not note.startswith("scaled from")]
     return replace(job, method=settled, notes=(*notes, *_changes(before, settled), told))
 

@@ -168,7 +168,8 @@ def _settle(
     filled = settled.for_task(task)
     notes = _filled_in(settled, filled, task.ipc) if found is None else _other_space(found, task)
     settled = filled
-    if recipe == "auto" and not given and "steps" not in hyper and steps_of(settled):
+    scalable = steps_of(settled) or type(settled).scaled is not Method.scaled  # a squeeze is scaled without steps too
+    if recipe == "auto" and not given and "steps" not in hyper and scalable:
         scaled = with_overrides(settled.scaled(task, AUTO_SECONDS), hyper)
         notes += _changes(settled, scaled)
         settled = scaled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -229,7 +230,12 @@ def _run_plan(
             refuse_other(config, stored, folder)
         write_json(folder / CONFIG, config)
         checkpointer = Checkpointer(folder / "checkpoints", config, checkpoint_seconds)
-    prepared, prepare_seconds = _prepare(plan, job.task)
+    try:
+        prepared, prepare_seconds = _prepare(plan, job.task)
+    except InputError:
+        if folder is not None and stored is None:
+            _forget(folder)
+        raise
     try:
         if spread.pooled and checkpointer is not None:
             _run_apart(job, plan, prepared, checkpointer, spread)
@@ -296,6 +302,13 @@ def _prepare(plan: Plan, task: Task) -> tuple[dict[str, dict[str, Tensor]], floa
         if path is not None:
             write_tensors(path, prepared[name], {"seconds": str(seconds)})
     return prepared, total
+
+
+def _forget(folder: Path) -> None:
+    """Remove the beginning of a run that could not be prepared for: the same command, mended, may begin anew."""
+    (folder / CONFIG).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # units that were prepared stay
+        folder.rmdir()
 
 
 def unit_name(unit: Unit) -> str:

@@ -250,3 +250,59 @@ class TestBudget:
         updates = 3 * 5 * 5
         work = 3 * 15 * 0.5 * 899 * task.network.macs / 50e9
         assert expert_seconds(method, task) == pytest.approx(updates * NOMINAL_STEP_SECONDS + work)
+
+
+class TestSqueezes:
+    """Decoupled methods: a teacher before the steps, and several blocks."""
+
+    NET = NETWORK + ",norm=batch"
+
+    def test_estimates_are_measured_on_a_network_that_is_not_tried(self, digits: RealSet) -> None:
+        told = estimate("sre2l", digits, ipc=3, network=self.NET, steps=50, squeeze_passes=4)
+        cost = distill("sre2l", digits, ipc=3, network=self.NET, steps=50, squeeze_passes=4).manifest["cost"]
+        assert told.steps == 50
+        assert told.prepare_seconds == pytest.approx(cost["prepare_seconds"], rel=3)
+        assert told.seconds_per_step * 50 == pytest.approx(cost["seconds"], rel=3)
+        assert told.paper_seconds == pytest.approx(told.seconds)
+
+    def test_a_first_step_that_holds_more_is_left_out(self, digits: RealSet) -> None:
+        told = [
+            estimate("dwa", digits, ipc=1, network=self.NET, steps=50, ascent_steps=k, squeeze_passes=1)
+            for k in (0, 200)
+        ]
+        assert told[1].seconds_per_step < 20 * told[0].seconds_per_step
+
+    def test_a_teacher_that_is_given_costs_nothing(self, digits: RealSet) -> None:
+        from decoupled_data import teacher
+
+        told = estimate("sre2l", digits, ipc=1, teacher=teacher(), steps=5)
+        assert told.prepare_seconds == 0
+        assert told.seconds_per_step > 0
+
+    def test_a_budget_pays_for_the_squeeze_first(self, digits: RealSet) -> None:
+        job = prepare_job("sre2l", digits, ipc=1, network=self.NET, device="cpu", squeeze_passes=2000)
+        within_it = within(prepare_job("sre2l", digits, ipc=1, network=self.NET, device="cpu"), 20.0, None, False)
+        assert job.method.squeeze_passes == 2000, "whoever says it has it"
+        assert 1 <= within_it.method.squeeze_passes <= 10
+        assert within_it.method.steps >= 1
+        assert any("preparation" in note for note in within_it.notes)
+
+    def test_a_selection_has_a_budget_too(self, digits: RealSet) -> None:
+        job = prepare_job("rded", digits, ipc=1, network=self.NET, device="cpu")
+        few = within(job, 0.01, None, False)
+        assert few.method.squeeze_passes == 1
+        assert any(note.startswith("a budget of 0.01 seconds became") for note in few.notes)
+
+    def test_auto_shortens_the_squeeze_of_a_selection(self, digits: RealSet) -> None:
+        large = load_real("digits", size=32)
+        job = prepare_job("rded", large, ipc=1, network="resnet18:norm=batch", device="cpu")
+        assert job.method.squeeze_passes < 10
+        assert any("squeeze_passes" in note for note in job.notes)
+
+    def test_auto_looks_for_a_weight_of_the_statistics(self, digits: RealSet) -> None:
+        named = replace(digits, name="cifar10")
+        job = prepare_job("sre2l", named, ipc=10, network=self.NET, device="cpu")
+        assert job.published is not None
+        assert job.method.r_bn == "auto"
+        assert prepare_job("sre2l", named, ipc=10, network=self.NET, recipe="paper").method.r_bn == 0.01
+        assert prepare_job("sre2l", named, ipc=10, network=self.NET, r_bn=0.3).method.r_bn == 0.3

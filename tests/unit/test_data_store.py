@@ -141,3 +141,18 @@ def test_a_source_that_changes_under_decode_is_told(folder: Path, cache: Path):
     Image.fromarray(IMAGES[0][:3]).save(folder / "a" / "000.png")
     with pytest.raises(InputError, match="changed"):
         real.pixels(torch.arange(4))
+
+
+def test_a_mapped_set_is_handed_to_processes_where_it_lies(folder: Path, cache: Path, tmp_path: Path) -> None:
+    import pickle
+
+    from datastill.data.shared import shared
+
+    mapped, kept = (load_real(folder, holdout=0, storage=storage) for storage in ("memmap", "memory"))
+    for real, copied in ((mapped, False), (kept, True)):
+        with shared(real, tmp_path / "run") as given:
+            assert bool(list((tmp_path / "run").rglob("*.npy"))) == copied
+            sent = pickle.loads(pickle.dumps(given))
+            assert torch.equal(sent.store.stored(torch.arange(24)), real.store.stored(torch.arange(24)))
+        assert not list((tmp_path / "run").rglob("*.npy"))
+    assert mapped.store.path.exists(), "the cache stays"

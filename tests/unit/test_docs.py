@@ -24,6 +24,7 @@ from datastill.cli.options import DataOptions
 from datastill.core import registry
 from datastill.core.context import Context
 from datastill.core.recipes import recipes
+from datastill.engines.soft_training import SOFT_RECIPES
 from datastill.models.resolve import ZOO
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -384,6 +385,12 @@ class TestReference:
         known = datastill.protocols()
         assert told.keys() == known.keys()
         for name, protocol in known.items():
+            if protocol.soft:
+                recipe = SOFT_RECIPES[protocol.soft]
+                rate = f"{protocol.lr:g}, {recipe.curve}"
+                assert told[name][:3] == [str(protocol.passes), rate, str(protocol.batch)]
+                assert told[name][3].lower() == recipe.optimiser
+                continue
             drops = protocol.drops or ((protocol.drop_after, 0.1),)
             after = f"× {drops[0][1]:g} after {' and '.join(str(p + 1) for p, _ in drops)}"
             assert told[name][:3] == [str(protocol.passes), after, str(protocol.batch)]

@@ -151,6 +151,18 @@ def test_protocols_are_as_published() -> None:
     assert known["dc-v1-dsa"].schedule("digits", (1, 8, 8)).augment == "none"
 
 
+def test_views_of_patches_follow_the_factor() -> None:
+    """RDED's: whole images are neither cut up nor cropped; patches change places, and a crop has one at least."""
+    rded = protocols()["rded-v1"]
+    for patches in (1, 2, 3):
+        trace = rded.soft_schedule("cifar10", (3, 32, 32), patches=patches).trace
+        assert (trace.shuffle, trace.min_scale) == (patches, 1 / patches)
+    small = protocols()["sre2l-imagenet-v1"]
+    assert small.soft_schedule("cifar10", (3, 32, 32)).trace.min_scale == 0.08
+    mosaics = small.soft_schedule("cifar10", (3, 32, 32), patches=2).trace
+    assert (mosaics.shuffle, mosaics.min_scale) == (2, 0.5)
+
+
 def test_training_on_five_hundred_real_images_is_ordinary_training(digits: RealSet) -> None:
     """S := T: the protocol reaches what a plain torch loop reaches, within a point."""
     part = torch.cat([digits.class_index(c)[:50] for c in range(10)])

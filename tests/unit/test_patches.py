@@ -131,7 +131,7 @@ def boxes(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize(
     ("size", "factor", "ipc"),
-    [((16, 16), 1, 3), ((16, 16), 2, 2), ((33, 33), 2, 2), ((33, 20), 2, 1), ((33, 33), 3, 1), ((9, 14), 1, 5)],
+    [((16, 16), 1, 3), ((16, 16), 2, 2), ((33, 33), 2, 2), ((33, 20), 2, 1), ((34, 33), 3, 1), ((9, 14), 1, 5)],
 )
 def test_selection_and_mosaics_are_those_of_plain_python(size, factor: int, ipc: int, boxes) -> None:
     real = real_set(size)
@@ -291,7 +291,16 @@ def test_rded_is_the_selection_and_says_how_it_wants_to_be_trained_on() -> None:
     assert made.manifest["student"]["labels"] == "teacher"
 
 
-def test_recovery_may_start_from_the_selection_whatever_its_blocks() -> None:
+def test_a_network_without_batch_norm_will_do() -> None:
+    plain = "convnet:width=8,depth=1"
+    made = datastill.distill("rded", digits(), ipc=1, network=plain, squeeze_passes=6, squeeze_batch=32, candidates=10)
+    assert made.manifest["companions"]["teacher"]["network"] == plain
+    real = real_set((8, 8))
+    images = select(real, Brought(scorer(real).given, statistics=False), 1)[0]
+    assert torch.isfinite(images).all()
+
+
+def test_recovery_may_start_from_the_selection_whatever_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     class Start(Callback):
         def __init__(self) -> None:
             self.found: dict[int, Tensor] = {}
@@ -301,8 +310,30 @@ def test_recovery_may_start_from_the_selection_whatever_its_blocks() -> None:
 
     start = Start()
     given_ = {"ipc": 2, "seed": 1, "teacher": teacher(), "network": NETWORK}
+    scored: list[int] = []
+    losses = Patches._losses
+    monkeypatch.setattr(Patches, "_losses", lambda self, *rest: scored.append(rest[2]) or losses(self, *rest))
     datastill.distill("sre2l", digits(), init="patches", steps=1, block_classes=4, callbacks=[start], **given_)
+    assert sorted(scored) == list(range(10)), "six blocks, and each class is scored once"
     made = datastill.distill("rded", digits(), factor=1, **given_)
     assert start.found.keys() == set(range(20))
     for k, image in enumerate(made.images):
         torch.testing.assert_close(start.found[k], image)
+
+
+def test_tiles_are_those_that_change_places_in_training() -> None:
+    """An image of tiles of one colour each: shuffled, it still is one."""
+    from datastill.augment.trace import TraceSpec
+    from datastill.sampling.patches import edges
+
+    for side in (32, 33, 34, 35, 224):
+        for factor in (2, 3, 4):
+            image = torch.empty(1, 1, side, side)
+            for r, (top, bottom) in enumerate(edges(side, factor)):
+                for q, (left, right) in enumerate(edges(side, factor)):
+                    image[..., top:bottom, left:right] = r * factor + q
+            turned = TraceSpec(flip=False, shuffle=factor).replay(1, 1, (1, side, side)).apply(image)
+            counts = [turned[0, 0].flatten().tolist().count(k) for k in range(factor**2)]
+            assert counts == [image.flatten().tolist().count(k) for k in range(factor**2)]
+            lengths = turned[0, 0, 0].unique_consecutive(return_counts=True)[1].tolist()
+            assert sorted(lengths) == sorted(right - left for left, right in edges(side, factor))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -232,6 +233,19 @@ def test_real_batches_can_direct_the_adjustment():
     a, b = recover("dwa", batch="real"), recover("dwa", batch="real")
     assert torch.equal(a.images, b.images)
     assert not torch.equal(a.images, recover("dwa").images)
+
+
+def test_finished_blocks_keep_neither_networks_nor_optimisers():
+    alive: list[weakref.ref[Any]] = []
+
+    class Watch(Callback):
+        def after_step(self, context: Context) -> None:
+            if context.step == 1:
+                alive.append(weakref.ref(context.surrogate))
+            assert sum(ref() is not None for ref in alive) == 1, "one perturbed teacher at a time"
+
+    recover("dwa", block_classes=2, steps=2, callbacks=[Watch()])
+    assert len(alive) == 10
 
 
 def test_objective_weighs_means_and_variances_apart():

@@ -54,6 +54,21 @@ class _Running:
     losses: list[float]
     extra: dict[str, Tensor]
     seconds: float = 0.0
+    y: Tensor | None = None  #: final labels, once closed
+    notes: list[str] = field(default_factory=list)  #: of the update rules, once closed
+
+    def close(self, release: bool) -> None:
+        """Final labels and notes of a finished block; with `release`, networks and optimiser states go.
+
+        Hundreds of blocks of large images would fill a card otherwise.
+        """
+        context = self.context
+        self.y = context.plan.labels.final(context).detach().cpu()
+        self.notes = _notes(self.steppers)
+        if not release:
+            return
+        context.codes = {n: leaf.detach().cpu() for n, leaf in context.codes.items()}
+        context.surrogate, context.synthetic, context.state, self.steppers = None, None, {}, {}
 
     def snapshot(self, finished: bool) -> Snapshot:
         context = self.context
@@ -127,9 +142,11 @@ def synthesise(
             f"{', '.join(plan.shared)} belongs to the whole set, so all of it is one block, not {len(blocks)}; "
             "take the partition AllAtOnce."
         )
-    done = [
-        (block, run_block(plan, task, block, callbacks, checkpointer, prepared or {}, stop_after)) for block in blocks
-    ]
+    done = []
+    for block in blocks:
+        running = run_block(plan, task, block, callbacks, checkpointer, prepared or {}, stop_after)
+        running.close(release=len(blocks) > 1)
+        done.append((block, running))
     return _assemble(plan, y, done)
 
 
@@ -262,7 +279,7 @@ def _assemble(plan: Plan, y: Tensor, done: list[tuple[Block, _Running]]) -> Outc
     """Blocks back into the order of the synthetic set."""
     leaves = [(block, running.context.codes) for block, running in done]
     shared = {name: done[0][1].context.codes[name].detach().cpu() for name in plan.shared}
-    finals = [(block, {"y": plan.labels.final(running.context)}) for block, running in done]
+    finals = [(block, {"y": running.y}) for block, running in done if running.y is not None]
     losses = torch.tensor([running.losses for _, running in done], dtype=torch.float32)
     return Outcome(
         codes=_in_order([(block, {n: t for n, t in codes.items() if n not in shared}) for block, codes in leaves], y),
@@ -272,7 +289,7 @@ def _assemble(plan: Plan, y: Tensor, done: list[tuple[Block, _Running]]) -> Outc
         losses=losses,
         skipped=sum(running.guard.skipped for _, running in done),
         seconds=sum(running.seconds for _, running in done),
-        notes=[note for _, running in done for note in _notes(running.steppers)],
+        notes=[note for _, running in done for note in running.notes],
     )
 
 

@@ -43,7 +43,12 @@ def _moved(real: RealSet, path: Path) -> RealSet:
 
 
 def _write(store: Store, path: Path) -> SharedStore:
-    """The images as they are stored, (n, c, h, w); plain writes, since a memory map would end at a full disk."""
+    """The images as they are stored, (n, c, h, w); plain writes, since a memory map would end at a full disk.
+
+    A set that is mapped from disk already is handed out where it is: ImageNet is not copied for every run.
+    """
+    if isinstance(store, MemmapStore):
+        return SharedStore(store.path)
     try:
         with open(path, "wb") as file:
             for chunk in store.chunks():

@@ -62,6 +62,11 @@ def norm_layers(network: nn.Module) -> list[_BatchNorm]:
     return found
 
 
+def keeps_statistics(network: nn.Module) -> bool:
+    """Whether any batch-norm layer keeps running statistics."""
+    return any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in network.modules())
+
+
 @dataclass
 class StatRecorder:
     """Notes what each layer is given while a network runs: a context manager that leaves no hook behind.

@@ -51,7 +51,9 @@ class Protocol:
 
         recipe = SOFT_RECIPES[self.soft]
         trace = replace(recipe.trace, flip=recipe.trace.flip and "flip" in strategy_for(data_name, shape))
-        if patches > 1:
+        if trace.shuffle > 1:  # made for patches: 1 is a whole image, neither cut up nor cropped
+            trace = replace(trace, shuffle=patches, min_scale=1 / patches)
+        elif patches > 1:
             trace = replace(trace, shuffle=patches, min_scale=max(trace.min_scale, 1 / patches))
         rate = self.lr if lr is None else lr
         return replace(recipe, epochs=self.passes, batch=self.batch, lr=rate, trace=trace)

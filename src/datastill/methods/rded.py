@@ -11,9 +11,9 @@ them in a stored one, with f a network trained on the real set, which gives the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from datastill.core.registry import Method, method
+from datastill.core.registry import method
 from datastill.methods._squeezed import Squeezed
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class RDED(Squeezed):
     pick: Literal["lowest", "random", "stratified"] = "lowest"  #: which of the best crops, by loss
 
     paper_values: ClassVar[dict[str, Any]] = {"squeeze_passes": 200}
+    matches_statistics: ClassVar[bool] = False
 
     def build(self, task: Task) -> Plan:
         """A selection: the start is the result."""
@@ -49,7 +50,11 @@ class RDED(Squeezed):
             companions=lambda prepared: {"teacher": source.teacher(task, prepared[source.name])},
         )
 
-    def scaled(self, task: Task, seconds: float) -> Method:
+    def selection_macs(self, task: Task) -> float:
+        """A forward pass for every crop."""
+        images = sum(min(self.candidates, int(n)) for n in task.real.counts)
+        return self.crops * images * task.network.macs
+
+    def scaled(self, task: Task, seconds: float) -> Self:
         """A shorter squeeze."""
-        scaled: Method = self.with_passes(task, seconds)
-        return scaled
+        return self.at_pace(task, seconds, 1.0, 1.0)

@@ -14,9 +14,9 @@ it, RM_l, RV_l the layer's running ones, and A a view of the block. When a netwo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from datastill.core.registry import Method, method
+from datastill.core.registry import method
 from datastill.methods._squeezed import Squeezed
 
 if TYPE_CHECKING:
@@ -98,8 +98,20 @@ class SRe2L(Squeezed):
         """Forward and backward to the pixels, of all blocks: about three passes an image."""
         return 3.0 * task.network.macs * len(task.labels)
 
-    def scaled(self, task: Task, seconds: float) -> Method:
-        """Half of the time for the squeeze, half for the recovery."""
-        shared = self.with_passes(task, seconds / 2)
-        steps = self.affordable(task, seconds if self.teacher else seconds / 2)
-        return replace(shared, steps=max(20, min(self.steps, steps)))
+    def selection_macs(self, task: Task) -> float:
+        """Of a start from patches."""
+        if self.init != "patches":
+            return 0.0
+        from datastill.sampling.patches import Patches
+
+        images = sum(min(Patches.candidates, int(n)) for n in task.real.counts)
+        return Patches.crops * images * task.network.macs
+
+    def scaled(self, task: Task, seconds: float) -> Self:
+        """Half of the time for the squeeze, half for the recovery; a weight of the statistics for so few steps.
+
+        A published weight is for one network and thousands of steps.
+        """
+        cheap = replace(self.at_pace(task, seconds, 1.0, 1.0), r_bn="auto")
+        steps = self.affordable(task, seconds - cheap.nominal_preparation(task))
+        return replace(cheap, steps=max(20, min(self.steps, steps)))

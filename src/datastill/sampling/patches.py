@@ -14,13 +14,14 @@ from datastill.augment.crops import resized_crop_boxes
 from datastill.core.context import Context
 from datastill.core.errors import InputError
 from datastill.core.plan import Block, Task
-from datastill.decoders.multi_formation import tile_edges
 from datastill.sampling.inits import shuffled_members
 
 if TYPE_CHECKING:
     from datastill.surrogates.teachers import TeacherSource
 
 Pick = Literal["lowest", "random", "stratified"]
+#: What is kept of the tiles of a class.
+_CHOSEN = ("mixed", "boxes", "loss")
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,24 @@ class Patches:
 
     def images(self, task: Task, block: Block, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         """The mosaics; `mixed` and `loss`: position in the real set and loss of every tile, (n, factor^2)."""
-        teacher = self.source.teacher(task, context.prepared[self.source.name])
-        network = teacher.seen_from(task.real.space, task.real.class_names).to(task.device)
-        found = {c: self._of_class(task, c, network, context) for c in block.classes}
+        chosen = self._chosen(task, block.classes, context)
         within = block.index % task.ipc  # image k of its class
-        parts = [tuple(t[k] for t in found[c]) for c, k in zip(block.y.tolist(), within.tolist(), strict=True)]
-        mosaics, mixed, loss = (torch.stack(one) for one in zip(*parts, strict=True))
+        rows = list(zip(block.y.tolist(), within.tolist(), strict=True))
+        mixed, boxes, loss = (torch.stack([chosen[f"{what}/{c}"][k] for c, k in rows]) for what in _CHOSEN)
+        mosaics = torch.stack([self._mosaic(task.real.batch(p).x, b) for p, b in zip(mixed, boxes, strict=True)])
         return mosaics, {"mixed": mixed, "loss": loss}
+
+    def _chosen(self, task: Task, classes: list[int], context: Context) -> dict[str, Tensor]:
+        """What was chosen of these classes, once for all blocks of a process: kept beside what was prepared."""
+        kept = context.prepared.setdefault("patches", {})
+        missing = [c for c in classes if f"loss/{c}" not in kept]
+        if missing:
+            teacher = self.source.teacher(task, context.prepared[self.source.name])
+            network = teacher.seen_from(task.real.space, task.real.class_names).to(task.device)
+            for c in missing:
+                found = self._of_class(task, c, network, context)
+                kept |= {f"{what}/{c}": tensor for what, tensor in zip(_CHOSEN, found, strict=True)}
+        return kept
 
     def describe(self) -> dict[str, Any]:
         """For the run's hash."""
@@ -66,7 +78,7 @@ class Patches:
         }
 
     def _of_class(self, task: Task, c: int, network: nn.Module, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """All mosaics of a class (ipc, c, h, w), positions and losses of their tiles (ipc, factor^2)."""
+        """Positions (ipc, factor^2), boxes (ipc, factor^2, 4) and losses (ipc, factor^2) of the tiles of a class."""
         wanted = task.ipc * self.factor**2
         members = shuffled_members(task.real, c, task.seed)
         if len(members) < wanted:
@@ -85,8 +97,7 @@ class Patches:
         best, crop = losses.min(1)
         order = pick_by_loss(best, wanted, self.pick, generator)
         rank = order.view(self.factor**2, task.ipc).T  # tile k of image i: rank k * ipc + i
-        chosen = boxes[torch.arange(len(members)), crop]
-        return self._mosaics(images, chosen, rank), members[rank], best[rank]
+        return members[rank], boxes[torch.arange(len(members)), crop][rank], best[rank]
 
     def _losses(self, images: Tensor, boxes: Tensor, c: int, network: nn.Module, task: Task) -> Tensor:
         """Cross-entropy of the true class for every crop, (n, crops)."""
@@ -107,15 +118,20 @@ class Patches:
                 task.progress("score patches", c * len(images) + k, task.classes * len(images), {})
         return losses
 
-    def _mosaics(self, images: Tensor, boxes: Tensor, rank: Tensor) -> Tensor:
-        """Chosen patches set together, (ipc, c, h, w); tiles of an odd size differ by a pixel."""
+    def _mosaic(self, images: Tensor, boxes: Tensor) -> Tensor:
+        """Crops of factor^2 images (factor^2, c, h, w) set together, (c, h, w)."""
         height, width = images.shape[2:]
-        mosaics = torch.empty(len(rank), *images.shape[1:])
-        corners = itertools.product(tile_edges(height, self.factor), tile_edges(width, self.factor))
-        for k, ((top, bottom), (left, right)) in enumerate(corners):
-            for i, r in enumerate(rank[:, k].tolist()):
-                mosaics[i, :, top:bottom, left:right] = cut(images[r], boxes[r], (bottom - top, right - left))
-        return mosaics
+        mosaic = torch.empty(images.shape[1:])
+        corners = itertools.product(edges(height, self.factor), edges(width, self.factor))
+        for image, box, ((top, bottom), (left, right)) in zip(images, boxes, corners, strict=True):
+            mosaic[:, top:bottom, left:right] = cut(image, box, (bottom - top, right - left))
+        return mosaic
+
+
+def edges(side: int, factor: int) -> list[tuple[int, int]]:
+    """Where the tiles of a side begin and end; what is left over goes to the first, as where tiles are shuffled."""
+    bounds = [0, *itertools.accumulate(side // factor + (k < side % factor) for k in range(factor))]
+    return list(itertools.pairwise(bounds))
 
 
 def cut(image: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:

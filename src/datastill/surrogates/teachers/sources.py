@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datastill.augment.strategies import strategy_for
 from datastill.core.errors import InputError
 from datastill.core.plan import Task, chunk_for
 from datastill.core.rng import Rng
-from datastill.engines.statistics import norm_layers, recalibrate
+from datastill.engines.statistics import keeps_statistics, norm_layers, recalibrate
 from datastill.engines.training import Schedule, train
 from datastill.surrogates.teachers.teacher import Teacher, load_teacher
 
@@ -51,6 +52,7 @@ class Squeeze:
     weight_decay: float = 5e-4
     batch: int = 128
     augment: str = "auto"  #: DSA strategy, all of its operations on every image; "auto" crops, and flips what may be
+    statistics: bool = True  #: whether a network without batch norm is refused; changes no teacher
 
     name = "teacher"
 
@@ -58,7 +60,7 @@ class Squeeze:
         """Everything that the weights depend on."""
         return {
             "unit": "squeeze",
-            "schedule": asdict(self),
+            "schedule": self._schedule,
             "network": task.network.describe(),
             "data": task.real.fingerprint,
             "seed": task.seed,
@@ -68,17 +70,17 @@ class Squeeze:
             **({"compile": True} if task.compile else {}),
         }
 
-    def macs(self, task: Task) -> float:
-        """Multiply-accumulates: forward and backward are about three passes."""
-        return 3.0 * self.passes * len(task.real) * task.network.macs
+    @property
+    def _schedule(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "statistics"}
 
-    def run(self, task: Task) -> dict[str, Tensor]:
-        """`weight/<name>` for the state of the network; `trial`, its accuracy on training images; `seconds`."""
-        real, started = task.real, time.perf_counter()
-        rng = Rng(task.seed).child("squeeze")
-        network = task.network(rng.derive("network")).to(task.device)
-        norm_layers(network)  # without batch norm this ends here
-        steps = self.passes * -(-len(real) // self.batch)
+    def updates(self, task: Task) -> int:
+        """Steps of the training."""
+        return self.passes * -(-len(task.real) // self.batch)
+
+    def fit(self, task: Task, network: nn.Module, on_batch: Callable[[Tensor, Tensor], None]) -> None:
+        """Train a network of the task in place; `on_batch` is told positions and logits of every batch."""
+        real, rng, steps = task.real, Rng(task.seed).child("squeeze"), self.updates(task)
         optimiser = torch.optim.SGD(
             network.parameters(),
             self.lr,
@@ -87,15 +89,10 @@ class Squeeze:
             fused=task.device.type != "mps",
         )
         falling = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warm_cosine(step, steps))
-        done = 0
 
-        def on_batch(index: Tensor, logits: Tensor) -> None:
-            nonlocal done
+        def after_batch(index: Tensor, logits: Tensor) -> None:
             falling.step()
-            done += 1
-            if done % 10 == 0:
-                right = (logits.argmax(1).cpu() == real.labels[index]).double().mean()
-                task.progress("squeeze: train a teacher", done, steps, {"accuracy": float(right)})
+            on_batch(index, logits)
 
         train(
             network,
@@ -106,14 +103,37 @@ class Squeeze:
             ),
             rng,
             weight=real.weights,
-            on_batch=on_batch,
+            on_batch=after_batch,
             device=task.device,
             optimiser=optimiser,
             compiled=task.compile,
             chunk=chunk_for(task.network.macs, task.device),
         )
-        clean = torch.randperm(len(real), generator=rng.generator("recalibration"))[:RECALIBRATION_IMAGES]
-        recalibrate(network, (real.batch(part).x.to(task.device) for part in clean.split(self.batch)))
+
+    def macs(self, task: Task) -> float:
+        """Multiply-accumulates: forward and backward are about three passes."""
+        return 3.0 * self.passes * len(task.real) * task.network.macs
+
+    def run(self, task: Task) -> dict[str, Tensor]:
+        """`weight/<name>` for the state of the network; `trial`, its accuracy on training images; `seconds`."""
+        real, started = task.real, time.perf_counter()
+        rng = Rng(task.seed).child("squeeze")
+        network = task.network(rng.derive("network")).to(task.device)
+        if self.statistics:
+            norm_layers(network)  # without batch norm this ends here
+        steps, done = self.updates(task), 0
+
+        def on_batch(index: Tensor, logits: Tensor) -> None:
+            nonlocal done
+            done += 1
+            if done % 10 == 0:
+                right = (logits.argmax(1).cpu() == real.labels[index]).double().mean()
+                task.progress("squeeze: train a teacher", done, steps, {"accuracy": float(right)})
+
+        self.fit(task, network, on_batch)
+        if keeps_statistics(network):
+            clean = torch.randperm(len(real), generator=rng.generator("recalibration"))[:RECALIBRATION_IMAGES]
+            recalibrate(network, (real.batch(part).x.to(task.device) for part in clean.split(self.batch)))
         trial = self._teacher(task, network).check(real, task.device)
         return {
             **{f"weight/{name}": value.detach().cpu() for name, value in network.state_dict().items()},
@@ -130,7 +150,7 @@ class Squeeze:
         """The trained network."""
         network = task.network(0)
         network.load_state_dict({n.removeprefix("weight/"): t for n, t in prepared.items() if n.startswith("weight/")})
-        record: dict[str, Any] = {"origin": {"squeeze": asdict(self), "data": task.real.name, "seed": task.seed}}
+        record: dict[str, Any] = {"origin": {"squeeze": self._schedule, "data": task.real.name, "seed": task.seed}}
         record["trial_accuracy"] = float(prepared["trial"])
         record["seconds"] = round(float(prepared["seconds"]), 1)
         return self._teacher(task, network.to(task.device), record)
@@ -153,6 +173,7 @@ class Brought:
     """A teacher of the caller's, tried on the real set before it is used."""
 
     given: Teacher
+    statistics: bool = True  #: whether a network without batch norm is refused
 
     name = "teacher"
 
@@ -166,7 +187,8 @@ class Brought:
         Raises:
             InputError: the teacher is near chance on these data, or does not fit them.
         """
-        norm_layers(self.given.network)
+        if self.statistics:
+            norm_layers(self.given.network)
         return {"trial": torch.tensor(self.given.check(task.real, task.device), dtype=torch.float64)}
 
     def teacher(self, task: Task, prepared: dict[str, Tensor]) -> Teacher:
