@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from datastill import distill
 from datastill.core.errors import InputError
 from datastill.core.rng import isolated
 from datastill.core.space import Space, normalised
@@ -127,3 +129,30 @@ def test_wrong_size_is_told():
         made = Teacher(nn.Sequential(nn.Conv2d(1, 2, 3)), Space(), ("a", "b"), 1, (28, 28))
     with pytest.raises(InputError, match="--size"):
         made.check(replace(digits()), torch.device("cpu"))
+
+
+def test_teacher_travels_to_other_processes_by_name_and_weights():
+    made = teacher()
+    there = pickle.loads(pickle.dumps(made))
+    x = digits().batch(torch.arange(5)).x
+    assert torch.equal(there.network(x), made.network(x))
+    assert there.id == made.id
+    assert not there.network.training
+    assert not any(p.requires_grad for p in there.network.parameters())
+
+
+def test_network_of_a_users_file_recovers_in_other_processes(tmp_path: Path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self, channels, classes):\n"
+        "        super().__init__(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),\n"
+        "                         nn.Linear(144, classes))\n"
+    )
+    spec = f"{file}:Net"
+    task = task_of(digits(), spec)
+    squeeze = Squeeze(8, batch=64)
+    mine = squeeze.teacher(task, squeeze.run(task))
+    hyper = {"ipc": 2, "steps": 3, "jitter": 0, "teacher": mine, "network": spec}
+    one = distill("sre2l", digits(), **hyper)
+    two = distill("sre2l", digits(), out=tmp_path / "run", workers=2, **hyper)
+    assert torch.equal(one.images, two.images)

@@ -54,6 +54,21 @@ class Teacher:
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         return self  # frozen; a method that names one as a field is copied often
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes: weights and the network's name, since a class in a user's file is not found there."""
+        state = dict(self.__dict__)
+        if self.spec is not None:
+            state["network"] = self.network.state_dict()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.spec is None:
+            return
+        module = resolve_network(self.spec, channels=self.channels, classes=len(self.class_names), size=self.size)(0)
+        module.load_state_dict(state["network"])
+        self.network = module.requires_grad_(False).eval()
+
     def __str__(self) -> str:
         return f"{self.spec or type(self.network).__name__}, {self.id}"
 
