@@ -18,7 +18,7 @@ from datastill.core import compilation
 from datastill.core.artifact import MANIFEST, DistilledSet
 from datastill.core.checkpoint import Checkpointer, plain, refuse_other
 from datastill.core.cost import Stopwatch, environment, peak_memory_bytes
-from datastill.core.errors import Diverged, InputError, Interrupted
+from datastill.core.errors import Diverged, InputError, Interrupted, ShareDone
 from datastill.core.files import digest, make_folder, read_json, read_tensors, write_json, write_tensors
 from datastill.core.loop import Outcome, synthesise
 from datastill.core.plan import Callback, Plan, Progress, Task, Unit, silent
@@ -89,7 +89,8 @@ def distill(
 
     Raises:
         InputError: something given cannot be used.
-        Interrupted: Ctrl-C; what was done is saved in `out`. With `shard`, once its blocks are done.
+        Interrupted: Ctrl-C; what was done is saved in `out`.
+        ShareDone: with `shard`, once its blocks are done.
         Diverged: too many non-finite steps.
     """
     folder = Path(out) if out is not None else None
@@ -173,7 +174,7 @@ def run_job(
 def _run_apart(
     job: Job, plan: Plan, prepared: dict[str, dict[str, Tensor]], checkpointer: Checkpointer, spread: Spread
 ) -> None:
-    """Recover blocks in other processes, or a share of them."""
+    """Recover blocks in other processes, or a share of them, which ends the run (`ShareDone`)."""
     if torch.get_num_threads() != 1:
         raise InputError(
             "This run began with several torch threads, and blocks in other processes have one, which rounds "
@@ -183,7 +184,10 @@ def _run_apart(
     in_processes(job, blocks, prepared, checkpointer, spread.workers, job.task.progress)
     if spread.shard is not None:
         i, n = spread.shard
-        raise Interrupted(f"The {len(blocks)} blocks of share {i}/{n} are done; when all shares are, run without it.")
+        raise ShareDone(
+            f"Share {i}/{n} is done: {len(blocks)} of {len(blocks_of(plan, job))} blocks, in {checkpointer.folder}. "
+            "When all shares are, the same without a share, and with --resume, puts the set together."
+        )
 
 
 def drawn_by_weight(job: Job, plan: Plan) -> Plan:

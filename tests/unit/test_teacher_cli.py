@@ -197,6 +197,22 @@ def test_a_set_is_recovered_and_scored(tmp_path: Path, capsys: pytest.CaptureFix
     assert told["hard"]["distilled"]["accuracies"] != told["soft"]["distilled"]["accuracies"]
 
 
+def test_a_share_that_is_done_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 0 and a sentence, so that a queue of shares and the command that puts them together can be chained."""
+    teacher().save(tmp_path / "t")
+    out = tmp_path / "run"
+    args = ("--teacher", tmp_path / "t", "--data", "digits", "--ipc", 2, "--steps", 2, "--jitter", 1, "--out", out)
+    code, printed, err = run(capsys, "distill", "sre2l", *args, "--shard", "0/2")
+    assert (code, printed) == (0, ""), err
+    assert "Share 0/2 is done: 1 of 2 blocks" in err
+    assert not err.startswith("datastill:"), "no error"
+    assert not (out / "manifest.json").exists()
+    code, printed, _ = run(capsys, "distill", "sre2l", *args, "--resume", "--shard", "1/2", "--json")
+    assert (code, json.loads(printed)["share"]) == (0, "1/2")
+    assert run(capsys, "distill", "sre2l", *args, "--resume", "--quiet") == (0, "", "")
+    assert load_distilled(out).images.shape == (20, 1, 8, 8)
+
+
 def test_a_teacher_of_other_data_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher().save(tmp_path / "t")
     args = ("--teacher", tmp_path / "t", "--data", "digits", "--size", 12, "--steps", 2, "--quiet")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datastill.cli.options import DataOptions, parse, plain_warnings, positional_first
-from datastill.core.errors import InputError
+from datastill.core.errors import InputError, ShareDone
 from datastill.core.registry import MethodInfo, get_method, methods
 
 if TYPE_CHECKING:
@@ -63,7 +63,14 @@ def main(args: list[str]) -> int:
     info = get_method(name)
     run, data, values = parse_options(info, rest)
     with plain_warnings(run.quiet):
-        return distil(info, run, data, values)
+        try:
+            return distil(info, run, data, values)
+        except ShareDone as done:
+            if run.json:
+                print(json.dumps({"share": run.shard, "done": str(done)}, indent=2))
+            elif not run.quiet:
+                print(done, file=sys.stderr)
+            return done.exit_code
 
 
 def usage() -> str:

@@ -34,6 +34,12 @@ class Interrupted(DatastillError):
     exit_code = 130
 
 
+class ShareDone(DatastillError):
+    """One share of a run's blocks is done, as asked; the set is not whole, so there is none to return."""
+
+    exit_code = 0
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that offers the known names nearest to `name`, or all of them when none is near."""
     names = sorted(known)
