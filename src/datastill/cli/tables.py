@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from rich.table import Table
+from rich.text import Text
 
+from datastill.data.biased.attribute import Attribute, attribute_of
 from datastill.evaluation.scores import Arm, Evaluation
+
+#: Classes whose accuracies by attribute fit a terminal.
+MOST = 20
 
 
 def evaluation_table(result: Evaluation) -> Table:
@@ -38,6 +44,37 @@ def _groups(arm: Arm) -> list[str]:
     return [_points(arm.groups.aligned), _points(arm.groups.conflicting)]
 
 
+def group_table(result: Evaluation, names: Sequence[str]) -> Table | None:
+    """The distilled set's accuracy by class and bias attribute; None without one, or with more than 20 classes."""
+    groups = result.distilled.groups
+    if groups is None or len(names) > MOST:
+        return None
+    attribute = attribute_of(result.data, groups.matrix.shape[1])
+    title = f"{result.distilled.name}: accuracy % by class and {attribute.kind}, aligned on the diagonal"
+    table = Table(title=title, title_justify="left", caption=_legend(attribute), caption_justify="left")
+    table.add_column("class", no_wrap=True, max_width=16)
+    for value in range(len(attribute.names)):
+        table.add_column(str(value), justify="right", no_wrap=True, min_width=3)
+    for c, row in enumerate(groups.matrix.tolist()):
+        cells = [Text(_points(share, 0), style="bold" if b == c else "") for b, share in enumerate(row)]
+        table.add_row(Text(names[c]), *cells)
+    return table
+
+
+def _legend(attribute: Attribute) -> Text:
+    """Which number is which value, with a swatch where values are colours."""
+    legend = Text(f"{attribute.kind}: ", style="not italic")
+    for value, name in enumerate(attribute.names):
+        legend.append(f"{', ' if value else ''}{value}")
+        if value < len(attribute.colours):  # without spaces, at which lines are broken
+            red, green, blue = (round(255 * part) for part in attribute.colours[value])
+            legend.append("■", style=f"not dim rgb({red},{green},{blue})")
+        else:
+            legend.append("=")
+        legend.append(name)
+    return legend
+
+
 def _row(arm: Arm) -> list[str]:
     return [
         arm.name,
@@ -49,5 +86,5 @@ def _row(arm: Arm) -> list[str]:
     ]
 
 
-def _points(value: float) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:.1f}"
+def _points(value: float, digits: int = 1) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.{digits}f}"

@@ -219,6 +219,7 @@ def assemble(
         "label_ids": tuple(classes.ids),
         "space": resolve_space(space, raw.name, store),
         "name": raw.name,
+        "attribute": raw.attribute,
     }
     return RealSet(
         store=store,

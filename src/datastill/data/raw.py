@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from datastill.core.errors import InputError, nearest
 from datastill.data.store import Store
+
+if TYPE_CHECKING:
+    from datastill.data.biased.attribute import Attribute
 
 LabelId = int | str
 
@@ -47,6 +51,7 @@ class Raw:
     test: Split | None = None
     names: tuple[str, ...] | None = None  #: class names by integer label, where the source tells
     notes: tuple[str, ...] = ()
+    attribute: Attribute | None = None  #: what the bias is, where the set was made biased
 
 
 def make_request(

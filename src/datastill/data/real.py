@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from datastill.core.errors import InputError
 from datastill.core.space import Space
 from datastill.data.store import Store, SubsetStore
 from datastill.data.stratify import hold_out, members_by_class
+
+if TYPE_CHECKING:
+    from datastill.data.biased.attribute import Attribute
 
 RAW = Space()
 
@@ -43,6 +46,7 @@ class RealSet:
     #: Bias attribute of each image of a biased set, (n,) int64, else None. For evaluation, diagnosis and tests
     #: only: what distils must not read it.
     bias: Tensor | None = field(default=None, repr=False)
+    attribute: Attribute | None = None  #: what the bias of a biased set is and what its values are called
 
     def __post_init__(self) -> None:
         if len(self.labels) != len(self.store):
@@ -168,6 +172,7 @@ class RealSet:
             "weighted": self.weights is not None,
             "fingerprint": self.fingerprint,
             "notes": list(self.notes),
+            **({"attribute": self.attribute.to_dict()} if self.attribute is not None else {}),
         }
 
 

@@ -129,24 +129,33 @@ def _results(evaluation: Evaluation | None) -> str:
         return ""
     arms = [arm for arm in (evaluation.distilled, evaluation.random, evaluation.ceiling) if arm is not None]
     sets, networks = evaluation.distilled.accuracies.shape
+    biased = evaluation.distilled.groups is not None
+    more = (" aligned | conflicting |", "---:|---:|") if biased else ("", "")
     lines = [
         "## Results",
         "",
         f"**{_md(evaluation.verdict)}**",
         "",
-        "| trained on | test accuracy, % | std over networks | std over sets | seconds |",
-        "|---|---:|---:|---:|---:|",
-        *(_row(arm) for arm in arms),
+        "| trained on | test accuracy, % | std over networks | std over sets | seconds |" + more[0],
+        "|---|---:|---:|---:|---:|" + more[1],
+        *(_row(arm, biased) for arm in arms),
         "",
         f"Protocol `{_code(evaluation.protocol)}`: {words.plural(sets, 'set')}"
         f"{', of which this is one,' if sets > 1 else ''} × {words.plural(networks, 'fresh network')} "
         f"({_md(words.describe_network(evaluation.network))}), scored once after the last pass; "
-        f"± is the half-width of a 95 % interval over {evaluation.distilled.interval_over}.",
+        f"± is the half-width of a 95 % interval over {evaluation.distilled.interval_over}."
+        + (_BIASED if biased else ""),
     ]
     return "\n".join(lines)
 
 
-def _row(arm: Arm) -> str:
+_BIASED = (
+    " *Aligned* is the accuracy, in %, on test images with the attribute that most training images of their class "
+    "have, *conflicting* on the others."
+)
+
+
+def _row(arm: Arm, biased: bool) -> str:
     cells = [
         _md(arm.name),
         words.with_interval(arm.mean, arm.interval),
@@ -154,6 +163,9 @@ def _row(arm: Arm) -> str:
         words.percent(arm.std_sets),
         f"{arm.seconds:.1f}",
     ]
+    if biased:
+        split = [None, None] if arm.groups is None else [arm.groups.aligned, arm.groups.conflicting]
+        cells += map(words.percent, split)
     return f"| {' | '.join(cells)} |"
 
 

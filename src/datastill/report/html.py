@@ -15,6 +15,7 @@ from datastill.core.errors import InputError
 from datastill.core.files import write_text
 from datastill.report import reproduce, views, words
 from datastill.report.charts import accuracy_panel, curves, draw, training_curves
+from datastill.report.groups import groups
 from datastill.report.pictures import png, preview
 from datastill.report.snapshots import Snapshots, Timeline
 
@@ -106,6 +107,7 @@ def page(
         "evaluation": evaluation,
         "arms": [] if evaluation is None else views.arm_rows(evaluation),
         "difference": None if evaluation is None else views.difference(evaluation),
+        "groups": groups(evaluation, first.class_names),
         "bars": [] if evaluation is None else views.bars(evaluation, first.class_names),
         "name_width": min(16, max(3, *map(len, first.class_names)) + 1),
         "charts": _charts(losses, accuracy, evaluation),

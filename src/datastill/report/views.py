@@ -13,6 +13,7 @@ from torch import Tensor
 
 from datastill.core.artifact import DistilledSet
 from datastill.core.errors import InputError
+from datastill.report.groups import Palette, Swatch, palette
 from datastill.report.neighbours import nearest_real
 from datastill.report.pictures import framed, frames, hard, png, thumbnail, timeline_of
 from datastill.report.snapshots import Snapshots, Timeline
@@ -40,6 +41,7 @@ class Thumb:
     src: str
     alt: str
     title: str = ""
+    swatch: Swatch | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Gallery:
     width: int  #: of an image on the page
     height: int
     kinds: list[str] = field(default_factory=list)
+    palette: Palette | None = None  #: of a set whose attribute is colour
 
     @property
     def solo(self) -> bool:
@@ -102,7 +105,9 @@ def gallery(distilled: DistilledSet, real: RealSet | None) -> Gallery:
     rows = {k: (y == k).nonzero().flatten() for k in present}
     kept = torch.cat([index[:each] for index in rows.values()])
     method = str(distilled.manifest["method"])
-    sources = [(method, _thumbs(pixels[kept], y[kept], method, distilled.class_names))]
+    shades = palette(distilled, real)
+    swatches = [shades.swatches[i] for i in kept.tolist()] if shades is not None else None
+    sources = [(method, _thumbs(pixels[kept], y[kept], method, distilled.class_names, swatches=swatches))]
     if real is not None:
         sources += _beside(distilled, real, pixels[kept], y[kept], each)
     cards = [
@@ -116,18 +121,26 @@ def gallery(distilled: DistilledSet, real: RealSet | None) -> Gallery:
     columns = max(len(line.images) for card in cards for line in card.lines)
     factor = max(1, math.ceil((64 if columns == 1 else 44) / min(h, w))) if shrink == 1.0 else 1.0 / shrink
     size = round(w * factor), round(h * factor)
-    return Gallery(cards, len(distilled.class_names), columns, *size, [name for name, _ in sources])
+    return Gallery(cards, len(distilled.class_names), columns, *size, [name for name, _ in sources], shades)
 
 
 Thumbs = dict[int, list[Thumb]]
 
 
-def _thumbs(pixels: Tensor, y: Tensor, kind: str, names: Sequence[str], titles: Sequence[str] | None = None) -> Thumbs:
+def _thumbs(
+    pixels: Tensor,
+    y: Tensor,
+    kind: str,
+    names: Sequence[str],
+    titles: Sequence[str] | None = None,
+    swatches: Sequence[Swatch] | None = None,
+) -> Thumbs:
     found: Thumbs = {}
     for i, c in enumerate(y.tolist()):
         mine = found.setdefault(c, [])
         alt = f"{kind}, class {names[c]}, image {len(mine) + 1}"
-        mine.append(Thumb(data_uri(thumbnail(pixels[i])), alt, titles[i] if titles else ""))
+        title, swatch = titles[i] if titles else "", swatches[i] if swatches else None
+        mine.append(Thumb(data_uri(thumbnail(pixels[i])), alt, title, swatch))
     return found
 
 
@@ -195,6 +208,8 @@ class ArmRow:
     sets: str
     seconds: float
     cells: list[list[str]]
+    aligned: str
+    conflicting: str
 
 
 def arm_rows(evaluation: Evaluation) -> list[ArmRow]:
@@ -206,7 +221,9 @@ def arm_rows(evaluation: Evaluation) -> list[ArmRow]:
 def _arm_row(kind: str, arm: Arm) -> ArmRow:
     cells = [[percent(a) for a in row] for row in arm.accuracies.tolist()]
     accuracy = with_interval(arm.mean, arm.interval)
-    return ArmRow(kind, arm.name, accuracy, percent(arm.std_networks), percent(arm.std_sets), arm.seconds, cells)
+    split = [None, None] if arm.groups is None else [arm.groups.aligned, arm.groups.conflicting]
+    spread = percent(arm.std_networks), percent(arm.std_sets)
+    return ArmRow(kind, arm.name, accuracy, *spread, arm.seconds, cells, *map(percent, split))
 
 
 def difference(evaluation: Evaluation) -> str | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from datastill.core.errors import InputError, nearest
+from datastill.data.biased.attribute import Attribute
 from datastill.data.biased.masks import LARGEST_HOLE, foreground
 from datastill.data.biased.scenes import FolderBackgrounds
 from datastill.data.biased.textures import ProceduralBackgrounds
@@ -19,6 +21,11 @@ class Backgrounds(Protocol):
     """Where backgrounds come from."""
 
     categories: int
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the categories."""
+        ...
 
     def __call__(self, category: int, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         """A background of that category, (3, height, width) float in [0, 1]; another with every draw."""
@@ -60,6 +67,9 @@ class OnBackgrounds:
             ProceduralBackgrounds() if backgrounds == "procedural" else FolderBackgrounds(backgrounds, where)
         )
         self.values = self.backgrounds.categories
+
+    def attribute(self, count: int) -> Attribute:
+        return Attribute("background", tuple(self.backgrounds.names[:count]))
 
     def identity(self) -> Any:
         settings = [self.mask, self.gain if self.mask == "soft" else 0, self.threshold, LARGEST_HOLE]

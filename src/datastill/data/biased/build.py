@@ -14,6 +14,7 @@ from datastill.core.errors import InputError
 from datastill.core.files import digest
 from datastill.core.rng import Rng
 from datastill.data.biased.assign import assign_bias, assign_unbiased
+from datastill.data.biased.attribute import Attribute
 from datastill.data.cache import Listing, materialise
 from datastill.data.classes import Classes
 from datastill.data.decode import refit
@@ -36,6 +37,10 @@ class Painter(Protocol):
     @property
     def values(self) -> int | None:
         """How many bias values it knows; None for as many as there are classes."""
+        ...
+
+    def attribute(self, count: int) -> Attribute:
+        """What its first `count` bias values are called."""
         ...
 
     def identity(self) -> Any:
@@ -117,7 +122,8 @@ def build(name: str, request: Request, options: Options, make: Callable[[str], P
     )
     parts = [replace(part, bias=bias) for part, bias in zip(parts, biases)]
     train, test = (_painted(name, part, painters[part.where], options.seed, request) for part in parts)
-    return Raw(name, "", train, test, raw.names, (*raw.notes, *held, _note(parts[0], options)))
+    notes = (*raw.notes, *held, _note(parts[0], options))
+    return Raw(name, "", train, test, raw.names, notes, painters["train"].attribute(count))
 
 
 def _parts(name: str, raw: Raw, classes: Classes, options: Options) -> tuple[list[Part], tuple[str, ...]]:

@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import colorsys
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
 
 from datastill.core.errors import InputError
+from datastill.data.biased.attribute import Attribute
 
 #: Mean colour of each class, RGB in [0, 1].
 COLOURS = (
-    (0.9837, 0.3125, 0.1686),  # red-orange
-    (0.9905, 0.9156, 0.3515),  # yellow
-    (0.6730, 0.4611, 0.5798),  # mauve
-    (0.7833, 0.8316, 0.6013),  # khaki
-    (0.0880, 0.7780, 0.9818),  # cyan
-    (0.3214, 0.9611, 0.4464),  # green
-    (0.0246, 0.2357, 0.7587),  # blue
-    (0.5552, 0.1016, 0.7618),  # purple
-    (0.2077, 0.3929, 0.0187),  # dark green
-    (0.8337, 0.2024, 0.2669),  # crimson
+    (0.9837, 0.3125, 0.1686),
+    (0.9905, 0.9156, 0.3515),
+    (0.6730, 0.4611, 0.5798),
+    (0.7833, 0.8316, 0.6013),
+    (0.0880, 0.7780, 0.9818),
+    (0.3214, 0.9611, 0.4464),
+    (0.0246, 0.2357, 0.7587),
+    (0.5552, 0.1016, 0.7618),
+    (0.2077, 0.3929, 0.0187),
+    (0.8337, 0.2024, 0.2669),
 )
+
+NAMES = ("red-orange", "yellow", "mauve", "khaki", "cyan", "green", "blue", "purple", "dark green", "crimson")
 
 #: Standard deviation of the jitter of each channel by severity: a higher severity is a purer colour.
 JITTER = {1: 0.05, 2: 0.02, 3: 0.01, 4: 0.005, 5: 0.002}
@@ -40,6 +48,36 @@ def colours(count: int) -> np.ndarray:
         for c in range(max(0, count - 10))
     ]
     return np.array([*COLOURS[:count], *more])
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The colours that images are nearest to."""
+
+    index: Tensor  #: of a colour, (n,) int64
+    distance: Tensor  #: angle to it in degrees, (n,) float64; 90 for a black image
+
+
+def nearest_colour(pixels: Tensor, known: Tensor | np.ndarray | Sequence[Sequence[float]]) -> Nearest:
+    """The colour in whose direction the bright pixels of each image lie, and the angle between the two.
+
+    Bright are pixels of more than half the image's brightest channel. The angle tells how much the answer is worth:
+    an image of several colours lies far from all.
+
+    Args:
+        pixels: (n, 3, h, w) in [0, 1].
+        known: colours, (k, 3).
+    """
+    bright = pixels.amax(1, keepdim=True)
+    weight = bright * (bright > 0.5 * bright.amax((2, 3), keepdim=True))
+    cosine = functional.normalize((pixels * weight).sum((2, 3)).double(), dim=1) @ directions(known).T
+    closest = cosine.clamp(-1, 1).max(1)
+    return Nearest(closest.indices, closest.values.acos().rad2deg())
+
+
+def directions(known: Tensor | np.ndarray | Sequence[Sequence[float]]) -> Tensor:
+    """Colours (k, 3) scaled to length 1, float64."""
+    return functional.normalize(torch.as_tensor(known, dtype=torch.float64), dim=1)
 
 
 class Colours:
@@ -59,6 +97,10 @@ class Colours:
         if severity not in JITTER:
             raise InputError(f"cmnist:severity={severity} must be 1, 2, 3, 4 or 5; a higher one is a purer colour.")
         self.severity = severity
+
+    def attribute(self, count: int) -> Attribute:
+        names = (*NAMES, *(f"colour {c}" for c in range(len(NAMES), count)))
+        return Attribute("colour", names[:count], tuple((r, g, b) for r, g, b in colours(count).tolist()))
 
     def identity(self) -> Any:
         return ["colours", self.severity]

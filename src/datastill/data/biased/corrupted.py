@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from datastill.core.errors import InputError
+from datastill.data.biased.attribute import Attribute
 from datastill.data.biased.corruptions import LEVELS, corrupt, corruption_list
 from datastill.data.biased.corruptions.frost import read_pictures
 
@@ -38,6 +39,9 @@ class Corrupted:
         self.level = level
         self.pictures = read_pictures(frost) if frost else None
         self.values = len(self.names)
+
+    def attribute(self, count: int) -> Attribute:
+        return Attribute("corruption", tuple(name.replace("_", " ") for name in self.names[:count]))
 
     def identity(self) -> Any:
         used = [(name, LEVELS[name][self.level - 1]) for name in self.names]

@@ -25,6 +25,10 @@ class ProceduralBackgrounds:
     """A texture of one of the ten families; each call draws another scale, angle, phase and palette."""
 
     categories = 10
+    names = (
+        "horizontal stripes", "vertical stripes", "diagonal stripes", "checker", "dots", "clouds", "rings", "bricks",
+        "gradient", "crosshatch",
+    )  # fmt: skip
 
     def __call__(self, category: int, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         """A background, (3, height, width) float in [0, 1].
@@ -136,7 +140,7 @@ def _crosshatch(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     return _edged(np.maximum(*lines) - 0.75, 6.0)
 
 
-#: By category: horizontal, vertical and diagonal stripes, checker, dots, clouds, rings, bricks, gradient, crosshatch.
+#: By category, in the order of `ProceduralBackgrounds.names`.
 FAMILIES: tuple[Callable[[Grid, np.random.Generator], np.ndarray], ...] = (
     _stripes(0, 10),
     _stripes(90, 10),
