@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from datastill.adapt import planned
 from datastill.core.checkpoint import Checkpointer
 from datastill.core.errors import InputError
 from datastill.core.files import write_text
@@ -78,7 +79,7 @@ def in_processes(
 def recover(packed: bytes, key: int, target: Path) -> None:
     """Run one block to its end, from its checkpoint if there is one; a unit of `launch`."""
     work = _unpacked(packed)
-    plan = work.job.method.build(work.job.task)
+    plan = planned(work.job)
     block = next(b for b in blocks_of(plan, work.job) if b.key == key)
     checkpointer = Checkpointer(work.folder, work.config, work.every_seconds)
     run_block(plan, work.job.task, block, (), checkpointer, work.prepared)

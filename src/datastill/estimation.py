@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
+from datastill.adapt import planned
 from datastill.core.cost import peak_memory_bytes
 from datastill.core.errors import InputError
 from datastill.core.files import read_json
@@ -129,7 +130,7 @@ def measure(job: Job, seconds: float = 2.0) -> tuple[float, float]:
         return 0.0, _nominal_preparation(job)
     if job.method.build(job.task).prepare:
         return _nominal_step(job), _nominal_preparation(job)
-    return _timed(job.method, job.task, seconds), 0.0
+    return _timed(job.method, job.task, seconds), _nominal_preparation(job)
 
 
 def _timed(method: Method, task: Task, seconds: float) -> float:
@@ -151,7 +152,7 @@ def _nominal_step(job: Job) -> float:
 def _nominal_preparation(job: Job) -> float:
     if isinstance(job.method, Rehearsed):
         return job.method.nominal_preparation(job.task)
-    return sum(_unit_seconds(unit, job.task) for unit in job.method.build(job.task).prepare)
+    return sum(_unit_seconds(unit, job.task) for unit in planned(job).prepare)
 
 
 def _unit_seconds(unit: Any, task: Task) -> float:
@@ -174,7 +175,8 @@ def within(job: Job, seconds: float, folder: Path | None, resume: bool) -> Job:
     job = compiled_for(job, seconds * NOMINAL_MACS_PER_SECOND["cpu"])
     if isinstance(job.method, Rehearsed):
         return _prepared_within(job, seconds)
-    steps = max(1, int(seconds / measure(job)[0]))
+    per_step, preparing = measure(job)
+    steps = max(1, int(max(seconds - preparing, seconds / 2) / per_step))
     return replace(
         job,
         method=with_overrides(job.method, {"steps": steps}),

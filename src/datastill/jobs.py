@@ -27,6 +27,7 @@ from datastill.models import resolve_network
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
+    from datastill.surrogates.debiased import DebiasedSurrogates
 
 #: Seconds at the nominal speed that `recipe="auto"` scales a method to.
 AUTO_SECONDS = 120.0
@@ -46,6 +47,7 @@ class Job:
     notes: tuple[str, ...] = ()
     compile: str = "auto"  #: as asked for; `task.compile` says what came of it
     debias: dict[str, Any] | None = None  #: how the real images were weighted against a bias, for the manifest
+    surrogates: DebiasedSurrogates | None = None  #: networks to match on instead of the method's
 
     def config(self, plan: Plan) -> dict[str, Any]:
         """Everything that the result depends on, JSON-able; a resumed run must agree with it."""
@@ -71,6 +73,7 @@ class Job:
                 "precision": self.task.precision,
                 "compile": self.task.compile,
                 "threads": torch.get_num_threads(),
+                **({"surrogates": self.surrogates.describe()} if self.surrogates is not None else {}),
                 **({"drawn_by_weight": True} if self.debias is not None and self.debias.get("draw") else {}),
                 "chunk": chunk_for((plan.network or self.task.network).macs, self.task.device),
             }

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datastill.adapt import planned
 from datastill.augment.strategies import strategy_for
 from datastill.blocks import blocks_of, in_processes
 from datastill.core import compilation
@@ -30,8 +31,7 @@ from datastill.jobs import CONFIG, Job, as_begun, hyper_of, prepare_job
 from datastill.launch import check_workers
 from datastill.models import resolve_network
 from datastill.report.card import write_card_and_preview
-from datastill.sampling.samplers import ClassBatches, ClassEpochs
-from datastill.sampling.weighted import WeightedClassBatches
+from datastill.surrogates.debiased import DebiasedSurrogates
 
 
 def distill(
@@ -54,6 +54,8 @@ def distill(
     workers: int = 1,
     shard: tuple[int, int] | None = None,
     debias: str = "none",
+    surrogates: str = "method",
+    units: str | Path | None = None,
     **hyper: Any,
 ) -> DistilledSet:
     """Learn a small synthetic training set.
@@ -82,6 +84,11 @@ def distill(
             without it afterwards, with resume, puts the set together.
         debias: weigh the real images against a bias in them: "kde" (by density), with options as in
             "kde:variance=0.05,power=1"; "oracle", by bias labels, for diagnosis; see `datastill.debias`.
+        surrogates: networks to match on, where the method takes fresh random ones: "method" leaves it at that; "dfa" or
+            "selecmix" take a few that are trained on the real set so that they resist a bias, with options as in
+            "dfa:count=3,steps=600".
+        units: a folder where experts and other prepared things are kept and found again, for runs that share them;
+            None is `out`.
         **hyper: hyper-parameters of the method, over the recipe's.
 
     Returns:
@@ -96,6 +103,7 @@ def distill(
     folder = Path(out) if out is not None else None
     if folder is not None:
         check_out(folder, resume)
+    resisting = DebiasedSurrogates.parse(surrogates)
     weighed = None
     if debias != "none":
         real, weighed = weighted_set(real, debias, seed, device, progress)
@@ -110,9 +118,10 @@ def distill(
         precision=precision,
         compile=compile,
         progress=progress,
-        folder=folder,
+        folder=folder if units is None else Path(units),
         **hyper,
     )
+    job = replace(job, surrogates=resisting)
     if weighed is not None:
         job = replace(job, debias=weighed, notes=(*job.notes, *weighed.get("warnings", ())))
     if budget is not None and "steps" in hyper:
@@ -162,7 +171,7 @@ def run_job(
     stored = _stored(folder)
     if stored is not None:
         job = as_begun(job, stored)
-    plan = drawn_by_weight(job, job.method.build(job.task))
+    plan = planned(job)
     with threads_for((plan.network or job.task.network).macs):
         if stored is not None:  # the caller's number comes back afterwards
             torch.set_num_threads(int(stored.get("threads", torch.get_num_threads())))
@@ -188,21 +197,6 @@ def _run_apart(
             f"Share {i}/{n} is done: {len(blocks)} of {len(blocks_of(plan, job))} blocks, in {checkpointer.folder}. "
             "When all shares are, the same without a share, and with --resume, puts the set together."
         )
-
-
-def drawn_by_weight(job: Job, plan: Plan) -> Plan:
-    """The plan with real images drawn in proportion to their weights, where `debias` asks for that.
-
-    Raises:
-        InputError: the method does not draw class batches.
-    """
-    if job.debias is None or not job.debias.get("draw") or job.task.real.weights is None:
-        return plan
-    if not isinstance(plan.sampler, ClassBatches | ClassEpochs):
-        raise InputError(
-            f"{job.method_name} does not draw class batches of real images; leave draw=true out of debias."
-        )
-    return replace(plan, sampler=WeightedClassBatches(plan.sampler.n))
 
 
 def _stored(folder: Path | None) -> dict[str, Any] | None:
@@ -358,6 +352,7 @@ def _artifact(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, co
             **environment(task.device),
         },
         **({"debias": job.debias} if job.debias is not None else {}),
+        **({"surrogates": job.surrogates.describe()} if job.surrogates is not None else {}),
         "notes": [*job.notes, *outcome.notes, *_skipped(outcome), *_of_objective(plan, outcome)],
     }
     extra = {**outcome.extra, **outcome.shared}

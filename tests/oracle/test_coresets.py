@@ -137,3 +137,20 @@ def test_dm_fast_is_dm_when_asked_alike(digits: RealSet) -> None:
     narrow = distill("dm-fast", digits, width=4, **common)
     assert not torch.equal(fast.images, narrow.images)
     assert narrow.manifest["network"]["spec"].startswith("convnet:width=8"), "it is scored at full width"
+
+
+def test_herding_follows_the_weighted_mean():
+    features = torch.tensor([[0.0], [1.0], [2.0], [10.0]])
+    assert herding(features, 1, torch.tensor([1.0, 1.0, 1.0, 1.0])).tolist() == herding(features, 1).tolist()
+    assert herding(features, 1, torch.tensor([1.0, 0.0, 0.0, 5.0])).tolist() == [3]
+    repeated = torch.cat([features, features[3:], features[3:]])  # the last sample three times
+    weighted = herding(features, 2, torch.tensor([1.0, 1.0, 1.0, 3.0]))
+    assert features[weighted[0]] == repeated[herding(repeated, 1)[0]]
+
+
+def test_k_means_looks_at_weights():
+    features = torch.tensor([[0.0], [0.1], [5.0], [5.1], [9.0]])
+    weights = torch.tensor([1.0, 1e-6, 1e-6, 1.0, 1e-6])
+    assert sorted(k_means(features, 2, 0, weights).tolist()) == [0, 3]
+    plain = k_means(features, 2, 0)
+    assert torch.equal(plain, k_means(features, 2, 0, torch.ones(5)))

@@ -11,10 +11,9 @@ import torch
 import datastill
 from datastill.cli import main
 from datastill.core.errors import InputError
-from datastill.core.rng import Rng
-from datastill.data.biased.coloured import colours
 from datastill.debias.reweight import weighted_set
-from datastill.studies.debias import DebiasStudy, nearest_colour, rows
+from datastill.studies.debias import DebiasStudy
+from datastill.studies.debias_rows import rows
 
 NET = "convnet:width=4,depth=1"
 
@@ -32,11 +31,11 @@ def study(**more: object) -> DebiasStudy:
 
 def test_cells_are_crossed_once_and_seeds_come_last():
     cells = study(inits=("real", "noise")).cells()
-    names = [(c["method"], c["debias"], c["init"], c["seed"]) for c in cells]
+    names = [(c.method, c.debias, c.init, c.seed) for c in cells]
     assert len(set(names)) == len(names) == 2 * (2 + 4)  # random has its draw, DM two starts
     assert [n[3] for n in names] == sorted(n[3] for n in names)
     assert {n[2] for n in names if n[0] == "random"} == {"real", "weighted"}
-    assert cells[-1]["hyper"] == {"steps": 2, "real_batch": 8}
+    assert cells[-1].values == {"steps": 2, "real_batch": 8, "init": "noise"}
 
 
 def test_a_study_goes_on_where_it_was_and_reports_groups(biased, tmp_path: Path):
@@ -69,7 +68,7 @@ def test_words_for_weights_are_checked(biased):
     assert told["how"] == "none"
     with pytest.raises(InputError, match="no way 'kdee'"):
         weighted_set(biased, "kdee", 0)
-    with pytest.raises(InputError, match="must be a float"):
+    with pytest.raises(InputError, match="must be a number"):
         weighted_set(biased, "kde:power=much", 0)
     with pytest.raises(InputError, match="no option 'width2'"):
         weighted_set(biased, "kde:width2=3", 0)
@@ -78,13 +77,6 @@ def test_words_for_weights_are_checked(biased):
 def test_study_of_a_set_without_bias_labels_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="biased set"):
         study().run(datastill.load_real("digits"), tmp_path)
-
-
-def test_nearest_colour_is_that_of_the_strokes():
-    generator = Rng(0).generator("strokes")
-    grey = torch.rand(10, 1, 8, 8, generator=generator) * (torch.rand(10, 1, 8, 8, generator=generator) < 0.4)
-    painted = grey * torch.from_numpy(colours(10)).float()[:, :, None, None]
-    assert torch.equal(nearest_colour(painted, 10), torch.arange(10))
 
 
 def test_the_command_prints_rows_as_json(biased, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -114,4 +106,17 @@ def test_drawing_by_weight_replaces_weighing(biased):
     with pytest.raises(InputError, match="true or false"):
         datastill.distill("dm", biased, debias="oracle:draw=maybe", **common)
     with pytest.raises(InputError, match="class batches"):
-        datastill.distill("random", biased, ipc=1, debias="oracle:draw=true")
+        datastill.distill("mtt", biased, ipc=1, network=NET, debias="oracle:draw=true")
+
+
+@pytest.mark.parametrize("method", ["random", "herding", "kmeans"])
+def test_weights_change_what_coresets_select(biased, method):
+    hyper = {} if method == "random" else {"feature_passes": 1}
+    plain = datastill.distill(method, biased, ipc=3, network=NET, **hyper)
+    weighed = datastill.distill(method, biased, ipc=3, network=NET, debias="oracle", **hyper)
+    conflicting = [float((biased.bias[i] != biased.labels[i]).double().mean()) for i in _selected(plain, weighed)]
+    assert conflicting[1] > conflicting[0] + 0.2
+
+
+def _selected(*sets: datastill.core.artifact.DistilledSet) -> list[torch.Tensor]:
+    return [one.extra["selected"] for one in sets]

@@ -212,7 +212,7 @@ def test_the_share_of_the_anchor_is_at_most_a_half_and_both_coins_fall(monkeypat
         selecmix, "contradicting_pairs", lambda s, y, same_class: coins.append(same_class) or pairs(s, y, same_class)
     )
     for number in range(60):
-        trainer.contradict(x, y, number)
+        trainer.auxiliary.contradict(x, y, Rng(0).generator("mix", number))
     assert all(0 <= lam <= 0.5 for lam in seen)
     assert len(set(seen)) == 60
     assert max(seen) > 0.4
@@ -222,23 +222,24 @@ def test_the_share_of_the_anchor_is_at_most_a_half_and_both_coins_fall(monkeypat
 def test_neither_network_learns_from_the_other() -> None:
     x, y = examples(12)
     trainer = SelecMixTrainer(factory_of(), y, SelecMix(), Rng(0))
-    torch.autograd.backward(trainer.auxiliary_loss(x, y))
-    assert touched(list(trainer.auxiliary.parameters()))
+    encoder = trainer.auxiliary.encoder
+    torch.autograd.backward(trainer.auxiliary.loss(x, y))
+    assert touched(list(encoder.parameters()))
     assert not touched(list(trainer.network.parameters()))
-    trainer.auxiliary.zero_grad()
-    images, target = trainer.contradict(x, y, 0)
+    encoder.zero_grad()
+    images, target = trainer.auxiliary.contradict(x, y, Rng(0).generator("mix", 0))
     torch.autograd.backward(F.cross_entropy(trainer.network(images), target))
     assert touched(list(trainer.network.parameters()))
-    assert not touched(list(trainer.auxiliary.parameters()))
+    assert not touched(list(encoder.parameters()))
 
 
 def test_pools_are_cut_into_batches() -> None:
     x, y = examples(50)
     trainer = SelecMixTrainer(factory_of(), y, SelecMix(steps=7, batch=8, pool=20, auxiliary_steps=7), Rng(0))
     sizes, pools = [], []
-    loss, contradict = trainer.auxiliary_loss, trainer.contradict
-    trainer.auxiliary_loss = lambda x, y: sizes.append(len(y)) or loss(x, y)
-    trainer.contradict = lambda x, y, n: pools.append(len(y)) or contradict(x, y, n)
+    loss, contradict = trainer.auxiliary.loss, trainer.auxiliary.contradict
+    trainer.auxiliary.loss = lambda x, y: sizes.append(len(y)) or loss(x, y)
+    trainer.auxiliary.contradict = lambda x, y, g: pools.append(len(y)) or contradict(x, y, g)
     steps: list[int] = []
     trainer.train(x, steps.append)
     assert pools == [16, 16, 16, 2]
@@ -252,7 +253,9 @@ def test_the_auxiliary_encoder_may_rest() -> None:
     for steps in (2, 5):
         trainer = SelecMixTrainer(factory_of(), y, SelecMix(steps=steps, auxiliary_steps=2), Rng(0))
         trainer.train(x)
-        states.append([torch.cat([p.flatten() for p in n.parameters()]) for n in (trainer.auxiliary, trainer.network)])
+        states.append(
+            [torch.cat([p.flatten() for p in n.parameters()]) for n in (trainer.auxiliary.encoder, trainer.network)]
+        )
     assert torch.equal(states[0][0], states[1][0])
     assert not torch.equal(states[0][1], states[1][1])
 
@@ -353,11 +356,8 @@ def test_the_auxiliary_encoder_learns_the_colour_first(mnist: RealSet) -> None:
     for q in (0.7, 0.0):
         trainer = SelecMixTrainer(factory, y, SelecMix(steps=80, q=q, auxiliary_lr=1e-3), Rng(0))
         trainer.train(x)
-        trainer.auxiliary.eval()
         some = torch.randperm(len(y), generator=Rng(0).generator("some"))[:1024]
-        with torch.no_grad():
-            u = trainer.auxiliary(x[some])
-        partner = contradicting_pairs(u @ u.T, y[some], same_class=False)
+        partner = contradicting_pairs(trainer.auxiliary.similarity(x[some]), y[some], same_class=False)
         conflicting = bias[some] != y[some]
         found.append(float((bias[some][partner] == bias[some])[conflicting].float().mean()))
     assert found[0] > 0.5

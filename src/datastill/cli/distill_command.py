@@ -39,6 +39,7 @@ class RunOptions:
     device: str = "auto"  #: auto, cpu, cuda or mps
     #: weigh real images against a bias: none, kde (by density; options as in kde:variance=0.05,power=1), or oracle
     debias: str = "none"
+    surrogates: str = "method"  #: or dfa, selecmix: networks trained to resist a bias, for dm and dm-fast (dfa:count=3)
     precision: str = "float32"  #: of the networks' arithmetic: float32, or bf16 where the processor is fast at it
     compile: str = "auto"  #: compiled code for the networks: auto (in long runs on a CPU), on or off
     workers: int = 1  #: processes for the blocks of methods that have several (sre2l, cda, dwa)
@@ -159,6 +160,7 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
             callbacks=hooks,
             workers=run.workers,
             debias=run.debias,
+            surrogates=run.surrogates,
             shard=parse_shard(run.shard) if run.shard is not None else None,
             **values,
         )

@@ -35,6 +35,7 @@ class EvaluateOptions:
     seed: int = 0  #: of the networks' weights and orders, shared with Random
     labels: str = "auto"  #: where the protocol takes a teacher's labels: auto or soft, or hard to do without
     teacher: Path | None = None  #: folder of who labels, instead of the teacher that comes with each set
+    training: str = "plain"  #: or dfa, selecmix: networks that resist a bias; options as in dfa:steps=4000
     ceiling: bool = False  #: train on the whole real set too (30 passes; its cost is told first, the result cached)
     random: bool = True  #: put Random beside it, from the same initial subsets
     device: str = "auto"  #: auto, cpu, cuda or mps
@@ -55,7 +56,7 @@ def main(args: list[str]) -> int:
 def score(options: EvaluateOptions) -> int:
     """Evaluate, print, write."""
     from datastill.cli.progress import Display
-    from datastill.cli.tables import evaluation_table
+    from datastill.cli.tables import evaluation_table, group_table
     from datastill.core.artifact import load_distilled
     from datastill.core.cost import describe_seconds, pick_device
     from datastill.core.errors import InputError
@@ -90,6 +91,7 @@ def score(options: EvaluateOptions) -> int:
             compile=options.compile,
             labels=options.labels,
             teacher=options.teacher,
+            training=options.training,
             progress=display.update,
         )
     record = {**result.to_dict(), "command": shlex.join(["datastill", *sys.argv[1:]])}
@@ -101,6 +103,9 @@ def score(options: EvaluateOptions) -> int:
         print(json.dumps(record, indent=2))
     else:
         display.table(evaluation_table(result))
+        matrix = group_table(result, real.class_names)
+        if matrix is not None:
+            display.table(matrix)
         display.out.print(result.verdict)
         for note in result.notes:
             display.say(f"  {note}")

@@ -23,11 +23,13 @@ class DebiasOptions:
     methods: tuple[str, ...] = ("random", "dm", "dsa", "idc")  #: which methods
     debias: tuple[str, ...] = ("none", "kde", "oracle")  #: ways to weigh; options as in kde:variance=0.05
     init: tuple[str, ...] = ("real",)  #: starts: real, noise, weighted
+    surrogates: tuple[str, ...] = ("method",)  #: networks to match on: the method's, or dfa, selecmix (mtt: experts)
+    training: tuple[str, ...] = ("plain",)  #: how networks are trained on the sets: plain, dfa, selecmix
     ipc: tuple[int, ...] = (10,)  #: images per class
     seeds: int = 3  #: sets for each cell
     networks: int = 3  #: networks that score each set
     network: str | None = None  #: architecture; the ConvNet that fits if none
-    protocol: str = "dsa-quick-v1"  #: how networks are trained on a set
+    protocol: str = "dsa-quick-v1"  #: how networks are trained on a set; auto takes what each set asks for
     recipe: str = "auto"  #: auto (minutes on a laptop) or paper
     set: tuple[str, ...] = field(default_factory=tuple)  #: values, steps=500 for all or dm.steps=500 for one method
     device: str = "auto"  #: auto, cpu, cuda or mps
@@ -52,10 +54,12 @@ def main(args: list[str]) -> int:
 
 def debias(options: DebiasOptions) -> int:
     """Make what is missing, print the table."""
-    from datastill.cli.progress import Display
+    from datastill.cli.progress import Display, LoopProgress
     from datastill.core.files import write_json
     from datastill.data import load_real
-    from datastill.studies.debias import DebiasStudy, rows
+    from datastill.studies.debias import DebiasStudy
+    from datastill.studies.debias_pictures import write_pictures
+    from datastill.studies.debias_rows import described, rows
 
     display = Display(options.quiet or options.json)
     name, _, more = options.dataset.partition(":")
@@ -66,6 +70,8 @@ def debias(options: DebiasOptions) -> int:
         methods=options.methods,
         debias=options.debias,
         inits=options.init,
+        surrogates=options.surrogates,
+        training=options.training,
         ipcs=options.ipc,
         seeds=options.seeds,
         networks=options.networks,
@@ -82,39 +88,49 @@ def debias(options: DebiasOptions) -> int:
         nonlocal count
         count += 1
         accuracy = 100 * sum(record["accuracies"]) / len(record["accuracies"])
-        what = f"{record['method']} {record['debias']}, {record['init']} start, ipc {record['ipc']}"
-        display.say(f"{count} of {total}: {what}, seed {record['seed']}: {accuracy:.1f} %")
+        display.say(
+            f"{count} of {total}: {described(record)}, ipc {record['ipc']}, seed {record['seed']}: {accuracy:.1f} %"
+        )
 
     with display.bars():
-        records = study.run(real, options.out, progress=display.update, on_cell=on_cell)
+        records = study.run(
+            real, options.out, progress=display.update, callbacks=[LoopProgress(display)], on_cell=on_cell
+        )
     found = rows(records)
     write_json(options.out / "study.json", {"data": real.describe(), "rows": _plain(found), "cells": records})
+    pictures = write_pictures(records, found, options.out)
     if options.json:
         print(json.dumps(_plain(found), indent=2))
         return 0
     display.table(table(found, f"{source}, {options.protocol}, {options.seeds} sets x {options.networks} networks"))
-    display.say(f"Written to {options.out / 'study.json'}.")
+    display.say(f"Written to {options.out / 'study.json'}, {' and '.join(str(path) for path in pictures)}.")
     return 0
 
 
 def table(found: list[dict[str, Any]], title: str) -> Any:
-    """The rows for people."""
+    """The rows for people: choices that are the same in all rows have no column."""
     from rich.table import Table
 
+    from datastill.studies.debias_rows import USUAL
+
     made = Table(title=title, title_justify="left")
-    for column in ("ipc", "method", "start", "weights", "test %", "± 95 %", "aligned", "conflicting", "conflict mass",
-                   "images in other colours", "CPU s"):  # fmt: skip
-        made.add_column(column, justify="left" if column in ("method", "start", "weights") else "right")
+    heads = {"ipc": "ipc", "method": "method", "init": "start", "debias": "weights"}
+    heads |= {"surrogates": "surrogates", "training": "training"}
+    usual = {"method": None, "ipc": None, **USUAL}
+    choices = {n: head for n, head in heads.items() if {row[n] for row in found} != {usual[n]}}
+    numbers = {"accuracy": ("test %", 1), "interval": ("± 95 %", 1), "aligned": ("aligned", 1)}
+    numbers["conflicting"] = ("conflicting", 1)
+    if any(not math.isnan(row["conflict_mass"]) for row in found):
+        numbers["conflict_mass"] = ("mass", 2)
+    if any(not math.isnan(row["conflicting_images"]) for row in found):
+        numbers["conflicting_images"] = ("odd colours", 2)
+    numbers["seconds"] = ("s", 0)
+    for name, head in choices.items():
+        made.add_column(head, justify="right" if name == "ipc" else "left")
+    for head, _ in numbers.values():
+        made.add_column(head, justify="right")
     for row in found:
-        made.add_row(
-            str(row["ipc"]),
-            row["method"],
-            row["init"],
-            row["debias"],
-            *(_number(row[k], 1) for k in ("accuracy", "interval", "aligned", "conflicting")),
-            *(_number(row[k], 2) for k in ("conflict_mass", "conflicting_images")),
-            _number(row["cpu_seconds"], 0),
-        )
+        made.add_row(*(str(row[name]) for name in choices), *(_number(row[n], d) for n, (_, d) in numbers.items()))
     return made
 
 

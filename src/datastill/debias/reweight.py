@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from datastill.core.files import digest, read_tensors, write_tensors
 from datastill.core.plan import Progress, silent
 from datastill.data import load_real
 from datastill.data.cache import cache_folder
-from datastill.data.sources import split_options
+from datastill.data.sources import split_options, typed_option
 from datastill.debias.diagnosis import conflict_mass, describe_weights
 from datastill.debias.extractor import Extractor, with_options
 from datastill.debias.kde import density, inverse_density, median_variance, spread_variance
@@ -151,34 +151,20 @@ def weighted_set(
 
     data = real if isinstance(real, RealSet) else load_real(real)
     how, given = split_options(text)
-    draw = _flag("draw", given.pop("draw", "false"))
+    draw = typed_option(given.pop("draw", "false"), False, "--debias draw")
     options = {name: _value(name, value) for name, value in given.items()}
     folder = cache_folder() / "weights"
     weighted, report = debias(data, how, seed=seed, device=device, progress=progress, folder=folder, **options)
     return weighted, {**report, "draw": draw}
 
 
-def _flag(name: str, text: str) -> bool:
-    known = {"true": True, "false": False}
-    if text.lower() not in known:
-        raise InputError(f"The option {name}={text} of --debias must be true or false.")
-    return known[text.lower()]
-
-
 def _value(name: str, text: str) -> Any:
     """An option in the type of its default."""
     defaults = {f.name: f.default for f in (*fields(Kernel), *fields(Extractor))}
-    if name not in defaults:
-        return text  # refused, with the known names, where it is used
-    kind: Callable[[str], Any] = int if defaults[name] is None else type(defaults[name])  # epochs: None is automatic
-    try:
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if name == "variance" and text in RULES:
-            return text
-        return kind(text)
-    except (KeyError, ValueError):
-        raise InputError(f"The option {name}={text} of --debias must be a {kind.__name__}.") from None
+    if name not in defaults or (name == "variance" and text in RULES):
+        return text  # what is unknown is refused, with the known names, where it is used
+    default = 0 if defaults[name] is None else defaults[name]  # epochs: None is automatic
+    return typed_option(text, default, f"--debias {name}")
 
 
 def _by_density(

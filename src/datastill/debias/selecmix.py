@@ -7,7 +7,7 @@ by a contrastive loss that prefers easy pairs. This is the form on a plain netwo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +76,68 @@ class SelecMix:
         )
 
 
+class Auxiliary:
+    """The encoder that says which images look alike, and its optimiser.
+
+    Args:
+        encoder: gives embeddings of unit length.
+        lr, weight_decay: of Adam.
+        tau, q: temperature of the contrastive loss, and how much it prefers easy pairs.
+    """
+
+    def __init__(self, encoder: Encoder, *, lr: float, weight_decay: float, tau: float, q: float) -> None:
+        self.encoder, self.tau, self.q = encoder, tau, q
+        self.optimiser = torch.optim.Adam(encoder.parameters(), lr=lr, weight_decay=weight_decay)
+
+    def similarity(self, x: Tensor) -> Tensor:
+        """Cosines between images (n, c, h, w), (n, n), without a gradient."""
+        self.encoder.eval()
+        with torch.no_grad():
+            u = self.encoder(x)
+        return u @ u.T
+
+    def contradict(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Mixed images (n, c, h, w) and their class positions (n,); one coin, one lam in [0, 1/2] for all of them."""
+        coin = torch.rand(2, generator=generator)
+        partner = contradicting_pairs(self.similarity(x), y, same_class=bool(coin[0] < 0.5))
+        return mixed(x, y, partner, float(coin[1]) / 2)
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The contrastive loss of unmixed images, 0-dim; 0 where no class has two of them."""
+        return supcon_loss(self.encoder(x), y, self.tau, q=self.q)
+
+    def learn(self, x: Tensor, y: Tensor) -> Tensor:
+        """One step on unmixed images; the loss before it, 0-dim."""
+        self.encoder.train()
+        return move(self.optimiser, self.loss(x, y))
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, statistics and moments, as copies."""
+        kept = {f"encoder/{name}": value.detach().clone() for name, value in self.encoder.state_dict().items()}
+        for i, moments in self.optimiser.state_dict()["state"].items():
+            kept |= {f"adam/{i}/{name}": torch.as_tensor(value).clone() for name, value in moments.items()}
+        return kept
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        weights = {n.removeprefix("encoder/"): t for n, t in state.items() if n.startswith("encoder/")}
+        self.encoder.load_state_dict(weights)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for path, value in state.items():
+            if path.startswith("adam/"):
+                _, i, name = path.split("/")
+                moments.setdefault(int(i), {})[name] = value.clone()
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
+
+
+def move(optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    """One step against the gradient of `loss`, 0-dim; the loss, detached."""
+    optimiser.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    optimiser.step()
+    return loss.detach()
+
+
 class SelecMixTrainer:
     """SelecMix on one labelled set.
 
@@ -88,7 +150,7 @@ class SelecMixTrainer:
 
     Attributes:
         network: what is trained.
-        auxiliary: the encoder that says which images look alike.
+        auxiliary: who says which images look alike.
     """
 
     def __init__(
@@ -98,7 +160,13 @@ class SelecMixTrainer:
         self.y = hard_labels(y, factory.classes).to(self.device)
         backbone = small_backbone(factory.channels, factory.classes, factory.size, network=options.auxiliary)
         self.network: Network = factory(rng.derive("network")).to(self.device)
-        self.auxiliary = Encoder(backbone, rng.derive("auxiliary"), outputs=128).to(self.device)
+        self.auxiliary = Auxiliary(
+            Encoder(backbone, rng.derive("auxiliary"), outputs=128).to(self.device),
+            lr=options.auxiliary_lr,
+            weight_decay=options.auxiliary_weight_decay,
+            tau=options.tau,
+            q=options.q,
+        )
         self.batch = min(options.batch, len(y))
         self.steps = steps_for(len(y), self.batch) if options.steps is None else options.steps
 
@@ -113,7 +181,6 @@ class SelecMixTrainer:
         """
         o = self.options
         main = torch.optim.Adam(self.network.parameters(), lr=o.lr)
-        helper = torch.optim.Adam(self.auxiliary.parameters(), lr=o.auxiliary_lr, weight_decay=o.auxiliary_weight_decay)
         self.network.train()
         watch, step = LossWatch(), 0
         pool = max(self.batch, o.pool // self.batch * self.batch)
@@ -122,37 +189,16 @@ class SelecMixTrainer:
             for number, (_, images, y) in enumerate(pools):
                 if step == self.steps:
                     break
-                crossed, target = self.contradict(images, y, number)
+                crossed, target = self.auxiliary.contradict(images, y, self.rng.generator("mix", number))
                 for part in torch.arange(len(y)).split(self.batch):
                     if step == self.steps:
                         break
-                    loss = F.cross_entropy(self.network(crossed[part]), target[part])
-                    self._move(main, loss)
+                    loss = move(main, F.cross_entropy(self.network(crossed[part]), target[part]))
                     if o.auxiliary_steps is None or step < o.auxiliary_steps:
-                        self.auxiliary.train()
-                        loss = loss.detach() + self._move(helper, self.auxiliary_loss(images[part], y[part]))
-                    watch.add(loss.detach(), steps=1)
+                        loss = loss + self.auxiliary.learn(images[part], y[part])
+                    watch.add(loss, steps=1)
                     if on_step is not None:
                         on_step(step)
                     step += 1
         watch.finish()
         return self.network
-
-    def contradict(self, x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """Mixed images (n, c, h, w) and their class positions (n,); one coin and one lam for the whole pool."""
-        self.auxiliary.eval()
-        with torch.no_grad():
-            u = self.auxiliary(x)
-        coin = torch.rand(2, generator=self.rng.generator("mix", number))
-        partner = contradicting_pairs(u @ u.T, y, same_class=bool(coin[0] < 0.5))
-        return mixed(x, y, partner, float(coin[1]) / 2)
-
-    def auxiliary_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """The contrastive loss of unmixed images, 0-dim; 0 where no class has two of them."""
-        return supcon_loss(self.auxiliary(x), y, self.options.tau, q=self.options.q)
-
-    def _move(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        optimiser.step()
-        return loss.detach()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """Plain training with SGD; keeps the weights and the forgetting counts of the run."""
+    """Plain training with SGD, weighted where the set is; keeps the weights and the forgetting counts of the run."""
 
     passes: int
     lr: float = 0.01
@@ -65,6 +65,7 @@ class FeatureNetwork:
             real.labels,
             Schedule(passes=self.passes, lr=self.lr, batch=self.batch),
             rng,
+            weight=real.weights,
             on_batch=on_batch,
             device=task.device,
             compiled=task.compile,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from datastill.data.real import RealSet
+    from datastill.debias.training import DebiasedTraining
     from datastill.evaluation.soft import Labelling
+    from datastill.models import Network
     from datastill.models.factory import NetworkFactory
 
 #: Test sets up to this many bytes as float32 are encoded once and kept.
@@ -100,12 +103,13 @@ def run_arm(
     stacked: bool | None = None,
     compiled: bool = False,
     labelling: Labelling | None = None,
+    training: DebiasedTraining | None = None,
 ) -> Arm:
     """Train `networks` fresh networks on each set and score them after the last pass.
 
     The weights and orders of network k on set s depend on (seed, s, k) alone, so arms pair. `schedule` is one for all
     sets, or one for each, of as many passes. `compiled` runs compiled code, unless layers couple samples. `labelling`
-    says who labels where schedules are soft.
+    says who labels where schedules are soft. `training` takes the place of the schedules but for their augmentation.
     """
     schedules = list(schedule) if isinstance(schedule, Sequence) else [schedule] * len(sets)
     first = schedules[0]
@@ -129,11 +133,16 @@ def run_arm(
 
     for s, ((x, y), how) in enumerate(zip(sets, schedules, strict=True)):
         rngs = [Rng(seed).child("evaluation", s, k) for k in range(networks)]
-        made = [factory(rng.derive("network")) for rng in rngs]
-        if isinstance(how, SoftSchedule):
+        if training is not None:
+            assert isinstance(how, Schedule)
+            done = s * networks
+            made = _train_debiased(training, factory, x, y, how, rngs, device, partial(progress, name), done, total)
+        elif isinstance(how, SoftSchedule):
             assert isinstance(x, Tensor)
+            made = [factory(rng.derive("network")) for rng in rngs]
             losses += _train_softly(made, x, y, how, rngs, labelling, s, device, on_pass)
         else:
+            made = [factory(rng.derive("network")) for rng in rngs]
             losses += train_many(
                 made, x, y, how, rngs, device=device, stacked=stacked, on_pass=on_pass, compiled=compiled, chunk=chunk
             )
@@ -154,9 +163,37 @@ def run_arm(
         curve,
         time.perf_counter() - started,
         compiled,
-        [one.lr for one in schedules],
+        [one.lr if training is None else training.lr for one in schedules],
         groups=Groups.of(groups) if groups else None,
     )
+
+
+def _train_debiased(
+    training: DebiasedTraining,
+    factory: NetworkFactory,
+    x: Images,
+    y: Tensor,
+    how: Schedule,
+    rngs: Sequence[Rng],
+    device: torch.device,
+    progress: Callable[[float, float, dict[str, float]], None],
+    done: int,
+    total: int,
+) -> list[Network]:
+    """Networks that were trained on a set so that they resist its bias, under the protocol's augmentation."""
+    training = training.with_defaults(augment=how.augment)
+    steps = training.steps(len(y))
+    return [
+        training(
+            factory,
+            x,
+            y,
+            rng=rng,
+            device=device,
+            on_step=lambda step, k=k: progress(done + k + (step + 1) / steps, total, {}),  # type: ignore[misc]
+        )
+        for k, rng in enumerate(rngs)
+    ]
 
 
 def _train_softly(

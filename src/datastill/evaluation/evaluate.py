@@ -22,6 +22,7 @@ from datastill.core.precision import casting
 from datastill.core.rng import Rng
 from datastill.core.threads import threads_for
 from datastill.data import load_real
+from datastill.debias.training import DebiasedTraining
 from datastill.engines.soft_training import SoftSchedule
 from datastill.evaluation.arms import TestSplit, arm_macs, run_arm
 from datastill.evaluation.ceiling import whole_set
@@ -55,6 +56,7 @@ def evaluate(
     stacked: bool | None = None,
     labels: str = "auto",
     teacher: Any = None,
+    training: str = "plain",
     progress: Progress = silent,
 ) -> Evaluation:
     """Train fresh networks on distilled sets and on random selections, and score both on the test split.
@@ -77,6 +79,9 @@ def evaluate(
         labels: where the protocol trains on a teacher's labels: "auto" or "soft" take them, for Random as well; "hard"
             trains both arms in the same way on hard labels.
         teacher: who labels, a `Teacher` or its folder, instead of the one that comes with each set.
+        training: "plain", or a way that resists a bias of the set, which Random is then trained in too: "dfa" or
+            "selecmix", with options as in "dfa:steps=4000"; see `datastill.debias.training`. Of the protocol it keeps
+            the augmentation.
 
     Returns:
         Accuracies as fractions with their spread, the paired difference to Random, and the cost.
@@ -99,6 +104,9 @@ def evaluate(
     where = pick_device(device)
     factory = network_for(first, data, network)
     rates = rates_of(sets, recipe)
+    resisting = DebiasedTraining.parse(training)
+    if resisting is not None and recipe.soft:
+        raise InputError(f"{recipe.name} trains on a teacher's labels; de-biased training takes a protocol without.")
     if labels not in ("auto", "soft", "hard"):
         raise InputError(f"labels are auto, soft or hard, not {labels!r}.")
     if not recipe.soft and (labels != "auto" or teacher is not None):
@@ -116,9 +124,9 @@ def evaluate(
     macs = arm_macs(sizes, len(test.y), recipe.passes, networks, factory.macs)
     compiled = compilation.decide(compile, macs, where)
 
-    arms = _Arms(data, recipe, factory, networks, seed, where, precision, progress, stacked, compiled, who)
+    arms = _Arms(data, recipe, factory, networks, seed, where, precision, progress, stacked, compiled, who, resisting)
     scored = arms.run(first.manifest["method"], pairs, schedules, test)
-    baseline = arms.random(sets, own, test) if random else None
+    baseline = arms.random(sets, own if resisting is None else [], test) if random else None
     top = whole_set(data, factory, seed, where, precision, progress, compile) if ceiling else None
     return Evaluation(
         distilled=scored,
@@ -135,12 +143,14 @@ def evaluate(
             **environment(where),
         },
         seed=seed,
+        training=None if resisting is None else resisting.describe(),
         names=[one.name + f", seed {one.manifest['seed']}" for one in sets],
         made=[_made(one) for one in sets],
         notes=[
             *_notes(sets, data),
             *(who.notes if who is not None else []),
-            *_rate_notes(recipe, scored, baseline, len(own)),
+            *(_rate_notes(recipe, scored, baseline, len(own)) if resisting is None else ()),
+            *([f"Networks were trained by {resisting}, not as {recipe.name} says."] if resisting is not None else ()),
         ],
     )
 
@@ -160,6 +170,7 @@ class _Arms:
     stacked: bool | None
     compiled: bool
     labelling: Labelling | None = None
+    training: DebiasedTraining | None = None
 
     def run(
         self,
@@ -183,6 +194,7 @@ class _Arms:
                 stacked=self.stacked,
                 compiled=self.compiled,
                 labelling=self.labelling,
+                training=self.training,
             )
 
     def at(self, rates: Sequence[float]) -> list[Schedule | SoftSchedule]:

@@ -147,6 +147,7 @@ class Evaluation:
     names: list[str] = field(default_factory=list)
     made: list[dict[str, Any]] = field(default_factory=list)  #: how each set was made, from its manifest
     notes: list[str] = field(default_factory=list)
+    training: dict[str, Any] | None = None  #: how networks were trained to resist a bias, where they were
 
     @property
     def mean(self) -> float:
@@ -211,6 +212,7 @@ class Evaluation:
         """Everything, JSON-able."""
         return {
             "protocol": self.protocol,
+            **({"training": self.training} if self.training is not None else {}),
             "network": self.network,
             "seed": self.seed,
             "data": self.data,

@@ -39,10 +39,10 @@ class Herding(Method):
         from datastill.sampling.selected import SelectedByFeatures
         from datastill.sampling.selection import herding
 
-        def rule(features: Tensor, k: int, seed: int) -> Tensor:
+        def rule(features: Tensor, k: int, seed: int, weights: Tensor | None) -> Tensor:
             if self.normalise:
                 features = features / features.norm(dim=1, keepdim=True).clamp_min(1e-12)
-            return herding(features, k)
+            return herding(features, k, weights)
 
         unit = FeatureNetwork(self.feature_passes)
         return Plan(init=SelectedByFeatures("herding", rule, unit), decoder=Pixels(), prepare=(unit,))

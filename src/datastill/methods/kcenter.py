@@ -37,5 +37,5 @@ class KCenter(Method):
         from datastill.sampling.selection import k_center
 
         unit = FeatureNetwork(self.feature_passes)
-        init = SelectedByFeatures("kcenter", lambda features, k, seed: k_center(features, k), unit)
+        init = SelectedByFeatures("kcenter", lambda features, k, seed, weights: k_center(features, k), unit)
         return Plan(init=init, decoder=Pixels(), prepare=(unit,))

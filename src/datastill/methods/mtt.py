@@ -67,6 +67,7 @@ class MTT(Method):
     experts: str = ""  #: folder of expert trajectories (`datastill experts train`) to take; none trains them
     expert_count: int = 100  #: networks to train on the real set
     expert_epochs: int = 50  #: their epochs at most; they stop after max_start - 1 + span, where the last segment ends
+    expert_policy: str = "sgd"  #: how they are trained: "sgd", or "selecmix" against a bias; numbers as selecmix:q=0.5
     expert_lr: float = 0.01  #: their learning rate, constant, plain SGD
     expert_batch: int = 256  #: real images per step of an expert
     expert_part: float = 1.0  #: part of the real images that makes an epoch of an expert
@@ -136,13 +137,15 @@ class MTT(Method):
     def experts_unit(self) -> ExpertsUnit:
         """The experts that are trained, or taken from their folder."""
         from datastill.surrogates.experts import ExpertsUnit
-        from datastill.surrogates.experts.policies.sgd import Sgd
+        from datastill.surrogates.experts.policies import get_policy
 
+        policy = get_policy(self.expert_policy)
+        numbers = {"lr": self.expert_lr, "batch": self.expert_batch, "part": self.expert_part}
         return ExpertsUnit(
             experts=self.expert_count,
             epochs=self.expert_epochs,
             stop_after=min(self.expert_epochs, self.max_start - 1 + self.span),
-            policy=Sgd(lr=self.expert_lr, batch=self.expert_batch, part=self.expert_part),
+            policy=replace(policy, **numbers),  # type: ignore[type-var]
             augment=self.augment,
             seed=self.expert_seed,
             span=self.span,

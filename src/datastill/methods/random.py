@@ -1,6 +1,6 @@
 """Random selection: the baseline that stands beside every result.
 
-S_c = ipc distinct images of class c, drawn from the seed.
+S_c = ipc distinct images of class c, drawn from the seed; in proportion to their weights where the set has weights.
 
 - Needs: nothing.
 - Cost: none.
@@ -28,5 +28,6 @@ class Random(Method):
         from datastill.core.plan import Plan
         from datastill.decoders.pixels import Pixels
         from datastill.sampling.inits import RandomReal
+        from datastill.sampling.weighted import WeightedReal
 
-        return Plan(init=RandomReal(), decoder=Pixels())
+        return Plan(init=RandomReal() if task.real.weights is None else WeightedReal(), decoder=Pixels())

@@ -13,8 +13,8 @@ from datastill.core.context import Context
 from datastill.core.plan import Block, Task
 from datastill.engines.feature_network import FeatureNetwork
 
-#: (features of one class (n, d), how many, a generator seed) -> positions (k,)
-FeatureRule = Callable[[Tensor, int, int], Tensor]
+#: (features of one class (n, d), how many, a generator seed, weights (n,) or None) -> positions (k,)
+FeatureRule = Callable[[Tensor, int, int, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class SelectedByFeatures:
             members = task.real.class_index(c)
             features = self.unit.features(network, task, members)
             seed = context.rng.derive("selection", c)
-            chosen.append(members[self.rule(features, task.ipc, seed)])
+            weights = None if task.real.weights is None else task.real.weights[members]
+            chosen.append(members[self.rule(features, task.ipc, seed, weights)])
         index = torch.cat(chosen)
         return task.real.batch(index).x, {"selected": index}
 

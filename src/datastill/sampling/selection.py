@@ -10,14 +10,15 @@ from torch import Tensor
 from datastill.core.rng import undisturbed
 
 
-def herding(features: Tensor, k: int) -> Tensor:
+def herding(features: Tensor, k: int, weights: Tensor | None = None) -> Tensor:
     """Greedy running mean (Welling, ICML 2009): minimise || (j+1) mu - sum of chosen - f_i || at each j.
 
     Args:
         features: (n, d) of one class.
         k: how many to choose, at most n.
+        weights: (n,) of the mean mu, or None.
     """
-    mean = features.mean(0)
+    mean = features.mean(0) if weights is None else (weights / weights.sum()).to(features.dtype) @ features
     chosen: list[int] = []
     total = torch.zeros_like(mean)
     free = torch.ones(len(features), dtype=torch.bool)
@@ -45,15 +46,23 @@ def k_center(features: Tensor, k: int) -> Tensor:
     return torch.tensor(chosen)
 
 
-def k_means(features: Tensor, k: int, seed: int) -> Tensor:
-    """The sample nearest to each of k centroids; a sample taken already gives way to the next nearest."""
+def k_means(features: Tensor, k: int, seed: int, weights: Tensor | None = None) -> Tensor:
+    """The sample nearest to each of k centroids; a sample taken already gives way to the next nearest.
+
+    Args:
+        features: (n, d) of one class.
+        k: how many to choose, at most n.
+        weights: (n,) of the samples in the centroids, or None.
+    """
     points = features.double().numpy()
     with undisturbed(), warnings.catch_warnings():
         from sklearn.cluster import KMeans
         from sklearn.exceptions import ConvergenceWarning
 
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than centroids: handled below
-        fitted = KMeans(n_clusters=k, n_init=3, random_state=seed % 2**32).fit(points)
+        fitted = KMeans(n_clusters=k, n_init=3, random_state=seed % 2**32).fit(
+            points, sample_weight=None if weights is None else weights.double().numpy()
+        )
     centres = torch.from_numpy(fitted.cluster_centers_).to(features)
     distance = torch.cdist(centres, features)
     chosen: list[int] = []

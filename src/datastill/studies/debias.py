@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import time
+import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from datastill.core.artifact import DistilledSet
+from datastill.core.artifact import MANIFEST, DistilledSet, load_distilled
 from datastill.core.errors import InputError
 from datastill.core.files import digest, read_json, write_json
-from datastill.core.plan import Progress, silent
+from datastill.core.plan import Callback, Progress, silent
 from datastill.core.registry import get_method
-from datastill.data.biased.coloured import colours
+from datastill.data.biased.coloured import Nearest, nearest_colour
 from datastill.evaluation.evaluate import evaluate
-from datastill.evaluation.scores import t_interval
 from datastill.run import distill
 
 if TYPE_CHECKING:
@@ -27,18 +24,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DebiasStudy:
-    """What is crossed: methods, weights, starts, sizes, seeds.
+    """What is crossed: methods, weights, starts, surrogates, sizes, seeds, and ways to train on what comes of it.
 
     Attributes:
         methods: names; a method's weights act on its losses, for `random` on the draw.
         debias: ways to weigh, as `distill` takes them.
-        inits: starts: "real", "noise", "weighted"; methods without `init` ignore them.
+        inits: starts: "real" (a method's own arrangement of real images), "noise", "weighted"; methods without `init`
+            ignore them.
+        surrogates: "method", or networks that resist the bias: "dfa", "selecmix", as `distill` takes them. Methods that
+            follow experts have experts trained so ("selecmix" alone).
+        training: how networks are trained on the sets, as `evaluate` takes it; a set is made once for all of them.
         hyper: values for all methods that know them; and for one, by its name.
     """
 
     methods: Sequence[str]
     debias: Sequence[str] = ("none", "kde", "oracle")
     inits: Sequence[str] = ("real",)
+    surrogates: Sequence[str] = ("method",)
+    training: Sequence[str] = ("plain",)
     ipcs: Sequence[int] = (10,)
     seeds: int = 3
     networks: int = 3
@@ -48,41 +51,37 @@ class DebiasStudy:
     hyper: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
 
-    def cells(self) -> list[dict[str, Any]]:
+    def cells(self) -> list[Cell]:
         """Every cell once, seeds last, so that a stopped study has whole rows early."""
-        found: dict[str, dict[str, Any]] = {}
-        for seed in range(self.seeds):
-            for ipc in self.ipcs:
-                for init in self.inits:
-                    for method in self.methods:
-                        for way in self.debias:
-                            cell = self._cell(method, way, init, ipc, seed)
-                            if cell is not None:
-                                found[digest(cell)] = cell
-        return list(found.values())
+        crossed = itertools.product(
+            range(self.seeds), self.ipcs, self.inits, self.methods, self.surrogates, self.debias, self.training
+        )
+        cells = (self._cell(*values) for values in crossed)
+        return list(dict.fromkeys(cell for cell in cells if cell is not None))
 
-    def _cell(self, method: str, way: str, init: str, ipc: int, seed: int) -> dict[str, Any] | None:
+    def _cell(
+        self, seed: int, ipc: int, init: str, method: str, surrogates: str, way: str, training: str
+    ) -> Cell | None:
+        """The cell of these choices; None where a method has no such choice."""
         known = set(get_method(method).cls.__dataclass_fields__)
-        if method == "random":  # the draw itself is weighted; there is no start
-            init = "real" if way == "none" else "weighted"
-        elif "init" not in known or (init == "weighted" and way == "none"):
-            init = "real" if "init" not in known else init
-            if way == "none" and init == "weighted":
-                return None
         values = {k: v for k, v in self.hyper.items() if not isinstance(v, Mapping) and k in known}
         values |= self.hyper.get(method, {})
-        return {
-            "method": method,
-            "debias": way,
-            "init": init,
-            "ipc": ipc,
-            "seed": seed,
-            "hyper": values,
-            "recipe": self.recipe,
-            "network": self.network,
-            "protocol": self.protocol,
-            "networks": self.networks,
-        }
+        if init == "weighted" and (way == "none" or "init" not in known) and method != "random":
+            return None
+        if method == "random":  # the draw itself is weighted; there is no start, and no network
+            init, surrogates = "real" if way == "none" else "weighted", "method"
+        elif "init" not in known:
+            init = "real"
+        elif init != "real":
+            values["init"] = init
+        if surrogates != "method" and "expert_policy" in known:
+            if way != "none" or not surrogates.startswith("selecmix"):
+                return None
+            values["expert_policy"] = surrogates
+        return Cell(
+            method, way, init, surrogates, training, ipc, seed, json.dumps(values, sort_keys=True), self.recipe,
+            self.network, self.protocol, self.networks,
+        )  # fmt: skip
 
     def run(
         self,
@@ -90,6 +89,7 @@ class DebiasStudy:
         out: Path,
         *,
         progress: Progress = silent,
+        callbacks: Sequence[Callback] = (),
         on_cell: Callable[[dict[str, Any]], None] | None = None,
     ) -> list[dict[str, Any]]:
         """Make what is missing; the records of all cells.
@@ -104,19 +104,18 @@ class DebiasStudy:
             )
         records = []
         for cell in self.cells():
-            path = out / "cells" / f"{_name(cell)}-{digest([cell, real.fingerprint])}.json"
+            path = out / "cells" / f"{cell.name}-{digest([cell.record, real.fingerprint])}.json"
             if not path.is_file():
-                write_json(path, self._measure(cell, real, out, progress))
+                write_json(path, self._measure(cell, real, out, progress, callbacks))
             records.append(read_json(path))
             if on_cell is not None:
                 on_cell(records[-1])
         return records
 
-    def _measure(self, cell: dict[str, Any], real: RealSet, out: Path, progress: Progress) -> dict[str, Any]:
-        started = time.process_time()
-        made = self._made(cell, real, progress)
-        seconds = time.process_time() - started
-        made.save(out / "sets" / f"{_name(cell)}")
+    def _measure(
+        self, cell: Cell, real: RealSet, out: Path, progress: Progress, callbacks: Sequence[Callback]
+    ) -> dict[str, Any]:
+        made = self._made(cell, real, out, progress, callbacks)
         found = evaluate(
             made,
             real,
@@ -124,97 +123,121 @@ class DebiasStudy:
             networks=self.networks,
             network=self.network,
             random=False,
+            training=cell.training,
             device=self.device,
             progress=progress,
-        ).distilled
-        groups = found.groups
+        )
+        groups = found.distilled.groups
         assert groups is not None
         told = made.manifest.get("debias", {})
-        kept = ("conflict_mass", "effective_samples", "kernel", "rules", "warnings")
+        kept = ("conflict_mass", "effective_samples", "effective_share", "kernel", "rules", "warnings", "extractor")
         return {
-            **cell,
+            **cell.record,
+            "protocol": found.protocol,
+            "set": str(self._folder(cell, real)),
             "data": real.describe(),
-            "accuracies": found.accuracies.flatten().tolist(),
+            "accuracies": found.distilled.accuracies.flatten().tolist(),
             **groups.to_dict(),
             "weights": {name: told[name] for name in kept if name in told},
             "conflicting_images": conflicting_share(made, real),
-            "cpu_seconds": round(seconds, 1),
+            "colour_distance": colour_distance(made, real),
+            "seconds": round(made.manifest["cost"]["seconds"] + made.manifest["cost"]["prepare_seconds"], 1),
             "cost": made.manifest["cost"],
         }
 
-    def _made(self, cell: dict[str, Any], real: RealSet, progress: Progress) -> DistilledSet:
-        common: dict[str, Any] = {
-            "ipc": cell["ipc"],
-            "seed": cell["seed"],
-            "network": self.network,
-            "device": self.device,
-            "debias": cell["debias"],
-            "progress": progress,
-        }
-        if cell["method"] == "random" and cell["init"] == "weighted":  # a weighted draw: DM's start without a step
-            return distill("dm", real, recipe="paper", init="weighted", **{**common, **_NO_STEP})
-        values = dict(cell["hyper"])
-        if cell["method"] != "random" and "init" in get_method(cell["method"]).cls.__dataclass_fields__:
-            values["init"] = cell["init"]
-        return distill(cell["method"], real, recipe=self.recipe, **common, **values)
+    def _made(
+        self, cell: Cell, real: RealSet, out: Path, progress: Progress, callbacks: Sequence[Callback]
+    ) -> DistilledSet:
+        """The cell's set: from its folder, or begun or gone on with there."""
+        folder = out / self._folder(cell, real)
+        if (folder / MANIFEST).is_file():
+            return load_distilled(folder)
+        by_policy = "expert_policy" in cell.values
+        return distill(
+            cell.method,
+            real,
+            ipc=cell.ipc,
+            seed=cell.seed,
+            network=self.network,
+            device=self.device,
+            recipe=self.recipe,
+            debias=cell.debias,
+            surrogates="method" if by_policy else cell.surrogates,
+            out=folder,
+            resume=True,
+            units=out,
+            progress=progress,
+            callbacks=callbacks,
+            **cell.values,
+        )
+
+    def _folder(self, cell: Cell, real: RealSet) -> Path:
+        """Where the cell's set lies, inside the study's folder."""
+        return Path("sets") / f"{cell.set_name}-{digest([cell.making, real.fingerprint])}"
 
 
-#: One step too small to be seen.
-_NO_STEP = {"steps": 1, "image_lr": 1e-30, "real_batch": 1}
+@dataclass(frozen=True)
+class Cell:
+    """One set, and one way to train on it."""
+
+    method: str
+    debias: str
+    init: str
+    surrogates: str
+    training: str
+    ipc: int
+    seed: int
+    hyper: str  #: values of the method, as JSON
+    recipe: str
+    network: str | None
+    protocol: str
+    networks: int
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Values of the method that were given."""
+        found: dict[str, Any] = json.loads(self.hyper)
+        return found
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Everything, JSON-able."""
+        return {**asdict(self), "hyper": self.values}
+
+    @property
+    def making(self) -> dict[str, Any]:
+        """What the set depends on."""
+        return {n: v for n, v in self.record.items() if n not in ("training", "protocol", "networks")}
+
+    @property
+    def set_name(self) -> str:
+        """Readable, and the same for every way to train on the set."""
+        parts = (self.method, self.debias, self.init, *(p for p in (self.surrogates,) if p != "method"))
+        return "-".join([*(_plain(p) for p in parts), f"ipc{self.ipc}", f"seed{self.seed}"])
+
+    @property
+    def name(self) -> str:
+        """Readable."""
+        return self.set_name + ("" if self.training == "plain" else f"-{_plain(self.training)}")
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-." else "" if c == "=" else "-" for c in text)
 
 
 def conflicting_share(made: DistilledSet, real: RealSet) -> float | None:
     """Share of coloured digits whose colour is nearer to that of another class; None for other sets."""
-    if not real.name.startswith("cmnist"):
+    nearest = _nearest(made, real)
+    return None if nearest is None else float((nearest.index != made.hard_labels).double().mean())
+
+
+def colour_distance(made: DistilledSet, real: RealSet) -> float | None:
+    """Mean angle to the nearest colour in degrees: how far that share can be trusted; None for other sets."""
+    nearest = _nearest(made, real)
+    return None if nearest is None else float(nearest.distance.mean())
+
+
+def _nearest(made: DistilledSet, real: RealSet) -> Nearest | None:
+    if real.attribute is None or not real.attribute.colours:
         return None
-    nearest = nearest_colour(made.pixels, real.classes)
-    return float((nearest != made.hard_labels).double().mean())
-
-
-def nearest_colour(pixels: Tensor, count: int) -> Tensor:
-    """The mean colour, by position, in whose direction the bright pixels of each image (n, 3, h, w) lie."""
-    bright = pixels.amax(1, keepdim=True)
-    weight = bright * (bright > 0.5 * bright.amax((2, 3), keepdim=True))
-    mean = (pixels * weight).sum((2, 3)) / weight.sum((2, 3)).clamp_min(1e-12)
-    known = torch.from_numpy(colours(count)).to(mean)
-    unit = torch.nn.functional.normalize
-    return (unit(mean, dim=1) @ unit(known, dim=1).T).argmax(1)
-
-
-def rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each cell but for its seed: means over sets, percent."""
-    grouped: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for one in records:
-        grouped.setdefault((one["ipc"], one["method"], one["init"], one["debias"]), []).append(one)
-    found = []
-    for (ipc, method, init, way), cells in grouped.items():
-        sets = torch.tensor([sum(c["accuracies"]) / len(c["accuracies"]) for c in cells], dtype=torch.double)
-        over = sets if len(sets) > 1 else torch.tensor(cells[0]["accuracies"], dtype=torch.double)
-        found.append(
-            {
-                "ipc": ipc,
-                "method": method,
-                "init": init,
-                "debias": way,
-                "sets": len(cells),
-                "accuracy": 100 * float(sets.mean()),
-                "interval": 100 * t_interval(over),
-                "std": 100 * float(over.std()) if len(over) > 1 else None,
-                "aligned": 100 * _mean(c["aligned"] for c in cells),
-                "conflicting": 100 * _mean(c["conflicting"] for c in cells),
-                "conflict_mass": _mean(c["weights"].get("conflict_mass") for c in cells),
-                "conflicting_images": _mean(c["conflicting_images"] for c in cells),
-                "cpu_seconds": _mean(c["cpu_seconds"] for c in cells),
-            }
-        )
-    return found
-
-
-def _mean(values: Any) -> float:
-    known = [float(v) for v in values if v is not None]
-    return sum(known) / len(known) if known else float("nan")
-
-
-def _name(cell: Mapping[str, Any]) -> str:
-    way = str(cell["debias"]).replace(":", "-").replace(",", "-").replace("=", "")
-    return f"{cell['method']}-{way}-{cell['init']}-ipc{cell['ipc']}-seed{cell['seed']}"
+    return nearest_colour(made.pixels, real.attribute.colours)

@@ -69,11 +69,19 @@ def call_source(function: Callable[..., Raw], name: str, options: dict[str, str]
             told = nearest(key, known) if known else "It takes none."
             listed = f" Known: {', '.join(sorted(known))}." if known and "Known:" not in told else ""
             raise InputError(f"{name} has no option {key!r}. {told}{listed}")
-        values[key] = _typed(text, known[key], f"{name}:{key}")
+        values[key] = typed_option(text, known[key], f"{name}:{key}")
     return function(*args, **values)
 
 
-def _typed(text: str, default: Any, where: str) -> Any:
+def typed_option(text: str, default: Any, where: str) -> Any:
+    """The text of an option in the type of its default; as it is where that is None.
+
+    Args:
+        where: what the option is called in an error.
+
+    Raises:
+        InputError: the text is of another type.
+    """
     kind = str if default is None else type(default)
     if kind is bool:
         if text.lower() in ("true", "yes", "1", "false", "no", "0"):

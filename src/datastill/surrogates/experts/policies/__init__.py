@@ -20,7 +20,10 @@ from datastill.core.rng import Rng
 from datastill.engines.training import Images
 
 #: Policies by name, and the class of each, imported when it is asked for.
-POLICIES = {"sgd": "datastill.surrogates.experts.policies.sgd:Sgd"}
+POLICIES = {
+    "sgd": "datastill.surrogates.experts.policies.sgd:Sgd",
+    "selecmix": "datastill.surrogates.experts.policies.selecmix:SelecMixSgd",
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""Experts that resist a bias: SelecMix (Hwang et al., NeurIPS 2022) at the constant SGD rate that trajectories want.
+
+The images of a step are mixed with partners that contradict the bias, as an auxiliary encoder sees it; it learns beside
+the expert, on the images as they are. The trajectory holds the expert's weights alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datastill.core.errors import InputError
+from datastill.core.rng import isolated
+from datastill.debias.extractor import Encoder, small_backbone
+from datastill.debias.selecmix import Auxiliary, move
+from datastill.debias.steps import batches, check_numbers
+from datastill.engines.training import LossWatch, Schedule, sgd
+from datastill.models import Network
+from datastill.surrogates.experts.policies import Epoch, TrainingSet
+
+
+@dataclass(frozen=True)
+class SelecMixSgd:
+    """Plain SGD on images that are mixed with partners which contradict the bias.
+
+    The published trainer takes Adam; trajectories of plain SGD match better, so this one takes that (our choice).
+
+    Raises:
+        InputError: a number out of range; or, in training, a set with weights, which the mixing would undo.
+    """
+
+    name: ClassVar[str] = "selecmix"
+
+    lr: float = 0.01  #: constant learning rate of the expert
+    batch: int = 256  #: images per step
+    part: float = 1.0  #: of the images that an epoch passes over, drawn anew for each
+    pool: int = 1024  #: images among which partners are sought, in whole batches
+    auxiliary_lr: float = 1e-3  #: Adam of the auxiliary encoder
+    auxiliary_weight_decay: float = 1e-4
+    auxiliary_epochs: int = 1  #: epochs after which the encoder rests: the bias is learnt first, and lost later
+    tau: float = 0.2  #: temperature of its loss
+    q: float = 0.7  #: how much that loss prefers easy pairs
+
+    def __post_init__(self) -> None:
+        check_numbers(
+            self,
+            positive=("lr", "batch", "part", "pool", "auxiliary_lr", "auxiliary_epochs", "tau"),
+            not_negative=("auxiliary_weight_decay", "q"),
+        )
+        if self.part > 1:
+            raise InputError(f"An epoch passes over a part of the images above 0 and up to 1, not {self.part!r}.")
+
+    def epoch(self, network: nn.Module, data: TrainingSet, epoch: Epoch) -> float:
+        """One pass over the data, or the epoch's part of them, in pools of mixed images."""
+        if data.weight is not None:
+            raise InputError("SelecMix chooses which images an expert sees; take it or weights (--debias), not both.")
+        auxiliary = self._auxiliary(network, epoch, data.device)
+        optimiser = sgd(network.parameters(), Schedule(passes=1, momentum=0.0, weight_decay=0.0), self.lr)
+        network.to(data.device).train()
+        total, watch, seen = torch.zeros((), device=data.device), LossWatch(), 0
+        with isolated(epoch.rng.derive("dropout")):
+            for index, images, y, number in self._pools(data, epoch):
+                mixed, target = auxiliary.contradict(images, y, epoch.rng.generator("mix", number))
+                for part in torch.arange(len(y)).split(self.batch):
+                    logits = network(mixed[part])
+                    loss = move(optimiser, F.cross_entropy(logits, target[part]))
+                    if epoch.index < self.auxiliary_epochs:
+                        auxiliary.learn(images[part], y[part])
+                    total, seen = total + loss * len(part), seen + len(part)
+                    epoch.on_batch(index[part], logits.detach())
+                watch.add(total, steps=1)
+        watch.finish()
+        epoch.state.update({name: value.cpu() for name, value in auxiliary.state().items()})
+        return float(total) / max(1, seen)
+
+    def _pools(self, data: TrainingSet, epoch: Epoch) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
+        """Positions (n,), images, class positions (n,) and number of each pool of the epoch."""
+        n = len(data.y)
+        left = max(1, round(self.part * n))
+        batch = min(self.batch, left)
+        size = max(batch, self.pool // batch * batch)
+        dealt = batches(data.x, data.y, size, data.augment, epoch.rng, data.device, -(-left // size))
+        for number, (index, images, y) in enumerate(dealt):
+            few = slice(0, left)
+            left -= len(index[few])
+            yield index[few], images[few], y[few], number
+
+    def _auxiliary(self, network: nn.Module, epoch: Epoch, device: torch.device) -> Auxiliary:
+        """The encoder as the last epoch left it; new in the first."""
+        assert isinstance(network, Network)
+        backbone = small_backbone(network.channels, network.classes, network.size)
+        encoder = Encoder(backbone, epoch.rng.derive("auxiliary"), outputs=128).to(device)
+        made = Auxiliary(
+            encoder, lr=self.auxiliary_lr, weight_decay=self.auxiliary_weight_decay, tau=self.tau, q=self.q
+        )
+        if epoch.state:
+            made.load(epoch.state)
+        return made
