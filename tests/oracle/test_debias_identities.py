@@ -6,12 +6,13 @@ import dataclasses
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datastill import distill, load_real
+from datastill.augment.dsa import Dsa
 from datastill.core.batch import Batch
 from datastill.core.context import Context, class_means
-from datastill.core.plan import Block, Grads, Plan, Synthetic, Task
+from datastill.core.plan import Block, Callback, Grads, Plan, Synthetic, Task
 from datastill.core.rng import Rng
 from datastill.data import RealSet
 from datastill.debias import debias
@@ -25,7 +26,12 @@ from datastill.sampling.weighted import WeightedClassBatches
 from debias_data import coloured_strokes
 
 NETWORKS = ("convnet:width=4,depth=2", "convnet:width=4,depth=2,norm=batch")
-OBJECTIVES = {"dm": FeatureMeans(), "dc": GradientMatch()}
+#: With an augmentation, which both sides of a class share, "dc" is DSA.
+CASES = {
+    "dm": (FeatureMeans(), None),
+    "dc": (GradientMatch(), None),
+    "dsa": (GradientMatch(), Dsa("color_crop_cutout_flip_scale_rotate")),
+}
 
 
 class Fixed:
@@ -51,11 +57,12 @@ def step(objective: str, batch: Batch, network: str) -> Grads:
     factory = resolve_network(network, channels=2, classes=3, size=(10, 10))
     task = Task(real, 2, factory)
     images = torch.rand(6, 2, 10, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    plan = Plan(Given(images), Pixels(), sampler=Fixed(batch), network=factory)
+    match, augment = CASES[objective]
+    plan = Plan(Given(images), Pixels(), sampler=Fixed(batch), augment=augment, network=factory)
     context = Context(task, plan, Block(0, torch.arange(6), task.labels), Rng(0), step=1, steps=9)
     context.surrogate = factory(7).double()
     context.synthetic = Synthetic(images, task.labels)
-    return OBJECTIVES[objective](context)
+    return match(context)
 
 
 def apart(a: Grads, b: Grads) -> float:
@@ -69,7 +76,7 @@ def with_weight(batch: Batch, weight: Tensor) -> Batch:
     return dataclasses.replace(batch, weight=weight)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", CASES)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_equal_weights_are_no_weights(objective: str, network: str) -> None:
     batch = a_batch()
@@ -79,7 +86,7 @@ def test_equal_weights_are_no_weights(objective: str, network: str) -> None:
         assert apart(step(objective, with_weight(batch, weight), network), plain) < 1e-6
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", CASES)
 def test_any_scale_per_class_is_the_same(objective: str) -> None:
     batch = a_batch()
     weight = 0.1 + torch.rand(len(batch.y), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -91,7 +98,7 @@ def test_any_scale_per_class_is_the_same(objective: str) -> None:
     assert apart(one, plain) > 1e-3, "unequal weights are not nothing"
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", CASES)
 def test_whole_weights_are_repetitions(objective: str) -> None:
     """Where no layer couples samples; batch statistics see a repeated image twice."""
     batch = a_batch()
@@ -100,6 +107,10 @@ def test_whole_weights_are_repetitions(objective: str) -> None:
     weighted = with_weight(batch, times.double())
     assert apart(step(objective, weighted, NETWORKS[0]), step(objective, repeated, NETWORKS[0])) < 1e-6
     assert apart(step(objective, batch, NETWORKS[0]), step(objective, repeated, NETWORKS[0])) > 1e-3
+
+
+def test_the_augmentation_of_dsa_is_not_nothing() -> None:
+    assert apart(step("dsa", a_batch(), NETWORKS[0]), step("dc", a_batch(), NETWORKS[0])) > 1e-3
 
 
 @pytest.mark.parametrize("engine", ["loop", "vmap", "joint"])
@@ -111,6 +122,16 @@ def test_class_gradients_of_every_engine_take_weights_alike(engine: str) -> None
     plain = class_gradients(network, repeated.x, repeated.y, [0, 1, 2], engine=engine)
     for name, gradient in plain.items():
         assert torch.allclose(weighted[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_no_weights_are_the_plain_mean_to_the_last_bit() -> None:
+    """No weights are not weights of 1/n, which round: the mean is the sum over the count."""
+    generator = torch.Generator().manual_seed(0)
+    values, y = torch.randn(300, 7, generator=generator), torch.randint(0, 3, (300,), generator=generator)
+    counts = torch.bincount(y)
+    plain = torch.zeros(3, 7).index_add(0, y, values) / counts[:, None]
+    assert torch.equal(class_means(values, y, 3, None), plain)
+    assert not torch.equal(class_means(values, y, 3, 1 / counts[y]), plain)
 
 
 def test_the_weighted_dm_loss_is_the_written_formula() -> None:
@@ -176,3 +197,55 @@ def test_whole_runs_move_otherwise_with_weights_and_not_with_equal_ones(method: 
     moved = float((oracle - plain).abs().max())
     assert moved > 1e-4
     assert float((equal - plain).abs().max()) < 1e-3 * moved
+
+
+class Draws(Callback):
+    """Keeps what a run draws at every step: which real images, and the first weights of the network."""
+
+    def __init__(self) -> None:
+        self.index: list[list[int]] = []
+        self.weight: list[Tensor | None] = []
+        self.network: list[float] = []
+
+    def before_real_batch(self, batch: Batch, context: Context) -> Batch:
+        assert isinstance(context.surrogate, nn.Module)
+        self.index.append(batch.index.tolist())
+        self.weight.append(batch.weight)
+        self.network.append(float(next(context.surrogate.parameters()).detach().flatten()[0]))
+        return batch
+
+
+@pytest.mark.parametrize("method", ["dm", "dc", "dsa"])
+def test_sets_without_weights_are_distilled_to_the_last_bit_alike(method: str) -> None:
+    """With weights taken away, and with or without bias labels, which nothing reads."""
+    real, augment = coloured_strokes(per_class=20, ratio=0.2), "crop" if method == "dsa" else "none"
+    settings = {"ipc": 1, "steps": 2, "real_batch": 10, "network": "convnet:width=4,depth=2", "augment": augment}
+
+    def run(data: RealSet, **more: str) -> tuple[Tensor, Draws]:
+        seen = Draws()
+        return distill(method, data, callbacks=[seen], **settings, **more).images, seen
+
+    plain, draws = run(real)
+    assert draws.weight == [None] * len(draws.weight)
+    assert len(draws.weight) >= 2
+    for other in (debias(real, "oracle")[0].with_weights(None), dataclasses.replace(real, bias=None)):
+        assert torch.equal(run(other)[0], plain)
+    assert torch.equal(run(real, debias="none")[0], plain)
+
+
+@pytest.mark.parametrize("method", ["dm", "dc"])
+def test_arms_with_and_without_weights_differ_in_weights_alone(method: str) -> None:
+    """The same start, the same networks and the same batches of real images: a gap is one of weights."""
+    real = coloured_strokes(per_class=20, ratio=0.2)
+    settings = {"ipc": 2, "steps": 3, "real_batch": 6, "augment": "none", "init": "real"}
+    seen, made = [], []
+    for data in (real, debias(real, "oracle")[0]):
+        seen.append(Draws())
+        made.append(distill(method, data, network="convnet:width=4,depth=2", callbacks=[seen[-1]], **settings))
+    plain, weighted = seen
+    assert plain.index == weighted.index
+    assert plain.network[0] == weighted.network[0]
+    assert method == "dc" or plain.network == weighted.network, "those of DC train on the images that they make"
+    assert torch.equal(made[0].extra["selected"], made[1].extra["selected"])
+    assert all(w is not None for w in weighted.weight)
+    assert not torch.equal(made[0].images, made[1].images)

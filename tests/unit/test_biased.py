@@ -60,11 +60,14 @@ class TestAssign:
         assert (cells - share * n[:, None]).abs().max() <= 1
 
     @pytest.mark.parametrize("ratio", [*RATIOS, 0.0, 0.37, 0.9, 1.0])
-    def test_is_the_published_rule(self, ratio: float) -> None:
-        counts = (37, 100, 5, 61, 20, 40, 300, 10, 9, 120)
+    @pytest.mark.parametrize("counts", [(37, 100, 5, 61, 20, 40, 300, 10, 9, 120), MNIST], ids=["small", "mnist"])
+    def test_is_the_published_rule(self, counts: tuple[int, ...], ratio: float) -> None:
         y = targets_of(counts, seed=3)
         rows = [[1 - ratio if b == c else ratio / 9 for b in range(10)] for c in range(10)]
-        assert assign_bias(y, 10, ratio).tolist() == slow_assignment(y.tolist(), rows)
+        slow = torch.tensor(slow_assignment(y.tolist(), rows))
+        assert torch.equal(assign_bias(y, 10, ratio), slow)
+        shuffled = assign_bias(y, 10, ratio, seed=8)
+        assert torch.equal(table(y, shuffled, 10), table(y, slow, 10)), "to the image, whatever the order"
 
     @given(st.lists(st.integers(0, 40), min_size=2, max_size=6), st.floats(0, 1), st.integers(0, 2))
     @settings(max_examples=60, deadline=None)
@@ -88,13 +91,14 @@ class TestAssign:
         y = targets_of((980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009))
         cells = table(y, assign_unbiased(y, 10, 0), 10)
         assert (cells - torch.bincount(y)[:, None] / 10).abs().max() <= 1
+        assert assign_unbiased(y, 10).tolist() == slow_assignment(y.tolist(), [[0.1] * 10] * 10)
         assert 0.095 < cells.diagonal().sum() / len(y) < 0.105
 
     def test_order_decides_which_and_never_how_many(self) -> None:
         y = targets_of((200, 100, 50))
         order = torch.randperm(350, generator=torch.Generator().manual_seed(9))
         straight, turned = assign_bias(y, 3, 0.1), assign_bias(y[order], 3, 0.1)
-        assert not torch.equal(straight[order], turned)
+        assert not torch.equal((straight != y)[order], turned != y[order]), "other images conflict"
         assert torch.equal(table(y, straight, 3), table(y[order], turned, 3))
         assert straight[(y == 1).nonzero()[0]] == 0, "without a seed the first image of a class gets value 0"
 

@@ -72,6 +72,14 @@ class TestAll:
         assert np.array_equal(one, other) == (name in FIXED | {"original"})
         assert np.array_equal(image, before), "the image was changed in place"
 
+    @pytest.mark.parametrize("name", ["gaussian_noise", "shot_noise", "speckle_noise", "brightness"])
+    def test_levels_beyond_black_and_white_are_cut_off(self, name: str) -> None:
+        """As bytes they would come round: white with noise has no black pixel, nor black a white one."""
+        for flat in (0, 255):
+            made = corrupt(np.full((64, 64, 3), flat, np.uint8), name, 5, np.random.default_rng(0))
+            assert np.abs(made.astype(int) - flat).max() < 255 * 0.95
+            assert (made == flat).any() or flat == 0
+
     def test_original_is_the_identity(self) -> None:
         for level in (1, 5):
             assert np.array_equal(corrupt(IMAGES[0], "original", level, np.random.default_rng(0)), IMAGES[0])

@@ -58,6 +58,17 @@ class TestColouredDigits:
         order = grey.ravel().argsort(kind="stable")
         assert all((np.diff(channel.ravel()[order].astype(int)) >= 0).all() for channel in made)
 
+    @pytest.mark.parametrize("bias", range(10))
+    def test_colours_are_cut_off_at_black_and_white(self, bias: int) -> None:
+        """A channel that the jitter takes out of [0, 1] stays at the end; as a byte it would come round."""
+        grey, outside = np.arange(256, dtype=np.uint8).reshape(1, 16, 16), 0
+        for seed in range(30):
+            drawn = np.array(COLOURS[bias]) + np.random.default_rng(seed).normal(0, 0.05, 3)
+            outside += int(((drawn < 0) | (drawn > 1)).sum())
+            made = Colours(1).paint(grey, bias, np.random.default_rng(seed))
+            assert made == pytest.approx(drawn.clip(0, 1)[:, None, None] * grey, abs=0.5)
+        assert outside > 0 or np.abs(np.array(COLOURS[bias]) - 0.5).max() < 0.4
+
     def test_background_is_black_in_the_set(self, digits: RealSet) -> None:
         real = load_real("cmnist:base=digits")
         index = torch.arange(len(real))

@@ -120,6 +120,26 @@ def test_invariant_to_order_rotation_and_length(n: int, d: int, seed: int, power
         assert (weights[mine][rising].diff() <= 1e-12).all()
 
 
+@pytest.mark.parametrize("tau_w", [0.1, 2 / 3, 1.0, 5.0, 1e3])
+@pytest.mark.parametrize("variance", [0.05, 0.1, 1.0])
+def test_a_rarer_sample_is_heavier_at_any_temperature(tau_w: float, variance: float) -> None:
+    """Weights f^(-1 / tau_w) are in the reverse order of the densities, without ties."""
+    f = density(points(60), torch.zeros(60, dtype=torch.int64), variance)
+    assert f.sort().values.diff().min() > 0
+    weights = inverse_density(f, power=1 / tau_w)
+    assert weights.argsort().tolist() == f.argsort(descending=True).tolist()
+    assert weights.sort().values.diff().min() > 0
+
+
+@pytest.mark.parametrize("variance", [1e-4, 0.05, 1.0])
+def test_copies_are_alike_at_any_variance(variance: float) -> None:
+    z = points(12, 4)
+    repeated = torch.cat([z, z[3:4].expand(5, 4)])
+    weights = inverse_density(density(repeated, torch.zeros(17, dtype=torch.int64), variance))
+    assert torch.allclose(weights[12:], weights[3].expand(5), rtol=1e-12)
+    assert not torch.allclose(weights[:3], weights[3].expand(3), rtol=1e-3)
+
+
 def test_copies_weigh_as_one_point() -> None:
     """With a vanishing kernel k copies of a point have 1/k of a single point's weight each."""
     z = points(6, 4, dtype=torch.float64)
