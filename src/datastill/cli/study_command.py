@@ -55,7 +55,7 @@ def main(args: list[str]) -> int:
 def debias(options: DebiasOptions) -> int:
     """Make what is missing, print the table."""
     from datastill.cli.progress import Display, LoopProgress
-    from datastill.core.files import write_json
+    from datastill.core.files import write_text
     from datastill.data import load_real
     from datastill.studies.debias import DebiasStudy
     from datastill.studies.debias_pictures import write_pictures
@@ -97,7 +97,7 @@ def debias(options: DebiasOptions) -> int:
             real, options.out, progress=display.update, callbacks=[LoopProgress(display)], on_cell=on_cell
         )
     found = rows(records)
-    write_json(options.out / "study.json", {"data": real.describe(), "rows": _plain(found), "cells": records})
+    write_text(options.out / "study.json", as_json(real.describe(), _plain(found), records))
     pictures = write_pictures(records, found, options.out)
     if options.json:
         print(json.dumps(_plain(found), indent=2))
@@ -105,6 +105,15 @@ def debias(options: DebiasOptions) -> int:
     display.table(table(found, f"{source}, {options.protocol}, {options.seeds} sets x {options.networks} networks"))
     display.say(f"Written to {options.out / 'study.json'}, {' and '.join(str(path) for path in pictures)}.")
     return 0
+
+
+def as_json(data: dict[str, Any], found: list[dict[str, Any]], records: list[dict[str, Any]]) -> str:
+    """The whole study, a line for each row and each cell."""
+    parts = [f'"data": {json.dumps(data)}']
+    for name, many in (("rows", found), ("cells", records)):
+        lines = ",\n".join(json.dumps(one) for one in many)
+        parts.append(f'"{name}": [\n{lines}\n]')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def table(found: list[dict[str, Any]], title: str) -> Any:

@@ -1,0 +1,112 @@
+"""`datastill weigh`: weights against a bias, looked at before anything is distilled."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datastill.cli.options import DataOptions, parse, plain_warnings
+
+if TYPE_CHECKING:
+    from datastill.data.real import RealSet
+    from datastill.debias.overview import Weighed
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeighOptions:
+    """How to weigh, and where to put what comes of it."""
+
+    data: DataOptions
+    debias: str = "kde"  #: kde (by density; options as in kde:variance=0.05,power=1), or oracle where the bias is known
+    out: Path = Path("runs/weights")  #: folder for the picture, the weights and the table
+    images: int = 8  #: lightest and heaviest images of each class in the picture
+    seed: int = 0  #: of the network that the density is measured with
+    device: str = "auto"  #: auto, cpu, cuda or mps
+    quiet: bool = False  #: print the table only
+    json: bool = False  #: print the table as JSON
+
+
+def main(args: list[str]) -> int:
+    """Parse and run."""
+    about = (
+        "Weigh images against a bias, and show which are taken for the crowd of their class and which for the odd ones."
+    )
+    options = parse(WeighOptions, args, "weigh", about)
+    with plain_warnings(options.quiet):
+        return weigh(options)
+
+
+def weigh(options: WeighOptions) -> int:
+    """Weigh, write, print."""
+    from datastill.cli.progress import Display
+    from datastill.core.errors import InputError
+    from datastill.core.files import write_bytes, write_json, write_text
+    from datastill.debias.overview import weighed_classes
+    from datastill.debias.reweight import weighted_set
+
+    if options.images < 1:
+        raise InputError(f"images must be at least 1, not {options.images}.")
+    display = Display(options.quiet or options.json)
+    display.say(f"Reading {options.data.data} ...")
+    real = options.data.load()
+    with display.bars():
+        weighted, report = weighted_set(real, options.debias, options.seed, options.device, display.update)
+    if weighted.weights is None:
+        raise InputError(f"{options.debias} weighs nothing; take kde.")
+    classes = weighed_classes(weighted)
+    record = {"data": real.describe(), "report": report, "classes": [one.to_dict() for one in classes]}
+    write_json(options.out / "weights.json", record)
+    write_text(options.out / "weights.csv", as_csv(weighted))
+    write_bytes(options.out / "crowd_and_odd.png", picture(weighted, options.images))
+    if options.json:
+        print(json.dumps(record, indent=2))
+        return 0
+    display.table(table(classes, f"{real.name}, {options.debias}"))
+    for warning in report["warnings"]:
+        display.say(f"  {warning}")
+    display.say(
+        f"Look at {options.out / 'crowd_and_odd.png'}: where the images on the left share something that is not the "
+        f"class, and those on the right lack it, distil with --debias {options.debias}. If those on the right are only "
+        f"strange, there is no such bias to weigh against. The weights are in {options.out / 'weights.csv'}."
+    )
+    return 0
+
+
+def table(classes: list[Weighed], title: str) -> Any:
+    """A row for each class."""
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left")
+    known = any(one.conflicting is not None for one in classes)
+    made.add_column("class")
+    for column in ("images", "in effect", "weight of the heaviest 5 %", *(("conflicting",) if known else ())):
+        made.add_column(column, justify="right")
+    for one in classes:
+        odd = [] if one.conflicting is None else [f"{100 * one.conflicting:.0f} %"]
+        made.add_row(one.name, f"{one.images:,}", f"{one.in_effect:.0f}", f"{100 * one.heaviest:.0f} %", *odd)
+    return made
+
+
+def picture(real: RealSet, count: int) -> bytes:
+    """The lightest images of each class on the left, the heaviest on the right, as PNG."""
+    from datastill.debias.overview import crowd_and_odd
+    from datastill.report.pictures import comparison, png
+
+    sides = [(real.pixels(index), real.labels[index], real.class_names) for index in crowd_and_odd(real, count)]
+    titles = ("the crowd: lightest images", "the odd ones: heaviest images")
+    return png(comparison(sides[0], sides[1], titles, columns=count, rows=20))
+
+
+def as_csv(real: RealSet) -> str:
+    """Index, class and weight of every image; 1 is the mean weight of a class."""
+    assert real.weights is not None
+    buffer = io.StringIO()
+    rows = csv.writer(buffer, lineterminator="\n")
+    rows.writerow(("index", "class", "weight"))
+    names = [real.class_names[c] for c in real.labels.tolist()]
+    rows.writerows((i, name, f"{w:.6g}") for i, (name, w) in enumerate(zip(names, real.weights.tolist(), strict=True)))
+    return buffer.getvalue()

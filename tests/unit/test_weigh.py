@@ -1,0 +1,82 @@
+"""`datastill weigh`: the crowd and the odd ones of every class."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from datastill.cli import main
+from datastill.core.errors import InputError
+from datastill.data import RealSet
+from datastill.debias import debias
+from datastill.debias.overview import crowd_and_odd, weighed_classes
+from debias_data import coloured_strokes
+
+
+@pytest.fixture(scope="module")
+def weighed() -> RealSet:
+    return debias(coloured_strokes(), "oracle")[0]
+
+
+def test_classes_are_told_by_hand_counted_numbers() -> None:
+    real = coloured_strokes(per_class=40)
+    weights = torch.ones(len(real))
+    weights[real.class_index(0)[:2]] = 39.0  # two of forty images of class 0 have 78 of 116 parts
+    first, second, _ = weighed_classes(real.with_weights(weights))
+    assert (first.name, first.images) == (real.class_names[0], 40)
+    assert first.heaviest == pytest.approx(78 / 116)
+    assert first.in_effect == pytest.approx(116**2 / (2 * 39**2 + 38))
+    assert second.heaviest == pytest.approx(0.05)
+    assert second.in_effect == pytest.approx(40)
+    odd = real.bias[real.class_index(1)] != 1
+    assert second.conflicting == pytest.approx(float(odd.double().mean()))
+    blind = dataclasses.replace(real, bias=None).with_weights(weights)
+    assert weighed_classes(blind)[0].conflicting is None
+
+
+def test_the_heaviest_images_are_those_against_the_bias(weighed: RealSet) -> None:
+    crowd, odd = crowd_and_odd(weighed, 3)
+    assert crowd.shape == odd.shape == (9,)
+    assert torch.equal(weighed.labels[crowd], weighed.labels[odd])
+    assert (weighed.bias[crowd] == weighed.labels[crowd]).all()
+    assert (weighed.bias[odd] != weighed.labels[odd]).all()
+    assert len(crowd_and_odd(weighed, 1000)[0]) == 3 * 20  # half of a class
+
+
+def test_a_set_without_weights_is_refused() -> None:
+    with pytest.raises(InputError, match="no weights"):
+        weighed_classes(coloured_strokes())
+
+
+def test_the_command_writes_picture_weights_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "w"
+    args = ["weigh", "--data", "cmnist:base=digits,ratio=0.1,train=300", "--out", str(out), "--debias", "kde:width=4"]
+    assert main([*args, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["classes"]) == 10
+    assert told == json.loads((out / "weights.json").read_text())
+    assert (out / "crowd_and_odd.png").read_bytes()[:4] == b"\x89PNG"
+    with open(out / "weights.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == told["data"]["images"] == sum(one["images"] for one in told["classes"])
+    for one in told["classes"]:
+        own = torch.tensor([float(row["weight"]) for row in rows if row["class"] == one["name"]])
+        assert float(own.mean()) == pytest.approx(1, abs=1e-4)
+    assert main(args) == 0
+    assert "weight of the heaviest" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"), [(["--debias", "none"], "weighs nothing"), (["--images", "0"], "at least 1")]
+)
+def test_bad_input_is_one_sentence(
+    more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["weigh", "--data", "digits", "--out", str(tmp_path / "w"), *more]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
