@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from datastill.core.allocator import keep_freed_memory
 from datastill.core.cost import Stopwatch, pick_device
 from datastill.core.errors import InputError, nearest
 from datastill.core.files import digest, read_tensors, write_tensors
@@ -116,6 +117,7 @@ def debias(
     if how not in HOW:
         raise InputError(f"There is no way {how!r} to de-bias. {nearest(how, HOW)}")
     watch = Stopwatch()
+    keep_freed_memory()
     report: dict[str, Any] = {"how": how}
     if how == "none":
         _refuse(options, how)

@@ -78,7 +78,7 @@ class UnitsFailed(DatastillError):
     def __init__(self, failures: list[Failure], total: int) -> None:
         self.failures = failures
         self.exit_code = failures[0].exit_code
-        shown = "; ".join(str(failure) for failure in failures[:5])
+        shown = "; ".join(str(failure).rstrip(".") for failure in failures[:5])
         more = f"; and {len(failures) - 5} more" if len(failures) > 5 else ""
         super().__init__(
             f"{len(failures)} of {total} units failed, the others are kept: {shown}{more}. "
