@@ -233,6 +233,19 @@ def test_sets_without_weights_are_distilled_to_the_last_bit_alike(method: str) -
     assert torch.equal(run(real, debias="none")[0], plain)
 
 
+def test_no_weights_reach_the_mean_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, reduce = [], Context.reduce
+
+    def spy(self: Context, values: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+        seen.append(weight)
+        return reduce(self, values, y, weight)
+
+    monkeypatch.setattr(Context, "reduce", spy)
+    real = coloured_strokes(per_class=20, ratio=0.2)
+    distill("dm", real, ipc=1, steps=2, real_batch=10, network="convnet:width=4,depth=2")
+    assert seen == [None, None]
+
+
 @pytest.mark.parametrize("method", ["dm", "dc"])
 def test_arms_with_and_without_weights_differ_in_weights_alone(method: str) -> None:
     """The same start, the same networks and the same batches of real images: a gap is one of weights."""
