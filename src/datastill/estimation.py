@@ -77,11 +77,13 @@ def estimate(
     seed: int = 0,
     device: str = "auto",
     compile: str = "auto",
+    surrogates: str = "method",
     **hyper: Any,
 ) -> Estimate:
     """Minutes and memory of a run, from a few of its steps; nothing is written.
 
-    The preparation (a feature network of a coreset) is taken from its count of multiply-accumulates.
+    The preparation (a feature network of a coreset, networks that resist a bias) is taken from its count of
+    multiply-accumulates.
     """
     settings: dict[str, Any] = {
         "ipc": ipc,
@@ -89,6 +91,7 @@ def estimate(
         "seed": seed,
         "device": device,
         "compile": compile,
+        "surrogates": surrogates,
         **hyper,
     }
     job = prepare_job(method, real, recipe=recipe, **settings)

@@ -93,11 +93,14 @@ def prepare_job(
     compile: str = "auto",
     progress: Progress = silent,
     folder: Path | None = None,
+    surrogates: str = "method",
     **hyper: Any,
 ) -> Job:
     """Settle the data, the network and every hyper-parameter, without doing anything yet."""
     from datastill.data.real import RealSet
+    from datastill.surrogates.debiased import DebiasedSurrogates
 
+    resisting = DebiasedSurrogates.parse(surrogates)
     keep_freed_memory()
     start, name, family = _instance(method)
     data: RealSet = real if isinstance(real, RealSet) else load_real(real)
@@ -110,7 +113,7 @@ def prepare_job(
     casting(where, precision)
     task = Task(data, ipc, factory, seed, where, precision, progress, folder)
     settled, found, notes = _settle(start, name, data.name, task, recipe, hyper)
-    job = Job(settled, name, family, task, recipe, found, notes, compile)
+    job = Job(settled, name, family, task, recipe, found, notes, compile, surrogates=resisting)
     return compiled_for(job, planned_macs(job) if compile == "auto" and where.type == "cpu" else 0.0)
 
 

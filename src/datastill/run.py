@@ -103,10 +103,11 @@ def distill(
     folder = Path(out) if out is not None else None
     if folder is not None:
         check_out(folder, resume)
-    resisting = DebiasedSurrogates.parse(surrogates)
+    DebiasedSurrogates.parse(surrogates)  # refused before weights take their time
     weighed = None
     if debias != "none":
-        real, weighed = weighted_set(real, debias, seed, device, progress)
+        real, told = weighted_set(real, debias, seed, device, progress)
+        weighed = {"asked": debias, **told}
     job = prepare_job(
         method,
         real,
@@ -119,9 +120,9 @@ def distill(
         compile=compile,
         progress=progress,
         folder=folder if units is None else Path(units),
+        surrogates=surrogates,
         **hyper,
     )
-    job = replace(job, surrogates=resisting)
     if weighed is not None:
         job = replace(job, debias=weighed, notes=(*job.notes, *weighed.get("warnings", ())))
     if budget is not None and "steps" in hyper:

@@ -134,6 +134,7 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
         "device": run.device,
         "precision": run.precision,
         "compile": run.compile,
+        "surrogates": run.surrogates,
     }
     job = prepare_job(info.cls, real, **settings, **values)
     display.say(describe_job(job))
@@ -160,7 +161,6 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
             callbacks=hooks,
             workers=run.workers,
             debias=run.debias,
-            surrogates=run.surrogates,
             shard=parse_shard(run.shard) if run.shard is not None else None,
             **values,
         )

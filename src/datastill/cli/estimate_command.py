@@ -36,6 +36,7 @@ def main(args: list[str]) -> int:
             "device": run.device,
             "precision": run.precision,
             "compile": run.compile,
+            "surrogates": run.surrogates,
             **values,
         }
         job = prepare_job(info.cls, real, recipe=run.recipe, **settings)

@@ -142,11 +142,20 @@ def _results(evaluation: Evaluation | None) -> str:
         "",
         f"Protocol `{_code(evaluation.protocol)}`: {words.plural(sets, 'set')}"
         f"{', of which this is one,' if sets > 1 else ''} × {words.plural(networks, 'fresh network')} "
-        f"({_md(words.describe_network(evaluation.network))}), scored once after the last pass; "
+        f"({_md(words.describe_network(evaluation.network))}), {_trained(evaluation)}; "
         f"± is the half-width of a 95 % interval over {evaluation.distilled.interval_over}."
         + (_BIASED if biased else ""),
     ]
     return "\n".join(lines)
+
+
+def _trained(evaluation: Evaluation) -> str:
+    """How networks were trained where it is not as the protocol says, and when they were scored."""
+    if evaluation.training is None:
+        return "scored once after the last pass"
+    whole = " but for those on the whole real set" if evaluation.ceiling is not None else ""
+    how = f"`{_code(words.training(evaluation.training))}`"
+    return f"trained by {how} under the protocol's augmentation{whole}, scored once after the last step"
 
 
 _BIASED = (
@@ -181,6 +190,7 @@ def _made(distilled: DistilledSet) -> str:
         f"Method `{_code(manifest['method'])}`, seed {manifest['seed']}, {_md(str(manifest['labels']))} labels"
         + (f", recipe `{_code(str(recipe['published'] or recipe['asked']))}`" if recipe else "")
         + (f", matched on {_md(words.describe_network(network))}" if network else "")
+        + _against_bias(manifest)
         + ".",
         "\n".join(table) if rows else "It has no hyper-parameters.",
     ]
@@ -193,6 +203,17 @@ def _made(distilled: DistilledSet) -> str:
         )
     lines += [f"- {_md(note)}" for note in manifest.get("notes", [])]
     return "## How it was made\n\n" + "\n\n".join(lines)
+
+
+def _against_bias(manifest: Mapping[str, Any]) -> str:
+    """What the run did against a bias of its data."""
+    debias, surrogates = manifest.get("debias"), manifest.get("surrogates")
+    told = ""
+    if surrogates:
+        told += f" trained to resist a bias (`{_code(words.training(surrogates))}`)"
+    if debias:
+        told += f", real images weighted against a bias (`{_code(str(debias.get('asked', debias['how'])))}`)"
+    return told
 
 
 def _again(manifest: Mapping[str, Any], evaluation: Evaluation | None, layout: str) -> str:

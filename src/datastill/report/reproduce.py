@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from datastill.report import words
+
 #: Options of `load_real` that the command line has too.
 _FLAGS = ("size", "mode", "skip_bad", "space")
 _WIDTH = 96
@@ -17,13 +19,13 @@ def python_call(manifest: Mapping[str, Any]) -> str:
     if "imported" in manifest:
         return "# this set was made by others and imported with datastill.import_released"
     hyper, given = _hyper(manifest)
-    arguments = {"ipc": manifest["ipc"], "seed": manifest["seed"], **_engine(manifest), **hyper}
+    arguments = {"ipc": manifest["ipc"], "seed": manifest["seed"], **_engine(manifest), **_exchanged(manifest), **hyper}
     lines = ["from datastill import distill, load_real", ""]
     lines += [f"# {name} was a tensor of yours: pass it too" for name in given]
     if manifest.get("network", {}).get("spec", "") is None:
         lines.append("# the network was yours: pass it as network=")
     lines.append(f"real = {_load(manifest['data'])}")
-    if manifest["data"].get("weighted"):
+    if _weighted_by_hand(manifest):
         lines.append("# the images were weighted: real = real.with_weights(...)")
     lines.append("distilled = " + _call("distill", [_literal(manifest["method"]), "real"], arguments))
     return "\n".join(lines)
@@ -39,15 +41,18 @@ def command(manifest: Mapping[str, Any], out: str = "runs/again") -> str | None:
     if isinstance(options.get("size"), list) and len(set(options["size"])) == 1:
         options["size"] = options["size"][0]
     unsaid = set(options) - set(_FLAGS)
-    if given or unsaid or isinstance(options.get("size"), list) or not data.get("source") or data.get("weighted"):
+    if given or unsaid or isinstance(options.get("size"), list) or not data.get("source"):
+        return None
+    if _weighted_by_hand(manifest):
         return None
     if manifest.get("network", {}).get("spec", "") is None:
         return None
-    settings = {**options, "ipc": manifest["ipc"], "seed": manifest["seed"], **_engine(manifest), **hyper}
-    words = ["datastill", "distill", str(manifest["method"]), "--data", str(data["source"])]
+    settings = {**options, "ipc": manifest["ipc"], "seed": manifest["seed"], **_engine(manifest)}
+    settings |= {**_exchanged(manifest), **hyper}
+    parts = ["datastill", "distill", str(manifest["method"]), "--data", str(data["source"])]
     for name, item in settings.items():
-        words += _flag(name, item)
-    return shlex.join([*words, "--out", out])
+        parts += _flag(name, item)
+    return shlex.join([*parts, "--out", out])
 
 
 def evaluate_call(evaluation: Mapping[str, Any], folder: str = "path/of/this/folder") -> str:
@@ -62,6 +67,8 @@ def evaluate_call(evaluation: Mapping[str, Any], folder: str = "path/of/this/fol
         settings["seed"] = evaluation["seed"]
     if evaluation.get("cost", {}).get("precision", "float32") != "float32":
         settings["precision"] = evaluation["cost"]["precision"]
+    if evaluation.get("training"):
+        settings["training"] = words.training(evaluation["training"])
     if evaluation.get("ceiling"):
         settings["ceiling"] = True
     call = _call("evaluate", [sets], settings)
@@ -86,6 +93,21 @@ def _engine(manifest: Mapping[str, Any]) -> dict[str, Any]:
     precision = cost.get("precision", "float32")
     unusual = {"precision": precision} if precision != "float32" else {}
     return {**_network(manifest), **unusual, **({"compile": "on"} if cost.get("compile") else {})}
+
+
+def _exchanged(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights against a bias, and networks that resist it, where the run asked for them."""
+    asked = manifest.get("debias", {}).get("asked")
+    surrogates = manifest.get("surrogates")
+    return {
+        **({"debias": asked} if asked else {}),
+        **({"surrogates": words.training(surrogates)} if surrogates else {}),
+    }
+
+
+def _weighted_by_hand(manifest: Mapping[str, Any]) -> bool:
+    """Whether the images had weights that no option of the run gave them."""
+    return bool(manifest["data"].get("weighted")) and not manifest.get("debias", {}).get("asked")
 
 
 def _load(data: Mapping[str, Any]) -> str:

@@ -102,6 +102,12 @@ def describe_network(record: Mapping[str, Any]) -> str:
     return f"{record.get('name', 'network')}" + (f" ({options})" if options else "")
 
 
+def training(record: Mapping[str, Any]) -> str:
+    """Training that resists a bias, as an option says it: "dfa", "dfa:steps=600,count=3"."""
+    options = ",".join(f"{name}={item}" for name, item in record.items() if name != "how")
+    return f"{record['how']}:{options}" if options else str(record["how"])
+
+
 def kind_of_images(manifest: Mapping[str, Any]) -> str:
     """ "synthetic", or "selected real" for a coreset."""
     return "selected real" if manifest.get("family") == "coreset" else "synthetic"

@@ -1,0 +1,110 @@
+"""What a run did against a bias: its report tells how to do it again, and its estimate counts it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+
+import pytest
+import torch
+
+import datastill
+from datastill.cli import main
+from datastill.core.artifact import DistilledSet
+from datastill.core.errors import InputError
+from datastill.data.real import RealSet
+from datastill.report import card
+from datastill.report.reproduce import command, evaluate_call, python_call
+from datastill.surrogates.debiased import DebiasedSurrogates
+
+NET = "convnet:width=4,depth=1"
+DATA = "cmnist:base=digits,ratio=0.1,train=200,test=100"
+WEIGHTS, POOL = "kde:variance=spread,width=4,draw=true", "dfa:lr=0.002,count=2,steps=3"
+
+
+@pytest.fixture(scope="module")
+def biased() -> RealSet:
+    return datastill.load_real(DATA)
+
+
+@pytest.fixture(scope="module")
+def made(biased: RealSet) -> DistilledSet:
+    asked = {"network": NET, "steps": 2, "real_batch": 8, "debias": WEIGHTS, "surrogates": POOL}
+    return datastill.distill("dm", biased, ipc=1, seed=3, **asked)
+
+
+def test_the_python_call_weighs_and_matches_as_the_run_did(made: DistilledSet) -> None:
+    text = python_call(made.manifest)
+    assert "with_weights" not in text
+    found: dict[str, DistilledSet] = {}
+    exec(text, found)
+    again = found["distilled"]
+    assert torch.equal(again.images, made.images)
+    assert again.manifest["debias"]["asked"] == WEIGHTS
+    assert again.manifest["surrogates"] == made.manifest["surrogates"]
+
+
+def test_the_command_weighs_and_matches_as_the_run_did(made: DistilledSet) -> None:
+    text = command(made.manifest)
+    assert text is not None
+    words = shlex.split(text)
+    assert words[:3] == ["datastill", "distill", "dm"]
+    said = dict(itertools.pairwise(words))
+    assert (said["--data"], said["--seed"], said["--debias"]) == (DATA, "3", WEIGHTS)
+    assert DebiasedSurrogates.parse(said["--surrogates"]) == DebiasedSurrogates.parse(POOL)
+
+
+def test_weights_of_ones_own_are_still_to_be_given(biased: RealSet) -> None:
+    by_hand = datastill.distill("random", biased.with_weights(torch.linspace(0.1, 1, len(biased))), ipc=1, network=NET)
+    assert "with_weights" in python_call(by_hand.manifest)
+    assert command(by_hand.manifest) is None
+    plain = datastill.distill("random", biased, ipc=1, network=NET)
+    assert "debias" not in python_call(plain.manifest)
+    assert "surrogates" not in python_call(plain.manifest)
+
+
+def test_card_and_score_say_how_networks_were_trained(made: DistilledSet, biased: RealSet) -> None:
+    asked = {"protocol": "dc-v1", "networks": 2}
+    scored = datastill.evaluate(made, biased, **asked, training="selecmix:steps=2,lr=0.005")
+    assert 'training="selecmix:steps=2,lr=0.005"' in evaluate_call(scored.to_dict())
+    text = card(made, scored)
+    for needed in (
+        "trained by `selecmix:steps=2,lr=0.005`", 'training="selecmix:steps=2,lr=0.005"',
+        f"weighted against a bias (`{WEIGHTS}`)", "trained to resist a bias (`dfa:", f'debias="{WEIGHTS}"',
+    ):  # fmt: skip
+        assert needed in text
+    assert "after the last pass" not in text
+    plain = datastill.distill("random", biased, ipc=1, network=NET)
+    bare = card(plain, datastill.evaluate(plain, biased, **asked))
+    assert "after the last pass" in bare
+    assert "training=" not in bare
+    assert "against a bias" not in bare
+
+
+def test_an_estimate_counts_the_training_of_surrogates(biased: RealSet) -> None:
+    asked = {"ipc": 1, "network": NET, "steps": 2, "real_batch": 8}
+    few, many = (
+        datastill.estimate("dm", biased, **asked, surrogates=f"dfa:count=2,steps={steps}") for steps in (600, 1200)
+    )
+    assert datastill.estimate("dm", biased, **asked).prepare_seconds == 0
+    assert many.prepare_seconds > 1.8 * few.prepare_seconds
+    assert few.prepare_seconds > 0
+    assert few.paper_seconds > few.prepare_seconds
+    with pytest.raises(InputError, match="fresh random networks"):
+        datastill.estimate("dsa", biased, **asked, surrogates="dfa")
+
+
+def test_commands_announce_it(capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["dm", "--data", DATA, "--ipc", "1", "--network", NET, "--steps", "2", "--real-batch", "8"]
+    words += ["--surrogates", "dfa:count=1,steps=3"]
+    assert main(["estimate", *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["prepare_seconds"] > 0
+    from datastill import estimation
+
+    seen = []
+    estimate_job = estimation.estimate_job
+    monkeypatch.setattr(estimation, "estimate_job", lambda *jobs: seen.extend(jobs) or estimate_job(*jobs))
+    assert main(["distill", *words, "--out", str(tmp_path / "run")]) == 0
+    assert len(seen) == 2
+    assert all(job.surrogates is not None for job in seen)
