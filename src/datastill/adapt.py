@@ -42,6 +42,11 @@ def drawn_by_weight(job: Job, plan: Plan) -> Plan:
     return replace(plan, sampler=WeightedClassBatches(plan.sampler.n))
 
 
+def takes_surrogates(job: Job) -> bool:
+    """Whether the method matches on fresh random networks, which others can stand in for."""
+    return isinstance(job.method.build(job.task).surrogates, Fresh)
+
+
 def on_surrogates(job: Job, plan: Plan) -> Plan:
     """The plan on networks that were trained to resist a bias, where `surrogates` asks for them.
 
@@ -57,5 +62,5 @@ def on_surrogates(job: Job, plan: Plan) -> Plan:
             f"{job.method_name} does not match on fresh random networks, so none can stand in for them; of the methods "
             "here dm and dm-fast do, and mtt takes expert_policy=selecmix."
         )
-    unit = job.surrogates.unit(plan.surrogates.factory)
-    return replace(plan, surrogates=DebiasedPool(unit), prepare=[*plan.prepare, unit])
+    units = job.surrogates.units(plan.surrogates.factory)
+    return replace(plan, surrogates=DebiasedPool(units), prepare=[*plan.prepare, *units])

@@ -124,7 +124,10 @@ def distill(
         **hyper,
     )
     if weighed is not None:
-        job = replace(job, debias=weighed, notes=(*job.notes, *weighed.get("warnings", ())))
+        notes = (*job.notes, *weighed.get("warnings", ()))
+        if getattr(job.method, "teacher", ""):
+            notes += ("the teacher was brought as it is: weights against a bias do not reach what it has learnt",)
+        job = replace(job, debias=weighed, notes=notes)
     if budget is not None and "steps" in hyper:
         raise InputError("A budget settles the steps by itself; give either budget (--budget) or steps (--steps).")
     if budget is not None:

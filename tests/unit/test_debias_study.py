@@ -120,3 +120,47 @@ def test_weights_change_what_coresets_select(biased, method):
 
 def _selected(*sets: datastill.core.artifact.DistilledSet) -> list[torch.Tensor]:
     return [one.extra["selected"] for one in sets]
+
+
+def test_cells_that_a_method_cannot_make_are_left_out_before_anything_is_made(biased, tmp_path: Path):
+    asked = study(methods=("dm", "dsa"), debias=("none",), surrogates=("method", "dfa:steps=1,count=1"), seeds=1)
+    made = {(cell.method, cell.surrogates) for cell in asked.fitting(biased)}
+    assert made == {("dm", "method"), ("dm", "dfa:steps=1,count=1"), ("dsa", "method")}
+    for wrong in ({"surrogates": ("dfq",)}, {"training": ("dfq",)}, {"methods": ("dm", "dmm")}):
+        with pytest.raises(InputError, match="Did you mean"):
+            study(**wrong).run(biased, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_experts_of_a_study_follow_the_choice_of_surrogates():
+    cells = study(methods=("mtt",), debias=("none", "kde"), surrogates=("method", "dfa", "selecmix"), seeds=1).cells()
+    assert [(c.debias, c.values.get("expert_policy"), c.own_surrogates) for c in cells] == [
+        ("none", None, "method"),
+        ("kde", None, "method"),
+        ("none", "selecmix", "method"),
+    ]
+
+
+def test_a_set_is_made_once_for_all_trainings_and_scores_belong_to_their_test_images(biased, tmp_path: Path):
+    asked = study(methods=("dm",), debias=("none",), training=("plain", "selecmix:steps=2"), seeds=1)
+    first, second = asked.run(biased, tmp_path)
+    assert first["set"] == second["set"]
+    assert len(list((tmp_path / "sets").iterdir())) == 1
+    assert first["accuracies"] != second["accuracies"]
+    fewer = datastill.load_real("cmnist:ratio=0.1,train=200,test=100,severity=1")
+    assert fewer.fingerprint == biased.fingerprint
+    asked.run(fewer, tmp_path)
+    assert len(list((tmp_path / "cells").iterdir())) == 4
+    assert len(list((tmp_path / "sets").iterdir())) == 1
+
+
+def test_pictures_of_a_study(biased, tmp_path: Path):
+    from datastill.studies.debias_pictures import tiled, write_pictures
+
+    records = study().run(biased, tmp_path)
+    pictures = write_pictures(records, rows(records), tmp_path)
+    assert [path.name for path in pictures] == ["accuracy.png", "images.png"]
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in pictures)
+    made = datastill.load_distilled(tmp_path / records[0]["set"])
+    assert tiled(made).shape == (3, 10 * 30, 30)  # a row for each class, a white edge around each image
+    assert torch.equal(tiled(made)[:, 31:59, 1:29], made.pixels.clamp(0, 1)[1])

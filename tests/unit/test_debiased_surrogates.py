@@ -11,13 +11,13 @@ from torch import Tensor
 
 import datastill
 from datastill.core.errors import InputError, Interrupted
+from datastill.core.files import write_json
 from datastill.core.plan import Callback, Task
 from datastill.core.rng import Rng
 from datastill.data.real import RealSet
 from datastill.debias.dfa import Dfa, DfaTrainer
 from datastill.debias.training import DebiasedTraining
 from datastill.evaluation.protocols import get_protocol
-from datastill.launch import UnitsFailed
 from datastill.models import resolve_network
 from datastill.surrogates.debiased import DebiasedSurrogates
 from datastill.surrogates.experts import train_experts
@@ -25,6 +25,7 @@ from datastill.surrogates.experts.policies import Epoch, TrainingSet, get_policy
 from debias_data import coloured_strokes
 
 NET = "convnet:width=4,depth=1"
+WAYS = ("none", "oracle")
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,7 @@ def test_words_for_training_become_options_of_their_types() -> None:
         ("dfa:stepz=3", "Did you mean 'steps'"),
         ("dfa:steps=many", "whole number"),
         ("selecmix:lr=-1", "above 0"),
+        ("plain:steps=3", "no options"),
     ],
 )
 def test_words_that_name_no_training_are_refused(text: str, message: str) -> None:
@@ -95,25 +97,41 @@ def test_soft_protocols_do_not_take_it(biased: RealSet) -> None:
     made = datastill.distill("random", biased, ipc=1, network=NET)
     with pytest.raises(InputError, match="teacher's labels"):
         datastill.evaluate(made, biased, protocol="soft-quick-v1", training="dfa")
+    with pytest.raises(InputError, match="CutMix"):
+        datastill.evaluate(made, biased, protocol="idc-quick-v1", training="dfa")
+
+
+def test_sets_that_were_weighed_otherwise_are_not_averaged(biased: RealSet) -> None:
+    sets = [datastill.distill("dm", biased, ipc=1, network=NET, steps=1, seed=s, debias=d) for s, d in enumerate(WAYS)]
+    with pytest.raises(InputError, match="differ in their weights against a bias"):
+        datastill.evaluate(sets, biased, protocol="dc-v1", networks=1)
 
 
 def test_networks_of_a_pool_are_the_intrinsic_encoders_of_dfa(biased: RealSet) -> None:
     asked = DebiasedSurrogates.parse("dfa:count=2,steps=5,batch=32")
     assert asked is not None
-    unit, task = asked.unit(factory(biased)), Task(biased, 1, factory(biased))
-    prepared = unit.run(task)
+    units, task = asked.units(factory(biased)), Task(biased, 1, factory(biased))
     x = biased.batch(torch.arange(7)).x
-    for k in range(2):
+    for k, unit in enumerate(units):
         rng = Rng(0).child("debiased-network", k)
         trainer = DfaTrainer(factory(biased), biased.labels, Dfa(steps=5, batch=32), rng)
         expected = trainer.train(lambda index: biased.batch(index).x).intrinsic
-        network = unit.load(prepared, k)
+        network = unit.load(unit.run(task))
         assert torch.equal(network.embed(x), expected.embed(x))
         assert network.training
         assert not any(p.requires_grad for p in network.parameters())
-    other = replace(task, real=biased.with_weights(torch.ones(len(biased))))
-    assert unit.key(task) == unit.key(other)
-    assert unit.key(task) != replace(unit, count=3).key(task)
+    assert [unit.k for unit in units] == [0, 1]
+
+
+def test_what_a_network_of_the_pool_depends_on(biased: RealSet) -> None:
+    one, same, other = (
+        DebiasedSurrogates.parse(text).units(factory(biased))[0]  # type: ignore[union-attr]
+        for text in ("dfa:count=2", "dfa:count=3,lr=0.001", "dfa:lr=0.002")
+    )
+    task = Task(biased, 1, factory(biased))
+    assert one.key(task) == same.key(task)  # 0.001 is the default, and a larger pool shares its first networks
+    assert one.key(task) != other.key(task)
+    assert one.key(task) == one.key(replace(task, real=biased.with_weights(torch.ones(len(biased)))))
 
 
 class _Stop(Callback):
@@ -131,7 +149,7 @@ def test_a_run_on_such_surrogates_resumes_bit_for_bit_and_says_what_they_were(bi
         datastill.distill(
             "dm", biased, **asked, out=tmp_path / "run", callbacks=[_Stop()], checkpoint_seconds=0, units=tmp_path
         )
-    assert list((tmp_path / "prepare").glob("debiased-networks-*"))  # shared by runs, outside this one
+    assert len(list((tmp_path / "prepare").glob("debiased-network-*"))) == 2  # shared by runs, outside this one
     resumed = datastill.distill("dm", biased, **asked, out=tmp_path / "run", resume=True, units=tmp_path)
     assert torch.equal(whole.images, resumed.images)
     assert resumed.manifest["surrogates"] == {"how": "dfa", "steps": 3, "count": 2}
@@ -147,11 +165,31 @@ def test_a_run_on_such_surrogates_resumes_bit_for_bit_and_says_what_they_were(bi
         ("dm", "dfq", "Did you mean 'dfa'"),
         ("dm", "dfa:count=0", "count of at least 1"),
         ("dm", "plain", "no surrogates"),
+        ("dm", "method:count=2", "no options"),
     ],
 )
 def test_surrogates_that_cannot_be_are_refused(biased: RealSet, method: str, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         datastill.distill(method, biased, ipc=1, network=NET, steps=1, surrogates=text)
+
+
+def test_results_tell_apart_what_was_made_or_trained_against_a_bias(biased: RealSet, tmp_path: Path) -> None:
+    from datastill.comparison.ledger import read_ledger
+
+    for name, asked, training in (
+        ("plain", {}, "plain"),
+        ("weighed", {"debias": "oracle"}, "plain"),
+        ("resisting", {"surrogates": "dfa:steps=1,count=1"}, "plain"),
+        ("trained", {}, "dfa:steps=2"),
+    ):
+        made = datastill.distill("dm", biased, ipc=1, network=NET, steps=1, real_batch=4, **asked)
+        found = datastill.evaluate(made, biased, protocol="dc-v1", networks=1, training=training)
+        write_json(tmp_path / f"{name}.json", found.to_dict())
+    labels = sorted(entry.label for entry in read_ledger(tmp_path)[0])
+    own = [label for label in labels if label.startswith("dm")]
+    assert len(set(own)) == 4, labels
+    assert sum("oracle" in label for label in labels) == 1
+    assert sum("dfa:steps=2" in label for label in labels) == 2  # the set, and Random beside it
 
 
 # ---- experts
@@ -201,8 +239,12 @@ def test_an_epoch_of_experts_passes_over_its_part(part: float, pool: int) -> Non
 def test_selecmix_experts_do_not_take_weights(tmp_path: Path) -> None:
     real = coloured_strokes()
     weighted = real.with_weights(torch.ones(len(real)))
-    with pytest.raises(UnitsFailed, match="not both"):
+    with pytest.raises(InputError, match="not both"):
         train_experts(weighted, factory(real), tmp_path / "w", experts=1, epochs=1, policy="selecmix", augment="none")
+    asked = {"ipc": 1, "network": NET, "steps": 1, "expert_count": 1, "expert_epochs": 1, "max_start": 1, "span": 1}
+    with pytest.raises(InputError, match="not both"):
+        datastill.distill("mtt", real, **asked, debias="oracle", expert_policy="selecmix", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # the mended command may begin anew
 
 
 def test_mtt_follows_experts_of_a_policy() -> None:
@@ -214,3 +256,5 @@ def test_mtt_follows_experts_of_a_policy() -> None:
     assert not torch.equal(made.images, plain.images)
     with pytest.raises(InputError, match="no policy 'selecmux'"):
         datastill.distill("mtt", real, **asked, expert_policy="selecmux")
+    with pytest.raises(InputError, match="Give expert_lr"):
+        datastill.distill("mtt", real, **asked, expert_policy="selecmix:lr=0.5")

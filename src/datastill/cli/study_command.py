@@ -81,7 +81,11 @@ def debias(options: DebiasOptions) -> int:
         hyper=parse_values(options.set),
         device=options.device,
     )
-    total = len(study.cells())
+    cells = study.fitting(real)
+    total = len(cells)
+    left_out = {described(one.record) for one in study.cells()} - {described(one.record) for one in cells}
+    if left_out:
+        display.say(f"Left out, since the method has no such networks to replace: {'; '.join(sorted(left_out))}.")
     count = 0
 
     def on_cell(record: dict[str, Any]) -> None:

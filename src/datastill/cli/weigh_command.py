@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from datastill.debias.overview import Weighed
 
 
+#: Classes in the picture.
+CLASSES = 20
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeighOptions:
     """How to weigh, and where to put what comes of it."""
@@ -96,9 +100,10 @@ def picture(real: RealSet, count: int) -> bytes:
     from datastill.debias.overview import crowd_and_odd
     from datastill.report.pictures import comparison, png
 
-    sides = [(real.pixels(index), real.labels[index], real.class_names) for index in crowd_and_odd(real, count)]
+    shown = [index[real.labels[index] < CLASSES] for index in crowd_and_odd(real, count)]
+    sides = [(real.pixels(index), real.labels[index], real.class_names) for index in shown]
     titles = ("the crowd: lightest images", "the odd ones: heaviest images")
-    return png(comparison(sides[0], sides[1], titles, columns=count, rows=20))
+    return png(comparison(sides[0], sides[1], titles, columns=count, rows=CLASSES))
 
 
 def as_csv(real: RealSet) -> str:

@@ -13,6 +13,7 @@ from datastill.comparison.result import BASELINE, Row
 from datastill.core.errors import InputError
 from datastill.core.files import digest, read_json
 from datastill.core.recipes import Recipe, find_recipe
+from datastill.report.words import training
 
 #: Settings of the networks that the published numbers of the recipes were measured with.
 _USUAL_WIDTH = 128
@@ -114,7 +115,7 @@ def _pseudo_cell(
         "network": stored["network"],
         "accuracies": accuracies,
         "per_class": arm["per_class"],
-        "hyper": made.get("hyper", {}) if learned else {},
+        "hyper": {**(made.get("hyper", {}) if learned else {}), **_beside(stored, made, learned)},
         "cost": {
             "steps": made["cost"]["steps"] if learned else 0,
             "distillation_seconds": made["cost"]["seconds"] if learned else 0.0,
@@ -122,6 +123,20 @@ def _pseudo_cell(
             "evaluation_seconds": arm["seconds"] / len(arm["accuracies"]),
         },
     }
+
+
+#: What stands beside a method's values where a run or a training of networks was changed against a bias.
+_AGAINST_BIAS = ("debias", "surrogates", "training")
+
+
+def _beside(stored: Mapping[str, Any], made: Mapping[str, Any], learned: bool) -> dict[str, str]:
+    """How a set was weighed, what it was matched on, how networks were trained: what is not as usual."""
+    found = {"training": stored.get("training")}
+    if learned:
+        weighed = made.get("debias")
+        found["debias"] = None if weighed is None else {"how": weighed.get("asked", weighed["how"])}
+        found["surrogates"] = made.get("surrogates")
+    return {name: training(value) for name, value in found.items() if value}
 
 
 def _known(path: Path) -> bool:
@@ -195,4 +210,5 @@ def _remark(record: Mapping[str, Any], known: Recipe) -> str:
         remarks.append("other network")
     if any(record["hyper"].get(name) != value for name, value in known.hyper.items()):
         remarks.append("other settings")
+    remarks += [f"{name}: {record['hyper'][name]}" for name in _AGAINST_BIAS if name in record["hyper"]]
     return ", ".join(remarks) or "same protocol"

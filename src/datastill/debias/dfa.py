@@ -195,7 +195,7 @@ class DfaTrainer:
             Diverged: a loss is not finite.
         """
         optimisers = [torch.optim.Adam(part, lr=self.options.lr) for part in self.network.parts()]
-        watch = LossWatch()
+        watch = LossWatch("step")
         self.network.train()
         data = batches(x, self.y, self.batch, self.options.augment, self.rng, self.device, self.steps)
         with isolated(self.rng.derive("dropout")):

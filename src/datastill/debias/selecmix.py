@@ -182,7 +182,7 @@ class SelecMixTrainer:
         o = self.options
         main = torch.optim.Adam(self.network.parameters(), lr=o.lr)
         self.network.train()
-        watch, step = LossWatch(), 0
+        watch, step = LossWatch("step"), 0
         pool = max(self.batch, o.pool // self.batch * self.batch)
         pools = batches(x, self.y, pool, o.augment, self.rng, self.device, self.steps)  # each is a step or more
         with isolated(self.rng.derive("dropout")):

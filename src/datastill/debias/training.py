@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -84,7 +84,9 @@ class DebiasedTraining:
     def parse(cls, text: str) -> DebiasedTraining | None:
         """What the text names; None for "plain", training that takes the images as they are."""
         how, given = split_options(text)
-        if how == "plain" and not given:
+        if how == "plain":
+            if given:
+                raise InputError(f"Plain training is the protocol's and takes no options, and {text!r} gives some.")
             return None
         if how not in _WAYS:
             raise InputError(f"There is no training {how!r}. {nearest(how, ('plain', *_WAYS))}")
@@ -110,7 +112,7 @@ class DebiasedTraining:
         return train_debiased(factory, x, y, self.how, rng=rng, device=device, on_step=on_step, **self.options)
 
     def describe(self) -> dict[str, Any]:
-        """JSON-able: the way, and every option that differs from its default."""
+        """JSON-able: the way, and the options that were given."""
         return {"how": self.how, **self.options}
 
     def __str__(self) -> str:
@@ -129,6 +131,10 @@ class DebiasedTraining:
     def steps(self, images: int) -> int:
         """Steps on so many images."""
         return self._settings().steps or steps_for(images, self.batch(images))
+
+    def settled(self) -> dict[str, Any]:
+        """Every option with its value, defaults included; JSON-able."""
+        return asdict(self._settings())
 
     def _settings(self) -> Dfa | SelecMix:
         return _WAYS[self.how][0](**self.options)

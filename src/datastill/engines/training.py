@@ -244,16 +244,17 @@ def _logits(network: nn.Module, x: Tensor) -> Tensor:
 class LossWatch:
     """Keeps the loss of each pass and looks at it now and then, since each look waits for the device."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "pass") -> None:
+        self.what = what
         self._losses: list[Tensor] = []
-        self._steps = 0
+        self._steps = self._checked = 0
 
     def add(self, loss: Tensor, steps: int) -> None:
         """Take the loss of one pass of so many steps; looks at all of them when it is time."""
         self._losses.append(loss)
         self._steps += steps
         if self._steps >= STEPS_BETWEEN_CHECKS:
-            self.finish()
+            self._check()
             self._steps = 0
 
     def finish(self) -> Tensor:
@@ -262,14 +263,20 @@ class LossWatch:
         Raises:
             Diverged: one is not finite.
         """
-        losses = torch.stack(self._losses) if self._losses else torch.zeros(0)
-        wrong = (~torch.isfinite(losses)).nonzero()
+        self._check()
+        return torch.stack(self._losses) if self._losses else torch.zeros(0)
+
+    def _check(self) -> None:
+        """Look at those that nobody has looked at yet."""
+        if self._checked == len(self._losses):
+            return
+        wrong = (~torch.isfinite(torch.stack(self._losses[self._checked :]))).nonzero()
         if len(wrong):
             raise Diverged(
-                f"Training diverged: the loss of pass {int(wrong[0, 0]) + 1} is not finite; "
+                f"Training diverged: the loss of {self.what} {self._checked + int(wrong[0, 0]) + 1} is not finite; "
                 "lower the learning rate, or look for extreme values in the images."
             )
-        return losses
+        self._checked = len(self._losses)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -105,8 +105,8 @@ def evaluate(
     factory = network_for(first, data, network)
     rates = rates_of(sets, recipe)
     resisting = DebiasedTraining.parse(training)
-    if resisting is not None and recipe.soft:
-        raise InputError(f"{recipe.name} trains on a teacher's labels; de-biased training takes a protocol without.")
+    if resisting is not None:
+        _check_resisting(recipe)
     if labels not in ("auto", "soft", "hard"):
         raise InputError(f"labels are auto, soft or hard, not {labels!r}.")
     if not recipe.soft and (labels != "auto" or teacher is not None):
@@ -150,7 +150,7 @@ def evaluate(
             *_notes(sets, data),
             *(who.notes if who is not None else []),
             *(_rate_notes(recipe, scored, baseline, len(own)) if resisting is None else ()),
-            *([f"Networks were trained by {resisting}, not as {recipe.name} says."] if resisting is not None else ()),
+            *(_resisting_notes(resisting, recipe, ceiling) if resisting is not None else ()),
         ],
     )
 
@@ -226,6 +226,17 @@ def _schedule(one: DistilledSet, protocol: Protocol, data: RealSet, rate: float)
     return protocol.schedule(data.name, data.shape, rate)
 
 
+def _check_resisting(protocol: Protocol) -> None:
+    """Refuse a protocol of whose training de-biased training would leave out more than the schedule."""
+    if protocol.soft:
+        raise InputError(f"{protocol.name} trains on a teacher's labels; de-biased training takes a protocol without.")
+    if protocol.cutmix or protocol.augment_mode != "single":
+        raise InputError(
+            f"{protocol.name} mixes images (CutMix) or takes several operations at once, which de-biased training does "
+            "not; take dc-v1, dc-v1-dsa or dsa-quick-v1."
+        )
+
+
 def _whole(protocol: Protocol, data: RealSet, rate: float) -> Schedule | SoftSchedule:
     take = protocol.soft_schedule if protocol.soft else protocol.schedule
     return take(data.name, data.shape, rate)
@@ -263,6 +274,8 @@ def _check_alike(sets: list[DistilledSet]) -> None:
             ("method", first.manifest["method"], one.manifest["method"]),
             ("images per class", first.ipc, one.ipc),
             ("space", first.space.id, one.space.id),
+            ("weights against a bias", _weighed(first), _weighed(one)),
+            ("surrogates", first.manifest.get("surrogates"), one.manifest.get("surrogates")),
         ):
             if mine != theirs:
                 raise InputError(
@@ -270,6 +283,12 @@ def _check_alike(sets: list[DistilledSet]) -> None:
                 )
     if len({digest([one.codes, one.labels]) for one in sets}) < len(sets):
         raise InputError("The same set is given more than once; each counts as evidence of its own, so give it once.")
+
+
+def _weighed(one: DistilledSet) -> str:
+    """How its real images were weighted, as it was asked for."""
+    told = one.manifest.get("debias")
+    return "none" if told is None else str(told.get("asked", told["how"]))
 
 
 def _check_fit(distilled: DistilledSet, real: RealSet) -> None:
@@ -302,7 +321,7 @@ def network_for(distilled: DistilledSet, real: RealSet, network: Any) -> Network
 
 
 def _made(one: DistilledSet) -> dict[str, Any]:
-    kept = ("method", "hyper", "recipe", "ipc", "seed", "network", "cost", "notes")
+    kept = ("method", "hyper", "recipe", "ipc", "seed", "network", "debias", "surrogates", "cost", "notes")
     return {name: one.manifest[name] for name in kept if name in one.manifest}
 
 
@@ -321,6 +340,12 @@ def _rate_notes(protocol: Protocol, scored: Arm, baseline: Arm | None, learned: 
             "training images held back."
         )
     return notes
+
+
+def _resisting_notes(training: DebiasedTraining, protocol: Protocol, ceiling: bool) -> list[str]:
+    """That networks were not trained as the protocol says, and which of them were."""
+    but = "; those on the whole real set were trained plainly" if ceiling else ""
+    return [f"Networks were trained by {training}, not as {protocol.name} says{but}."]
 
 
 def _notes(sets: list[DistilledSet], real: RealSet) -> list[str]:

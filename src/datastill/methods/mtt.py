@@ -141,6 +141,11 @@ class MTT(Method):
 
         policy = get_policy(self.expert_policy)
         numbers = {"lr": self.expert_lr, "batch": self.expert_batch, "part": self.expert_part}
+        for part in self.expert_policy.partition(":")[2].split(","):
+            if (name := part.partition("=")[0].strip()) in numbers:
+                raise InputError(
+                    f"Give expert_{name} (--expert-{name}) and leave {name} out of {self.expert_policy!r}."
+                )
         return ExpertsUnit(
             experts=self.expert_count,
             epochs=self.expert_epochs,

@@ -111,3 +111,13 @@ def training(record: Mapping[str, Any]) -> str:
 def kind_of_images(manifest: Mapping[str, Any]) -> str:
     """ "synthetic", or "selected real" for a coreset."""
     return "selected real" if manifest.get("family") == "coreset" else "synthetic"
+
+
+def against_bias(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what, how) of what a run did against a bias; nothing where it did nothing."""
+    found = []
+    if weighed := manifest.get("debias"):
+        found.append(("Real images weighted by", str(weighed.get("asked", weighed["how"]))))
+    if surrogates := manifest.get("surrogates"):
+        found.append(("Networks matched on", f"trained by {training(surrogates)}"))
+    return found

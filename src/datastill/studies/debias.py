@@ -9,14 +9,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datastill.adapt import takes_surrogates
 from datastill.core.artifact import MANIFEST, DistilledSet, load_distilled
+from datastill.core.cost import pick_device
 from datastill.core.errors import InputError
 from datastill.core.files import digest, read_json, write_json
 from datastill.core.plan import Callback, Progress, silent
 from datastill.core.registry import get_method
 from datastill.data.biased.coloured import Nearest, nearest_colour
+from datastill.debias.training import DebiasedTraining
 from datastill.evaluation.evaluate import evaluate
+from datastill.jobs import prepare_job
 from datastill.run import distill
+from datastill.surrogates.debiased import DebiasedSurrogates
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -83,6 +88,27 @@ class DebiasStudy:
             self.network, self.protocol, self.networks,
         )  # fmt: skip
 
+    def fitting(self, real: RealSet) -> list[Cell]:
+        """The cells that can be made: those of other surrogates only where a method takes fresh networks.
+
+        Raises:
+            InputError: an unknown choice, told before anything is made.
+        """
+        for way in self.training:
+            DebiasedTraining.parse(way)
+        takes: dict[tuple[str, str], bool] = {}
+        for cell in self.cells():
+            if (cell.method, cell.surrogates) not in takes:
+                takes[cell.method, cell.surrogates] = self._takes(cell, real)
+        return [cell for cell in self.cells() if takes[cell.method, cell.surrogates]]
+
+    def _takes(self, cell: Cell, real: RealSet) -> bool:
+        """Whether the cell's method takes its surrogates."""
+        DebiasedSurrogates.parse(cell.own_surrogates)
+        settings: dict[str, Any] = {"ipc": cell.ipc, "network": self.network, "device": self.device}
+        job = prepare_job(cell.method, real, recipe=self.recipe, **settings, **cell.values)
+        return cell.own_surrogates == "method" or takes_surrogates(job)
+
     def run(
         self,
         real: RealSet,
@@ -102,9 +128,10 @@ class DebiasStudy:
                 f"{real.name} does not know the bias of its images, which the study scores by; take a biased set such "
                 "as cmnist:ratio=0.05, or use `datastill distill --debias kde` on your own data."
             )
-        records = []
-        for cell in self.cells():
-            path = out / "cells" / f"{cell.name}-{digest([cell.record, real.fingerprint])}.json"
+        records, where = [], pick_device(self.device).type
+        for cell in self.fitting(real):
+            key = digest([cell.record, real.fingerprint, real.test.fingerprint, where])
+            path = out / "cells" / f"{cell.name}-{key}.json"
             if not path.is_file():
                 write_json(path, self._measure(cell, real, out, progress, callbacks))
             records.append(read_json(path))
@@ -152,7 +179,6 @@ class DebiasStudy:
         folder = out / self._folder(cell, real)
         if (folder / MANIFEST).is_file():
             return load_distilled(folder)
-        by_policy = "expert_policy" in cell.values
         return distill(
             cell.method,
             real,
@@ -162,7 +188,7 @@ class DebiasStudy:
             device=self.device,
             recipe=self.recipe,
             debias=cell.debias,
-            surrogates="method" if by_policy else cell.surrogates,
+            surrogates=cell.own_surrogates,
             out=folder,
             resume=True,
             units=out,
@@ -198,6 +224,11 @@ class Cell:
         """Values of the method that were given."""
         found: dict[str, Any] = json.loads(self.hyper)
         return found
+
+    @property
+    def own_surrogates(self) -> str:
+        """What `distill` is to take; the experts of methods that follow some are among their values."""
+        return "method" if "expert_policy" in self.values else self.surrogates
 
     @property
     def record(self) -> dict[str, Any]:

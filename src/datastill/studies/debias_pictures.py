@@ -62,7 +62,7 @@ def sheet(panels: Sequence[tuple[str, DistilledSet]]) -> bytes:
     for axis in axes.flat:
         axis.axis("off")
     for axis, (name, _), image in zip(axes.flat, panels, tiles):
-        axis.imshow(image.permute(1, 2, 0).squeeze(2), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.imshow(image.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(name, fontsize=8)
     return _png(figure)
 

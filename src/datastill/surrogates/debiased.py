@@ -6,7 +6,7 @@ colour like everything else; features that were trained to ignore it do not pass
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,29 +30,31 @@ STEPS = 600
 
 
 @dataclass(frozen=True)
-class DebiasedNetworks:
-    """Networks trained on the real set by DFA or SelecMix, as a prepared unit.
+class DebiasedNetwork:
+    """A network trained on the real set by DFA or SelecMix, as a prepared unit.
 
     Args:
-        factory: builds them.
+        factory: builds it.
         training: the way.
-        count: how many.
-        seed: of all of them; not the run's, so that runs of all seeds share them.
+        k: its number.
+        seed: not the run's, so that runs of all seeds share it.
     """
 
     factory: NetworkFactory
     training: DebiasedTraining
-    count: int = 3
+    k: int
     seed: int = 0
 
-    name = "debiased-networks"
+    @property
+    def name(self) -> str:
+        """What the unit is called; each number has a file of its own."""
+        return f"debiased-network-{self.k}"
 
     def key(self, task: Task) -> dict[str, Any]:
-        """Everything that the weights depend on; weights of images are not among it, these networks look away."""
+        """Everything that the weights depend on; weights of images are not among it, this network looks away."""
         return {
             "unit": self.name,
-            "training": self.training.describe(),
-            "count": self.count,
+            "training": {"how": self.training.how, **self.training.settled()},
             "seed": self.seed,
             "network": self.factory.describe(),
             "data": task.real.with_weights(None).fingerprint,
@@ -64,35 +66,27 @@ class DebiasedNetworks:
     def macs(self, task: Task) -> float:
         """Multiply-accumulates: about three passes an image, of two networks."""
         n = len(task.real)
-        return 6.0 * self.count * self.training.steps(n) * self.training.batch(n) * self.factory.macs
+        return 6.0 * self.training.steps(n) * self.training.batch(n) * self.factory.macs
 
     def run(self, task: Task) -> dict[str, Tensor]:
-        """`<k>/<name>` for the state of network k."""
-        kept: dict[str, Tensor] = {}
-        total = self.count * self.training.steps(len(task.real))
+        """The state of the network by name."""
+        real, steps = task.real, self.training.steps(len(task.real))
         with threads_for(self.factory.macs):
-            for k in range(self.count):
-                network = self._train(task, k, total)
-                kept |= {f"{k}/{name}": value.detach().cpu() for name, value in network.state_dict().items()}
-        return kept
+            network = self.training(
+                self.factory,
+                lambda index: real.batch(index).x,
+                real.labels,
+                rng=Rng(self.seed).child("debiased-network", self.k),
+                device=task.device,
+                on_step=lambda step: task.progress(f"surrogate {self.k + 1} against the bias", step + 1, steps, {}),
+            )
+        kept = network.intrinsic if isinstance(network, Disentangled) else network
+        return {name: value.detach().cpu() for name, value in kept.state_dict().items()}
 
-    def _train(self, task: Task, k: int, total: int) -> Network:
-        real, each = task.real, total // self.count
-        network = self.training(
-            self.factory,
-            lambda index: real.batch(index).x,
-            real.labels,
-            rng=Rng(self.seed).child("debiased-network", k),
-            device=task.device,
-            on_step=lambda step: task.progress("debiased networks", k * each + step + 1, total, {}),
-        )
-        return network.intrinsic if isinstance(network, Disentangled) else network
-
-    def load(self, prepared: Mapping[str, Tensor], k: int) -> Network:
-        """Network k as it was trained, frozen, in train mode like a fresh one."""
+    def load(self, prepared: Mapping[str, Tensor]) -> Network:
+        """The network as it was trained, frozen, in train mode like a fresh one."""
         network = self.factory(0)
-        start = f"{k}/"
-        network.load_state_dict({n.removeprefix(start): t for n, t in prepared.items() if n.startswith(start)})
+        network.load_state_dict(dict(prepared))
         return network.requires_grad_(False).train()
 
 
@@ -100,18 +94,21 @@ class DebiasedNetworks:
 class DebiasedPool:
     """One of the prepared networks for every step, drawn at random.
 
+    Of networks by DFA the features are trained and the last layer is not: DFA predicts by a head of its own. Objectives
+    on features, such as DM's, never see it.
+
     Args:
-        unit: how they were made.
+        units: how they were made.
     """
 
-    unit: DebiasedNetworks
+    units: Sequence[DebiasedNetwork]
     _networks: list[Network] = field(default_factory=list, repr=False)
 
     def begin(self, context: Context) -> None:
         """Build them, once for all blocks."""
         if not self._networks:
-            prepared = context.prepared[self.unit.name]
-            self._networks = [self.unit.load(prepared, k).to(context.device) for k in range(self.unit.count)]
+            made = (unit.load(context.prepared[unit.name]) for unit in self.units)
+            self._networks = [network.to(context.device) for network in made]
 
     def draw(self, context: Context) -> Network:
         """The network of this step."""
@@ -146,6 +143,8 @@ class DebiasedSurrogates:
         if text == "method":
             return None
         how, given = split_options(text)
+        if how == "method":
+            raise InputError(f"The method's own surrogates take no options here, and {text!r} gives some.")
         if how not in ("dfa", "selecmix"):
             raise InputError(f"There are no surrogates {how!r}. {nearest(how, ('method', 'dfa', 'selecmix'))}")
         count = typed_option(given.pop("count", "3"), 3, f"{how}:count")
@@ -156,9 +155,9 @@ class DebiasedSurrogates:
         assert training is not None
         return cls(training.with_defaults(steps=STEPS), count)
 
-    def unit(self, factory: NetworkFactory) -> DebiasedNetworks:
-        """The unit that trains them."""
-        return DebiasedNetworks(factory, self.training, self.count)
+    def units(self, factory: NetworkFactory) -> list[DebiasedNetwork]:
+        """The units that train them."""
+        return [DebiasedNetwork(factory, self.training, k) for k in range(self.count)]
 
     def describe(self) -> dict[str, Any]:
         """JSON-able, for configurations and manifests."""

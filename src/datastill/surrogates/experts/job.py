@@ -100,6 +100,11 @@ def make_job(
     strategy = strategy_for(real.name, real.shape) if augment == "auto" else augment
     Dsa(strategy)
     layout, how = Layout.of(network(0)), get_policy(policy)
+    if real.weights is not None and not how.takes_weights:
+        raise InputError(
+            f"The policy {how.name} chooses by itself which images an expert sees; take it or weights (--debias), not "
+            "both."
+        )
     config = {
         **shared_identity(network, real, layout),
         "epochs": epochs,

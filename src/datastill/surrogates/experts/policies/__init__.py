@@ -75,6 +75,11 @@ class Policy(Protocol):
         """As in `POLICIES`."""
         ...
 
+    @property
+    def takes_weights(self) -> bool:
+        """Whether weights of images go into its loss; a set with weights is refused where not."""
+        ...
+
     def epoch(self, network: nn.Module, data: TrainingSet, epoch: Epoch) -> float:
         """Train the network in place for one epoch; its mean loss.
 

@@ -31,10 +31,11 @@ class SelecMixSgd:
     The published trainer takes Adam; trajectories of plain SGD match better, so this one takes that (our choice).
 
     Raises:
-        InputError: a number out of range; or, in training, a set with weights, which the mixing would undo.
+        InputError: a number out of range.
     """
 
     name: ClassVar[str] = "selecmix"
+    takes_weights: ClassVar[bool] = False  # which images an expert sees is its choice
 
     lr: float = 0.01  #: constant learning rate of the expert
     batch: int = 256  #: images per step
@@ -57,12 +58,10 @@ class SelecMixSgd:
 
     def epoch(self, network: nn.Module, data: TrainingSet, epoch: Epoch) -> float:
         """One pass over the data, or the epoch's part of them, in pools of mixed images."""
-        if data.weight is not None:
-            raise InputError("SelecMix chooses which images an expert sees; take it or weights (--debias), not both.")
         auxiliary = self._auxiliary(network, epoch, data.device)
         optimiser = sgd(network.parameters(), Schedule(passes=1, momentum=0.0, weight_decay=0.0), self.lr)
         network.to(data.device).train()
-        total, watch, seen = torch.zeros((), device=data.device), LossWatch(), 0
+        total, watch, seen = torch.zeros((), device=data.device), LossWatch("pool"), 0
         with isolated(epoch.rng.derive("dropout")):
             for index, images, y, number in self._pools(data, epoch):
                 mixed, target = auxiliary.contradict(images, y, epoch.rng.generator("mix", number))

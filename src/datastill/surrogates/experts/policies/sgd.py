@@ -25,6 +25,7 @@ class Sgd:
     """
 
     name: ClassVar[str] = "sgd"
+    takes_weights: ClassVar[bool] = True
 
     lr: float = 0.01  #: constant learning rate
     batch: int = 256  #: images per step; the last, partial batch of an epoch is kept
