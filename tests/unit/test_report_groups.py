@@ -245,7 +245,10 @@ def test_the_card_has_aligned_and_conflicting(made: DistilledSet, found: Evaluat
     assert "aligned" not in card(made, plain)
 
 
-def test_the_command_prints_both_tables(tmp_path: Path, made: DistilledSet, capsys: pytest.CaptureFixture[str]):
+def test_the_command_prints_both_tables(
+    tmp_path: Path, made: DistilledSet, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "120")  # narrower, and heads are folded
     made.save(tmp_path)
     assert main(["evaluate", str(tmp_path), "--networks", "1", "--protocol", "dsa-quick-v1", "--quiet"]) == 0
     printed = capsys.readouterr().out
