@@ -126,7 +126,7 @@ def test_cells_that_a_method_cannot_make_are_left_out_before_anything_is_made(bi
     asked = study(methods=("dm", "dsa"), debias=("none",), surrogates=("method", "dfa:steps=1,count=1"), seeds=1)
     made = {(cell.method, cell.surrogates) for cell in asked.fitting(biased)}
     assert made == {("dm", "method"), ("dm", "dfa:steps=1,count=1"), ("dsa", "method")}
-    for wrong in ({"surrogates": ("dfq",)}, {"training": ("dfq",)}, {"methods": ("dm", "dmm")}):
+    for wrong in ({"surrogates": ("dfq",)}, {"training": ("dfq",)}, {"methods": ("dm", "dmm")}, {"debias": ("kdee",)}):
         with pytest.raises(InputError, match="Did you mean"):
             study(**wrong).run(biased, tmp_path)
     assert not any(tmp_path.iterdir())

@@ -114,7 +114,8 @@ def debias(options: DebiasOptions) -> int:
 def as_json(data: dict[str, Any], found: list[dict[str, Any]], records: list[dict[str, Any]]) -> str:
     """The whole study, a line for each row and each cell."""
     parts = [f'"data": {json.dumps(data)}']
-    for name, many in (("rows", found), ("cells", records)):
+    cells = [{name: value for name, value in one.items() if name != "data"} for one in records]
+    for name, many in (("rows", found), ("cells", cells)):
         lines = ",\n".join(json.dumps(one) for one in many)
         parts.append(f'"{name}": [\n{lines}\n]')
     return "{\n" + ",\n".join(parts) + "\n}\n"

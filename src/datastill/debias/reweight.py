@@ -114,8 +114,7 @@ def debias(
     Raises:
         InputError: unknown `how` or option, a number out of range, or "oracle" for a set without bias labels.
     """
-    if how not in HOW:
-        raise InputError(f"There is no way {how!r} to de-bias. {nearest(how, HOW)}")
+    _check_way(how)
     watch = Stopwatch()
     keep_freed_memory()
     report: dict[str, Any] = {"how": how}
@@ -151,13 +150,33 @@ def weighted_set(
     """
     from datastill.data.real import RealSet
 
+    how, draw, options = way_of(text)
     data = real if isinstance(real, RealSet) else load_real(real)
-    how, given = split_options(text)
-    draw = typed_option(given.pop("draw", "false"), False, "--debias draw")
-    options = {name: _value(name, value) for name, value in given.items()}
     folder = cache_folder() / "weights"
     weighted, report = debias(data, how, seed=seed, device=device, progress=progress, folder=folder, **options)
     return weighted, {**report, "draw": draw}
+
+
+def way_of(text: str) -> tuple[str, bool, dict[str, Any]]:
+    """The way that words name, whether images are drawn by weight, and its options in their types.
+
+    Raises:
+        InputError: an unknown way or option, or a value that cannot be.
+    """
+    how, given = split_options(text)
+    _check_way(how)
+    draw = typed_option(given.pop("draw", "false"), False, "--debias draw")
+    options = {name: _value(name, value) for name, value in given.items()}
+    if how == "kde":
+        _settings(options)
+    else:
+        _refuse(options, how)
+    return how, draw, options
+
+
+def _check_way(how: str) -> None:
+    if how not in HOW:
+        raise InputError(f"There is no way {how!r} to de-bias. {nearest(how, HOW)}")
 
 
 def _value(name: str, text: str) -> Any:

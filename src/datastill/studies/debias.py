@@ -17,6 +17,7 @@ from datastill.core.files import digest, read_json, write_json
 from datastill.core.plan import Callback, Progress, silent
 from datastill.core.registry import get_method
 from datastill.data.biased.coloured import Nearest, nearest_colour
+from datastill.debias.reweight import way_of
 from datastill.debias.training import DebiasedTraining
 from datastill.evaluation.evaluate import evaluate
 from datastill.jobs import prepare_job
@@ -94,8 +95,10 @@ class DebiasStudy:
         Raises:
             InputError: an unknown choice, told before anything is made.
         """
-        for way in self.training:
-            DebiasedTraining.parse(way)
+        for training in self.training:
+            DebiasedTraining.parse(training)
+        for way in self.debias:
+            way_of(way)
         takes: dict[tuple[str, str], bool] = {}
         for cell in self.cells():
             if (cell.method, cell.surrogates) not in takes:
