@@ -104,8 +104,8 @@ def evaluation(data: str, rest: list[str], side: str, device: str) -> Callable[[
         return literal
     from datastill.core.precision import casting
     from datastill.core.rng import Rng
-    from datastill.engines.training import Schedule, predict, train
     from datastill.models import resolve_network
+    from datastill.training.hard import Schedule, predict, train
 
     factory = resolve_network(None, channels=channels, classes=10, size=(size, size))
     where = torch.device(device)
@@ -126,7 +126,7 @@ def stepping(
     from datastill import load_real
     from datastill.core.loop import _start, one_step
     from datastill.core.plan import Block
-    from datastill.jobs import prepare_job
+    from datastill.distillation.job import prepare_job
 
     x, y = images(data, 10_000)
     real = load_real((x.sigmoid(), y), space="raw")

@@ -182,7 +182,7 @@ def main() -> None:
     given = parser.parse_args()
     import datastill
     from datastill.core.cost import environment, pick_device
-    from datastill.core.files import write_json
+    from datastill.store.files import write_json
 
     out = given.out or Path(f"results/decoupled-{given.data}.json")
     record: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {"cells": {}}

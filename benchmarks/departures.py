@@ -31,19 +31,19 @@ from torch import Tensor
 from datastill import distill, evaluate, load_real
 from datastill.augment.dsa import Dsa, DsaRecord
 from datastill.core.context import Context
-from datastill.core.files import write_json
 from datastill.core.plan import Block, Plan, Task
 from datastill.core.rng import Rng
 from datastill.data import RealSet
 from datastill.decoders.multi_formation import MultiFormation
-from datastill.engines.training import predict, train
 from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.methods.dc import DC
 from datastill.methods.dsa import DSA
 from datastill.methods.idc import IDC
 from datastill.models import resolve_network
 from datastill.sampling import inits
+from datastill.store.files import write_json
 from datastill.surrogates import training as surrogates
+from datastill.training.hard import predict, train
 
 NETWORK = "convnet:width=32,depth=2"
 STRATEGY = "color_crop_cutout_scale_rotate"
@@ -226,8 +226,8 @@ def short_gradients(real: RealSet) -> dict[str, Any]:
     Ten images per class; the mean over the rows of all classes, which is 0 with an exact cosine.
     """
     from datastill.engines.class_gradients import class_gradients
-    from datastill.engines.training import Schedule
     from datastill.objectives.gradient_distances import make_distance, parameter_names
+    from datastill.training.hard import Schedule
 
     factory = resolve_network(NETWORK, channels=1, classes=10, size=real.shape[1:])
     batch, found = real.batch(inits.random_indices(real, 10, 0)), {}

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from datastill import distill, evaluate, load_real
-from datastill.core.files import write_json
 from datastill.core.loop import synthesise
 from datastill.data import RealSet
-from datastill.jobs import prepare_job
+from datastill.distillation.job import prepare_job
+from datastill.store.files import write_json
 
 BASE: dict[str, Any] = {"width": 32, "real_batch": 8, "image_lr": 1.0, "decay": "none"}
 SETTINGS: dict[str, dict[str, Any]] = {

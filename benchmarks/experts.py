@@ -183,7 +183,7 @@ def main() -> None:
     given = parser.parse_args()
 
     from datastill.core.cost import environment, pick_device
-    from datastill.core.files import write_json
+    from datastill.store.files import write_json
 
     wanted = [side for side in SIDES if side in given.sides or side.startswith("literal")]
     record: dict[str, Any] = {"batches": given.batches, "rounds": given.rounds, **environment(pick_device("cpu"))}

@@ -114,7 +114,7 @@ def main() -> None:
     import cases
 
     from datastill.core.cost import environment, pick_device
-    from datastill.core.files import read_json, write_json
+    from datastill.store.files import read_json, write_json
 
     wanted = cases.names(given.cases)
     ceiling = cases.ceiling(given.device, given.threads)

@@ -19,7 +19,7 @@ from dm_fast_study import PUBLISHED, cell
 
 from datastill import load_real
 from datastill.core.cost import environment
-from datastill.core.files import write_json
+from datastill.store.files import write_json
 
 CURVES: dict[str, tuple[dict[str, Any], list[float]]] = {
     "dm-fast": ({}, [1.0, 2.0, 3.0, 6.0]),

@@ -10,35 +10,40 @@ from datastill._version import __version__
 _LAZY = {
     "InputError": "datastill.core.errors",
     "load_real": "datastill.data",
-    "distill": "datastill.run",
-    "compare": "datastill.comparison",
-    "estimate": "datastill.estimation",
+    "distill": "datastill.distillation.distill",
+    "compare": "datastill.experiments",
+    "estimate": "datastill.distillation.budget",
     "evaluate": "datastill.evaluation",
-    "import_released": "datastill.importers",
-    "load_distilled": "datastill.core.artifact",
+    "Exported": "datastill.exchange.export",
+    "export": "datastill.exchange.export",
+    "import_released": "datastill.exchange",
+    "load_distilled": "datastill.store.artifact",
     "methods": "datastill.core.registry",
     "protocols": "datastill.evaluation.protocols",
 }
 
 if TYPE_CHECKING:
-    from datastill.comparison import compare
-    from datastill.core.artifact import load_distilled
     from datastill.core.errors import InputError
     from datastill.core.registry import methods
     from datastill.data import load_real
-    from datastill.estimation import estimate
+    from datastill.distillation.budget import estimate
+    from datastill.distillation.distill import distill
     from datastill.evaluation.evaluate import evaluate
     from datastill.evaluation.protocols import protocols
-    from datastill.importers import import_released
-    from datastill.run import distill
+    from datastill.exchange import import_released
+    from datastill.exchange.export import Exported, export
+    from datastill.experiments import compare
+    from datastill.store.artifact import load_distilled
 
 __all__ = [
+    "Exported",
     "InputError",
     "__version__",
     "compare",
     "distill",
     "estimate",
     "evaluate",
+    "export",
     "import_released",
     "load_distilled",
     "load_real",

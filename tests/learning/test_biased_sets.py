@@ -18,8 +18,8 @@ from datastill.data.biased.coloured import COLOURS, JITTER
 from datastill.data.biased.corruptions import PRESETS
 from datastill.data.load import assemble
 from datastill.data.raw import Request
-from datastill.engines.training import Schedule, predict, train
 from datastill.models.resolve import resolve_network
+from datastill.training.hard import Schedule, predict, train
 
 pytestmark = pytest.mark.slow
 

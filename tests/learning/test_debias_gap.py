@@ -22,8 +22,8 @@ from datastill.core.rng import Rng
 from datastill.data import RealSet
 from datastill.data.biased import group_accuracy
 from datastill.debias import debias
-from datastill.engines.training import Schedule, predict, train
 from datastill.models import resolve_network
+from datastill.training.hard import Schedule, predict, train
 
 pytestmark = pytest.mark.slow
 

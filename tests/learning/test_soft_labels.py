@@ -13,10 +13,10 @@ from datastill import load_real
 from datastill.augment.trace import TraceSpec
 from datastill.core.rng import Rng, isolated
 from datastill.core.space import normalised
-from datastill.engines.soft_training import SOFT_RECIPES, SoftSchedule, train_soft
-from datastill.engines.training import predict
 from datastill.labels.bank import LabelBank
 from datastill.labels.labeller import Labeller
+from datastill.training.hard import predict
+from datastill.training.soft import SOFT_RECIPES, SoftSchedule, train_soft
 
 pytestmark = pytest.mark.slow
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from datastill import distill, evaluate, load_real
-from datastill.core.artifact import DistilledSet
-from datastill.core.files import read_tensors
 from datastill.data import RealSet
 from datastill.evaluation.protocols import Protocol
 from datastill.models import resolve_network
+from datastill.store.artifact import DistilledSet
+from datastill.store.files import read_tensors
 from datastill.surrogates.experts import train_experts
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,8 @@ from torch import Tensor
 from datastill import distill, load_real
 from datastill.core.rng import Rng
 from datastill.data import RealSet
-from datastill.sampling.selection import ForgettingCounter, by_count, herding, k_center, k_means
+from datastill.sampling.selection import by_count, herding, k_center, k_means
+from datastill.training.feature_network import ForgettingCounter
 
 NET = "convnet:width=8,depth=1"
 

@@ -16,7 +16,7 @@ from datastill.core.rng import Rng
 from datastill.core.update import SequentialSgd, Sgd
 from datastill.data import RealSet
 from datastill.decoders.multi_formation import MultiFormation
-from datastill.jobs import prepare_job
+from datastill.distillation.job import prepare_job
 from datastill.methods.dc import DC, loops
 from datastill.methods.idc import IDC
 from datastill.models import resolve_network

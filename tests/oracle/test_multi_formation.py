@@ -16,8 +16,6 @@ from torch import Tensor
 
 from datastill import distill, evaluate, load_distilled, load_real
 from datastill.cli import main
-from datastill.core.artifact import DistilledSet, decoder_of
-from datastill.core.checkpoint import Checkpointer
 from datastill.core.context import Context
 from datastill.core.errors import InputError
 from datastill.core.loop import synthesise
@@ -30,6 +28,8 @@ from datastill.methods.dm import DM
 from datastill.models import resolve_network
 from datastill.sampling.inits import MixReal, Noise, RandomReal, make_init, mixed_indices, random_indices
 from datastill.sampling.samplers import ClassBatches
+from datastill.store.artifact import DistilledSet, decoder_of
+from datastill.store.checkpoint import Checkpointer
 
 SMALL = "convnet:width=4,depth=1"
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from datastill import load_real
-from datastill.core.checkpoint import Checkpointer
 from datastill.core.context import Context
 from datastill.core.errors import InputError
 from datastill.core.loop import synthesise
@@ -17,6 +16,7 @@ from datastill.core.update import SequentialSgd, Sgd, cosine
 from datastill.decoders.pixels import Pixels
 from datastill.models import resolve_network
 from datastill.sampling.inits import Given
+from datastill.store.checkpoint import Checkpointer
 
 
 def problem(classes: int, ipc: int, ids: list[int]) -> tuple[Tensor, Tensor, Tensor]:

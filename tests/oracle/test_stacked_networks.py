@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from datastill.core.errors import Diverged, InputError
 from datastill.core.rng import Rng, isolated
-from datastill.engines.stacked_networks import train_many, why_not_stacked
-from datastill.engines.training import Schedule, predict
+from datastill.training.hard import Schedule, predict
+from datastill.training.stacked import train_many, why_not_stacked
 
 ALL = "color_crop_cutout_flip_scale_rotate"
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from datastill.augment.dsa import Dsa
 from datastill.core.errors import Diverged, InputError
 from datastill.core.rng import Rng, isolated
-from datastill.engines.training import Schedule, cross_entropy, predict, train
+from datastill.training.hard import Schedule, cross_entropy, predict, train
 
 SHAPE = (2, 6, 6)
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from datastill import distill, evaluate, load_distilled, load_real
 from datastill.cli import main
-from datastill.core.artifact import DistilledSet
 from datastill.core.context import Context
 from datastill.core.errors import InputError
 from datastill.core.loop import synthesise
@@ -21,17 +20,19 @@ from datastill.core.registry import NOMINAL_MACS_PER_SECOND
 from datastill.core.rng import Rng
 from datastill.core.update import Sgd
 from datastill.data import RealSet
-from datastill.decoders.texture import CanvasInit, Texture
+from datastill.decoders.texture import Texture
+from datastill.distillation.job import prepare_job
 from datastill.engines.flat import FlatModel
 from datastill.engines.hypergradient import Calibrated, KeepPositive, Watched, draw_plan
 from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.evaluation.rates import RATES, best_rate, validation_of, with_rate
-from datastill.jobs import prepare_job
 from datastill.labels.from_experts import ExpertLabels
 from datastill.methods.mtt import MTT
 from datastill.methods.tesla import TESLA
 from datastill.models import resolve_network
+from datastill.sampling.canvases import CanvasInit
 from datastill.sampling.inits import random_indices
+from datastill.store.artifact import DistilledSet
 from datastill.surrogates.experts import open_buffer, train_experts
 from datastill.surrogates.experts.policies.sgd import Sgd as ExpertSgd
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datastill.comparison import compare
+from datastill.experiments import compare
 
 SPEC = importlib.util.spec_from_file_location("compare_tests", Path(__file__).parents[1] / "unit" / "test_compare.py")
 assert SPEC is not None

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from datastill import distill, load_distilled
-from datastill.core.artifact import MANIFEST, TENSORS, DistilledSet
 from datastill.core.errors import InputError
-from datastill.core.files import digest, write_tensors
+from datastill.store.artifact import MANIFEST, TENSORS, DistilledSet
+from datastill.store.files import digest, write_tensors
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_nothing_half_written_on_a_full_disk(tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "from datastill.cli import main\n"
-        "import datastill.run, datastill.data, datastill.evaluation, datastill.report\n"
+        "import datastill.distillation.distill, datastill.data, datastill.evaluation, datastill.report\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
         f"sys.exit(main(['distill', 'random', '--ipc', '5', '--out', {str(tmp_path / 'run')!r}, '--quiet']))\n"
     )

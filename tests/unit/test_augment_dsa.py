@@ -7,8 +7,8 @@ import torch
 
 from datastill.augment import Dsa, DsaRecord, without_flip
 from datastill.core.errors import InputError
-from datastill.core.files import read_tensors, write_tensors
 from datastill.core.rng import Rng
+from datastill.store.files import read_tensors, write_tensors
 
 SHAPE = (3, 12, 10)
 

@@ -22,8 +22,8 @@ from datastill.core.errors import Interrupted
 from datastill.core.plan import Callback, Task
 from datastill.core.registry import NOMINAL_STEP_SECONDS
 from datastill.data import RealSet
-from datastill.estimation import within
-from datastill.jobs import Job, prepare_job
+from datastill.distillation.budget import within
+from datastill.distillation.job import Job, prepare_job
 from datastill.methods._expert_time import Pace, affordable, expert_seconds, step_seconds
 from datastill.methods.mtt import MTT
 from datastill.methods.tesla import TESLA

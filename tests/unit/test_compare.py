@@ -18,14 +18,14 @@ from scipy import stats
 
 import datastill
 from datastill import load_distilled, load_real
-from datastill.comparison import CellsFailed, Comparison, compare, load_comparison, plan
-from datastill.comparison.settings import Settings, make_settings, pick_protocol
-from datastill.comparison.sources import real_sets
 from datastill.core import registry
 from datastill.core.errors import InputError, Interrupted
-from datastill.engines.feature_network import FeatureNetwork
 from datastill.evaluation import evaluate
+from datastill.experiments import CellsFailed, Comparison, compare, load_comparison, plan
+from datastill.experiments.settings import Settings, make_settings, pick_protocol
+from datastill.experiments.sources import real_sets
 from datastill.sampling.inits import random_indices
+from datastill.training.feature_network import FeatureNetwork
 
 NETWORK = "convnet:width=8,depth=1"
 SMALL = {

@@ -14,7 +14,7 @@ import pytest
 from datastill.cli import main
 from datastill.cli.compare_command import parse_settings
 from datastill.core.errors import InputError
-from datastill.core.files import write_json
+from datastill.store.files import write_json
 
 NETWORK = "convnet:width=8,depth=1"
 SMALL = ["--data", "digits", "--methods", "dm", "--ipc", "1", "2", "--seeds", "1", "--networks", "1"]

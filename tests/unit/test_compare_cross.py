@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from datastill import distill, load_real
-from datastill.comparison import CrossMatrix, cross_architecture
-from datastill.comparison.tuning import RATES, tune, validation_of, with_rate
-from datastill.core.artifact import DistilledSet
 from datastill.core.errors import InputError
 from datastill.data.real import RealSet
 from datastill.evaluation import arms, evaluate
 from datastill.evaluation.protocols import Protocol, get_protocol
+from datastill.experiments import CrossMatrix, cross_architecture
+from datastill.experiments.tuning import RATES, tune, validation_of, with_rate
+from datastill.store.artifact import DistilledSet
 
 NETWORKS = ["convnet:width=8,depth=1", "mlp"]
 QUICK = Protocol("quick", "for tests", passes=20, drop_after=15)
@@ -116,7 +116,7 @@ def test_a_rate_has_a_name_of_its_own_and_diverged_ones_are_out(
     assert with_rate(protocol, 0.01) is protocol
     assert with_rate(protocol, 0.1).name == "dc-v1, lr 0.1"
     assert with_rate(protocol, 0.1).lr == 0.1
-    monkeypatch.setattr("datastill.comparison.tuning.RATES", (0.01, 1e30))
+    monkeypatch.setattr("datastill.experiments.tuning.RATES", (0.01, 1e30))
     _, tried = tune(sets[:1], validation_of(digits), QUICK, NETWORKS[0], 0.01)
     assert set(tried) == {0.01}
 

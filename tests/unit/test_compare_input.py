@@ -9,8 +9,8 @@ import torch
 
 import datastill
 from datastill import load_real
-from datastill.comparison import Comparison, compare, load_comparison
 from datastill.core.errors import InputError
+from datastill.experiments import Comparison, compare, load_comparison
 
 NETWORK = "convnet:width=8,depth=1"
 METHODS = ["random"]

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from datastill.comparison import Comparison, compare
-from datastill.comparison.tables import headlines
 from datastill.core.errors import InputError
-from datastill.report.compare_figures import limits
-from datastill.report.compare_page import write_comparison_report
+from datastill.experiments import Comparison, compare
+from datastill.experiments.figures import limits
+from datastill.experiments.page import write_comparison_report
+from datastill.experiments.tables import headlines
 
 
 @pytest.fixture(scope="module")

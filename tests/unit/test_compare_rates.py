@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from datastill import distill, load_real
-from datastill.comparison import CellsFailed, Comparison, compare, load_comparison
-from datastill.comparison import rates as rates_module
-from datastill.comparison.ledger import read_ledger
-from datastill.comparison.tuning import RATES
 from datastill.core.errors import InputError
 from datastill.core.rng import Rng
 from datastill.data import RealSet
 from datastill.evaluation import arms, evaluate
 from datastill.evaluation.protocols import Protocol
 from datastill.evaluation.rates import validation_of, with_rate
+from datastill.experiments import CellsFailed, Comparison, compare, load_comparison
+from datastill.experiments import rates as rates_module
+from datastill.experiments.ledger import read_ledger
+from datastill.experiments.tuning import RATES
 from datastill.models import resolve_network
 from datastill.sampling.inits import random_indices
 from datastill.surrogates.experts import train_experts

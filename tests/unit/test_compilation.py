@@ -19,12 +19,12 @@ from datastill.core.errors import InputError
 from datastill.core.precision import casting
 from datastill.core.registry import NOMINAL_MACS_PER_SECOND
 from datastill.core.rng import Rng, isolated
-from datastill.engines.training import Schedule, predict, train
+from datastill.distillation.budget import within
+from datastill.distillation.job import prepare_job
 from datastill.engines.weight_gradients import weight_gradients
-from datastill.estimation import within
 from datastill.evaluation.protocols import Protocol
-from datastill.jobs import prepare_job
 from datastill.models import Network, NetworkFactory, resolve_network
+from datastill.training.hard import Schedule, predict, train
 
 CPU = torch.device("cpu")
 LONG = 600 * NOMINAL_MACS_PER_SECOND["cpu"]

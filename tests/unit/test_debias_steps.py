@@ -10,9 +10,9 @@ from torch import Tensor
 
 from datastill import load_real
 from datastill.core.rng import Rng
-from datastill.debias.dfa import Dfa, DfaTrainer
-from datastill.debias.selecmix import SelecMix, SelecMixTrainer, contradicting_pairs, mixed
 from datastill.models import NetworkFactory, resolve_network
+from datastill.training.dfa import Dfa, DfaTrainer
+from datastill.training.selecmix import SelecMix, SelecMixTrainer, contradicting_pairs, mixed
 from debias_data import coloured_strokes
 
 
@@ -100,7 +100,7 @@ def test_on_coloured_digits_the_label_is_that_of_the_larger_share(same: bool) ->
 
 def test_without_a_candidate_images_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """One image per class has no partner of its class; one class alone has none of another."""
-    from datastill.debias import selecmix
+    from datastill.training import selecmix
 
     x = torch.rand(3, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     crossed: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []

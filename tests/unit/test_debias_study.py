@@ -12,8 +12,8 @@ import datastill
 from datastill.cli import main
 from datastill.core.errors import InputError
 from datastill.debias.reweight import weighted_set
-from datastill.studies.debias import DebiasStudy
-from datastill.studies.debias_rows import rows
+from datastill.experiments.debias_rows import rows
+from datastill.experiments.debias_study import DebiasStudy
 
 NET = "convnet:width=4,depth=1"
 
@@ -118,7 +118,7 @@ def test_weights_change_what_coresets_select(biased, method):
     assert conflicting[1] > conflicting[0] + 0.2
 
 
-def _selected(*sets: datastill.core.artifact.DistilledSet) -> list[torch.Tensor]:
+def _selected(*sets: datastill.store.artifact.DistilledSet) -> list[torch.Tensor]:
     return [one.extra["selected"] for one in sets]
 
 
@@ -155,7 +155,7 @@ def test_a_set_is_made_once_for_all_trainings_and_scores_belong_to_their_test_im
 
 
 def test_pictures_of_a_study(biased, tmp_path: Path):
-    from datastill.studies.debias_pictures import tiled, write_pictures
+    from datastill.experiments.debias_pictures import tiled, write_pictures
 
     records = study().run(biased, tmp_path)
     pictures = write_pictures(records, rows(records), tmp_path)

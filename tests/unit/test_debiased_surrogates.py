@@ -11,17 +11,17 @@ from torch import Tensor
 
 import datastill
 from datastill.core.errors import InputError, Interrupted
-from datastill.core.files import write_json
 from datastill.core.plan import Callback, Task
 from datastill.core.rng import Rng
 from datastill.data.real import RealSet
-from datastill.debias.dfa import Dfa, DfaTrainer
-from datastill.debias.training import DebiasedTraining
 from datastill.evaluation.protocols import get_protocol
 from datastill.models import resolve_network
+from datastill.store.files import write_json
 from datastill.surrogates.debiased import DebiasedSurrogates
 from datastill.surrogates.experts import train_experts
 from datastill.surrogates.experts.policies import Epoch, TrainingSet, get_policy
+from datastill.training.debiased import DebiasedTraining
+from datastill.training.dfa import Dfa, DfaTrainer
 from debias_data import coloured_strokes
 
 NET = "convnet:width=4,depth=1"
@@ -79,7 +79,7 @@ def test_evaluation_trains_both_arms_so_and_says_it(biased: RealSet, training: s
 
 
 def test_the_protocol_keeps_its_augmentation(biased: RealSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datastill.debias import training
+    from datastill.training import debiased as training
 
     seen = []
     train = training.train_debiased
@@ -174,7 +174,7 @@ def test_surrogates_that_cannot_be_are_refused(biased: RealSet, method: str, tex
 
 
 def test_results_tell_apart_what_was_made_or_trained_against_a_bias(biased: RealSet, tmp_path: Path) -> None:
-    from datastill.comparison.ledger import read_ledger
+    from datastill.experiments.ledger import read_ledger
 
     for name, asked, training in (
         ("plain", {}, "plain"),

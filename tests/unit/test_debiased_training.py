@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from datastill.core.errors import Diverged, InputError
 from datastill.core.rng import Rng
 from datastill.data import RealSet
-from datastill.debias.dfa import Dfa, DfaTrainer, LossTable, disentangled_loss, generalised_cross_entropy
-from datastill.debias.selecmix import SelecMix, SelecMixTrainer, contradicting_pairs, mixed
-from datastill.debias.steps import batches, steps_for
-from datastill.debias.training import train_debiased
 from datastill.models import NetworkFactory, resolve_network
+from datastill.training.debiased import train_debiased
+from datastill.training.debiased_steps import batches, steps_for
+from datastill.training.dfa import Dfa, DfaTrainer, LossTable, disentangled_loss, generalised_cross_entropy
+from datastill.training.selecmix import SelecMix, SelecMixTrainer, contradicting_pairs, mixed
 from debias_data import coloured_mnist, coloured_strokes
 
 
@@ -201,7 +201,7 @@ def test_with_the_true_bias_pairs_contradict_it(same: bool) -> None:
 
 
 def test_the_share_of_the_anchor_is_at_most_a_half_and_both_coins_fall(monkeypatch: pytest.MonkeyPatch) -> None:
-    from datastill.debias import selecmix
+    from datastill.training import selecmix
 
     x, y = examples(12)
     trainer = SelecMixTrainer(factory_of(), y, SelecMix(), Rng(0))

@@ -24,8 +24,8 @@ from datastill.cli.options import DataOptions
 from datastill.core import registry
 from datastill.core.context import Context
 from datastill.core.recipes import recipes
-from datastill.engines.soft_training import SOFT_RECIPES
 from datastill.models.resolve import ZOO
+from datastill.training.soft import SOFT_RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from datastill import distill, evaluate, load_real, protocols
-from datastill.core.artifact import DistilledSet
 from datastill.core.errors import InputError
 from datastill.core.rng import Rng
 from datastill.data import RealSet
 from datastill.evaluation.protocols import Protocol
 from datastill.evaluation.scores import Arm, Evaluation, t_interval
+from datastill.store.artifact import DistilledSet
 
 QUICK = Protocol("test-v1", "a test", passes=15, drop_after=8)
 NET = "convnet:width=8,depth=1"

@@ -26,7 +26,6 @@ from torch import nn
 
 from datastill import load_real
 from datastill.augment.dsa import Dsa
-from datastill.core.checkpoint import Snapshot
 from datastill.core.context import Context
 from datastill.core.errors import DatastillError, Diverged, InputError, Interrupted
 from datastill.core.plan import Block, HardLabels, Plan, Task
@@ -36,11 +35,11 @@ from datastill.core.space import Space
 from datastill.core.update import Sgd as PixelSgd
 from datastill.data.real import RealSet
 from datastill.decoders.pixels import Pixels
-from datastill.engines.training import cross_entropy, sgd
+from datastill.distillation.distill import distill
 from datastill.launch import UnitsFailed
 from datastill.models import NetworkFactory, resolve_network
-from datastill.run import distill
 from datastill.sampling.inits import make_init
+from datastill.store.checkpoint import read_snapshot
 from datastill.surrogates.experts import (
     ExpertBuffer,
     Experts,
@@ -57,6 +56,7 @@ from datastill.surrogates.experts.job import make_job
 from datastill.surrogates.experts.layout import Layout
 from datastill.surrogates.experts.policies import Epoch, TrainingSet, get_policy
 from datastill.surrogates.experts.policies.sgd import Sgd
+from datastill.training.hard import cross_entropy, sgd
 
 NET = "convnet:width=4,depth=1"
 FAST = {"experts": 2, "epochs": 3, "policy": "sgd:lr=0.1,batch=8"}
@@ -428,7 +428,7 @@ class Kill(BaseException):
 class TestKills:
     def test_a_kill_at_every_stage(self, tmp_path, made, real, network, monkeypatch):
         """Before and after each write of an expert: no half expert is seen, and the end is as if undisturbed."""
-        stages = [(partial_module.Partial, "_put"), (Snapshot, "write"), (files_module, "write_record")]
+        stages = [(partial_module.Partial, "_put"), (partial_module, "write_snapshot"), (files_module, "write_record")]
         for owner, name in stages:
             for when in ("before", "after"):
                 for call in range(1, 5):
@@ -464,7 +464,7 @@ class TestKills:
     def test_a_policy_with_state_goes_on_exactly(self, tmp_path, real, network, monkeypatch):
         asked = {"experts": 1, "epochs": 5, "policy": Heavy()}
         train_experts(real, network, tmp_path / "whole", **asked)
-        self.killed(monkeypatch, Snapshot, "write", "after", 3, tmp_path / "killed", real, network)
+        self.killed(monkeypatch, partial_module, "write_snapshot", "after", 3, tmp_path / "killed", real, network)
         original, calls = Heavy.epoch, []
 
         def stopping(policy, net, data, epoch):
@@ -490,14 +490,14 @@ class TestKills:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             train_experts(real, factory, tmp_path / "whole", **FAST)
-            self.killed(monkeypatch, Snapshot, "write", "after", 2, tmp_path / "killed", real, factory)
+            self.killed(monkeypatch, partial_module, "write_snapshot", "after", 2, tmp_path / "killed", real, factory)
             train_experts(real, factory, tmp_path / "killed", **FAST)
         assert sums(tmp_path / "killed") == sums(tmp_path / "whole")
 
     @pytest.mark.parametrize("harm", ["rows", "state", "cut", "none"])
     def test_a_damaged_half_is_trained_anew(self, tmp_path, made, real, network, monkeypatch, harm):
         folder = tmp_path / "b"
-        self.killed(monkeypatch, Snapshot, "write", "after", 2, folder, real, network)
+        self.killed(monkeypatch, partial_module, "write_snapshot", "after", 2, folder, real, network)
         rows, state = (folder / "partial" / f"expert_00000.{end}" for end in ("bin", "safetensors"))
         if harm == "rows":
             flip(rows, 40)
@@ -524,7 +524,7 @@ class TestKills:
             patch.setattr(Sgd, "epoch", interrupted)
             with pytest.raises(Interrupted, match="0 of 2 units are finished and kept; rerun the same command"):
                 train_experts(real, network, tmp_path / "b", **FAST)
-        assert Snapshot.read(tmp_path / "b" / "partial" / "expert_00000.safetensors").meta["epoch"] == 1
+        assert read_snapshot(tmp_path / "b" / "partial" / "expert_00000.safetensors").meta["epoch"] == 1
         train_experts(real, network, tmp_path / "b", **FAST)
         assert known(tmp_path / "b") == known(made)
 
@@ -762,7 +762,7 @@ def fresh_meta(job: Any) -> dict[str, Any]:
 
 
 def files_module_digest(job: Any) -> str:
-    from datastill.core.files import digest
+    from datastill.store.files import digest
 
     return digest(job.config)
 

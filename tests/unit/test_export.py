@@ -13,11 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from datastill import distill, evaluate, load_real
-from datastill.core.artifact import DistilledSet
 from datastill.core.errors import InputError
-from datastill.core.files import read_tensors
 from datastill.core.space import Space, normalised
-from datastill.export import export, safe_names
+from datastill.exchange.export import export, safe_names
+from datastill.store.artifact import DistilledSet
+from datastill.store.files import read_tensors
 
 
 def made(

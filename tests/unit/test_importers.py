@@ -18,9 +18,9 @@ from datastill.core.rng import Rng
 from datastill.core.space import Space, normalised
 from datastill.data.real import RealSet
 from datastill.evaluation.protocols import Protocol
-from datastill.importers import read_released
-from datastill.importers.reader import read_pt
+from datastill.exchange import read_released
 from datastill.sampling.inits import random_indices
+from datastill.store.pt_reader import read_pt
 
 TINY = Protocol("tiny", "three passes", passes=3, drop_after=2)
 NET = "convnet:width=4,depth=1"

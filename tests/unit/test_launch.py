@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from datastill.core.errors import Diverged, InputError, Interrupted
-from datastill.core.files import write_json
 from datastill.launch import Done, Unit, UnitsFailed, one_thread, run_units
 from datastill.launch.units import Clock
+from datastill.store.files import write_json
 
 
 def square(n: float, target: Path) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from datastill import distill, load_real
 from datastill.core.batch import Batch
-from datastill.core.checkpoint import Checkpointer
 from datastill.core.context import Context, class_means
 from datastill.core.errors import Diverged
 from datastill.core.loop import synthesise
@@ -26,6 +25,7 @@ from datastill.decoders.pixels import Pixels
 from datastill.methods.dm import DM
 from datastill.models import resolve_network
 from datastill.sampling.inits import Given, Noise, make_init
+from datastill.store.checkpoint import Checkpointer
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ class TestGuard:
             distill("dm", digits, ipc=1, network="convnet:width=4,depth=1", steps=200, real_batch=4,
                     image_lr=1e38, out=tmp_path / "run", checkpoint_seconds=0.0)  # fmt: skip
         kept = Checkpointer(tmp_path / "run" / "checkpoints", {}).path(0)
-        from datastill.core.checkpoint import Snapshot
+        from datastill.store.checkpoint import Snapshot
 
         assert torch.isfinite(Snapshot.read(kept).group("codes")["images"]).all()
 

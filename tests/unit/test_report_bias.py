@@ -11,11 +11,11 @@ import torch
 
 import datastill
 from datastill.cli import main
-from datastill.core.artifact import DistilledSet
 from datastill.core.errors import InputError
 from datastill.data.real import RealSet
 from datastill.report import card
 from datastill.report.reproduce import command, evaluate_call, python_call
+from datastill.store.artifact import DistilledSet
 from datastill.surrogates.debiased import DebiasedSurrogates
 
 NET = "convnet:width=4,depth=1"

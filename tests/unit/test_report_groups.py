@@ -16,15 +16,15 @@ from rich.console import Console
 from datastill import distill, evaluate, load_real
 from datastill.cli import main
 from datastill.cli.tables import group_table
-from datastill.core.artifact import DistilledSet
 from datastill.core.rng import Rng
 from datastill.data import RealSet
 from datastill.data.biased import Attribute, attribute_of
 from datastill.data.biased.coloured import COLOURS, NAMES, colours, nearest_colour
 from datastill.evaluation.scores import Evaluation, Groups
+from datastill.experiments.debias_study import colour_distance, conflicting_share
 from datastill.report import card, write_report
 from datastill.report.groups import css, groups, palette
-from datastill.studies.debias import colour_distance, conflicting_share
+from datastill.store.artifact import DistilledSet
 
 SOURCE = "cmnist:base=digits,ratio=0.05"
 NET = "convnet:width=4,depth=1"

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from datastill import distill, evaluate, load_distilled, load_real
-from datastill.core.artifact import DistilledSet
 from datastill.core.errors import InputError
 from datastill.core.space import normalised
 from datastill.evaluation.scores import Arm, Evaluation
 from datastill.report import Snapshots, card, write_card_and_preview, write_report, write_run
 from datastill.report.pictures import comparison, png, preview
 from datastill.report.reproduce import command, evaluate_call, python_call
+from datastill.store.artifact import DistilledSet
 
 STEPS = 20
 

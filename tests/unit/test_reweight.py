@@ -21,13 +21,13 @@ from datastill.core.rng import Rng
 from datastill.data import RealSet
 from datastill.debias import conflict_mass, debias, effective_samples
 from datastill.debias.diagnosis import describe_weights, warn_of
-from datastill.debias.extractor import Encoder, Extractor, small_backbone, two_views
 from datastill.debias.kde import density, inverse_density
 from datastill.debias.oracle import group_weights
 from datastill.decoders.pixels import Pixels
 from datastill.models import resolve_network
 from datastill.sampling.inits import RandomReal
 from datastill.sampling.weighted import WeightedClassBatches, WeightedReal, weighted_indices
+from datastill.training.extractor import Encoder, Extractor, small_backbone, two_views
 from debias_data import coloured_mnist, coloured_strokes
 
 

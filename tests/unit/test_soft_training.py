@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from datastill.augment.trace import TraceSpec
 from datastill.core.errors import Diverged, InputError
 from datastill.core.rng import Rng, isolated
-from datastill.engines.soft_training import (
+from datastill.labels.bank import LabelBank
+from datastill.labels.labeller import Labeller
+from datastill.training.soft import (
     SOFT_RECIPES,
     SoftSchedule,
     batch_bounds,
@@ -26,8 +28,6 @@ from datastill.engines.soft_training import (
     soft_loss,
     train_soft,
 )
-from datastill.labels.bank import LabelBank
-from datastill.labels.labeller import Labeller
 
 TRACE = TraceSpec(crop="resized", min_scale=0.5, mix="cutmix")
 SCHEDULE = SoftSchedule(4, 5, lr=5e-3, temperature=4.0, tau2=True, trace=TRACE)

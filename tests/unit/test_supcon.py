@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from datastill.core.errors import InputError
-from datastill.debias.supcon import pair_log_probabilities, supcon_loss
+from datastill.training.supcon import pair_log_probabilities, supcon_loss
 
 
 def unit_rows(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from datastill import load_distilled, load_real
-from datastill.core.checkpoint import Checkpointer, Snapshot
 from datastill.core.context import Context
 from datastill.core.loop import synthesise
 from datastill.core.plan import Grads, Plan, Task
@@ -25,6 +24,7 @@ from datastill.data import RealSet
 from datastill.methods.mtt import MTT
 from datastill.methods.tesla import TESLA
 from datastill.models import resolve_network
+from datastill.store.checkpoint import Checkpointer, Snapshot
 from datastill.surrogates.experts import open_buffer, train_experts
 
 NETWORK = "convnet:width=8,depth=1"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from datastill.cli.progress import Display
-    from datastill.comparison import Comparison, CrossMatrix
+    from datastill.experiments import Comparison, CrossMatrix
     from datastill.launch import Done
 
 
@@ -69,7 +69,7 @@ def run(options: CompareOptions) -> int:
     """Compare, print, write."""
     from datastill.cli.distill_command import parse_seconds
     from datastill.cli.progress import Display
-    from datastill.comparison import CellsFailed, compare
+    from datastill.experiments import CellsFailed, compare
 
     display = Display(options.quiet or options.json)
     out = options.out or Path("runs/compare")
@@ -140,7 +140,7 @@ def _teller(display: Display) -> Any:
     import sys
 
     from datastill.core.cost import describe_seconds
-    from datastill.core.files import read_json
+    from datastill.store.files import read_json
 
     in_terminal = sys.stderr.isatty()
 
@@ -160,8 +160,8 @@ def _teller(display: Display) -> Any:
 
 
 def _write(result: Comparison, out: Path, ledger: Path | None) -> None:
-    from datastill.core.files import read_json, write_json
-    from datastill.report.compare_page import write_comparison_report
+    from datastill.experiments.page import write_comparison_report
+    from datastill.store.files import read_json, write_json
 
     write_comparison_report(out / "report.html", result)
     if ledger is not None:
@@ -171,7 +171,7 @@ def _write(result: Comparison, out: Path, ledger: Path | None) -> None:
 
 
 def _print(result: Comparison, out: Path, display: Display, as_json: bool) -> None:
-    from datastill.comparison.tables import caption, headlines
+    from datastill.experiments.tables import caption, headlines
 
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
@@ -189,7 +189,7 @@ def comparison_table(result: Comparison, data: str) -> Table:
     """Methods by size, on one data set."""
     from rich.table import Table
 
-    from datastill.comparison.tables import cells
+    from datastill.experiments.tables import cells
 
     table = Table(title=f"{data}: protocol {result.protocol}", title_justify="left")
     for column in ("ipc", "method", "test accuracy %", "against Random", "to distil", "to evaluate"):
@@ -206,8 +206,8 @@ def comparison_table(result: Comparison, data: str) -> Table:
 def cross(options: CompareOptions) -> int:
     """Score sets on several networks, print, write."""
     from datastill.cli.progress import Display
-    from datastill.comparison import cross_architecture
-    from datastill.core.files import write_json, write_text
+    from datastill.experiments import cross_architecture
+    from datastill.store.files import write_json, write_text
 
     if options.methods:
         raise InputError("--sets scores sets that are there, --methods makes new ones; give one of the two.")
@@ -239,7 +239,7 @@ def cross(options: CompareOptions) -> int:
 
 def _sets(options: CompareOptions) -> list[Path]:
     """Run folders; the folder of a comparison stands for its cells, of the size in --ipc where it has several."""
-    from datastill.comparison import load_comparison
+    from datastill.experiments import load_comparison
 
     found: list[Path] = []
     for folder in options.sets:

@@ -33,13 +33,13 @@ def demo(options: DemoOptions) -> int:
     """Distil, evaluate, draw."""
     from datastill.cli.progress import Display, LoopProgress
     from datastill.cli.tables import evaluation_table
-    from datastill.core.files import make_folder, read_tensors, write_json
     from datastill.data import load_real
+    from datastill.distillation.distill import distill
     from datastill.evaluation import evaluate
     from datastill.report import write_run
-    from datastill.report.run import LOSSES
+    from datastill.report.folder import LOSSES
     from datastill.report.snapshots import Snapshots
-    from datastill.run import distill
+    from datastill.store.files import make_folder, read_tensors, write_json
 
     display = Display(options.quiet or options.json)
     real = load_real("digits")

@@ -17,7 +17,7 @@ from datastill.core.errors import InputError, ShareDone
 from datastill.core.registry import MethodInfo, get_method, methods
 
 if TYPE_CHECKING:
-    from datastill.jobs import Job
+    from datastill.distillation.job import Job
 
 
 #: What a time without a method takes.
@@ -114,12 +114,12 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
     """The whole run, with its pictures and report."""
     from datastill.cli.progress import Display, LoopProgress
     from datastill.core.cost import describe_cost, describe_seconds
-    from datastill.estimation import estimate_job
+    from datastill.distillation.budget import estimate_job
+    from datastill.distillation.distill import check_out, distill
+    from datastill.distillation.job import prepare_job
     from datastill.evaluation.check import Check
-    from datastill.jobs import prepare_job
     from datastill.report import write_run
     from datastill.report.snapshots import Snapshots
-    from datastill.run import check_out, distill
 
     display = Display(run.quiet or run.json)
     check_out(run.out, run.resume)

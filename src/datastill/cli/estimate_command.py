@@ -24,8 +24,8 @@ def main(args: list[str]) -> int:
     info = get_method(name)
     run, data, values = parse_options(info, rest, "estimate")
     from datastill.core.cost import describe_seconds
-    from datastill.estimation import estimate_job, within
-    from datastill.jobs import prepare_job
+    from datastill.distillation.budget import estimate_job, within
+    from datastill.distillation.job import prepare_job
 
     with plain_warnings(run.quiet):
         real = data.load()

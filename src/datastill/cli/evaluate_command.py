@@ -57,15 +57,15 @@ def score(options: EvaluateOptions) -> int:
     """Evaluate, print, write."""
     from datastill.cli.progress import Display
     from datastill.cli.tables import evaluation_table, group_table
-    from datastill.core.artifact import load_distilled
     from datastill.core.cost import describe_seconds, pick_device
     from datastill.core.errors import InputError
-    from datastill.core.files import write_json
     from datastill.core.registry import nominal_seconds
     from datastill.evaluation import evaluate
     from datastill.evaluation.ceiling import ceiling_macs
     from datastill.evaluation.evaluate import network_for, real_for
     from datastill.report import write_run
+    from datastill.store.artifact import load_distilled
+    from datastill.store.files import write_json
 
     if not options.sets:
         raise InputError("Name the folder of a distilled set: `datastill evaluate runs/x`.")

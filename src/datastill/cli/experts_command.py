@@ -151,7 +151,7 @@ def bring_in(options: ImportOptions) -> int:
     """Import released buffers, and say what there is."""
     from datastill.cli.progress import Display
     from datastill.data import load_real
-    from datastill.importers.spaces import stated_space
+    from datastill.exchange.spaces import stated_space
     from datastill.models import resolve_network
     from datastill.surrogates.experts import import_reference_buffer
 
@@ -185,7 +185,7 @@ def _announcement(options: TrainOptions, images: int, network: Any) -> str:
 def _teller(display: Display, out: Path) -> Any:
     """A line for every expert that ends."""
     from datastill.core.cost import describe_seconds
-    from datastill.core.files import read_json
+    from datastill.store.files import read_json
 
     in_terminal = sys.stderr.isatty()
 

@@ -36,10 +36,10 @@ def main(args: list[str]) -> int:
 def write(options: ExportOptions) -> int:
     """Export, then score what was written if it lost precision."""
     from datastill.cli.progress import Display
-    from datastill.core.artifact import load_distilled
     from datastill.core.errors import InputError
     from datastill.evaluation import evaluate
-    from datastill.export import export
+    from datastill.exchange.export import export
+    from datastill.store.artifact import load_distilled
 
     display = Display(options.quiet or options.json)
     distilled = load_distilled(options.folder)

@@ -14,8 +14,8 @@ from datastill.cli.options import parse, plain_warnings
 
 if TYPE_CHECKING:
     from datastill.cli.progress import Display
-    from datastill.core.artifact import DistilledSet
-    from datastill.importers.formats import Released
+    from datastill.exchange.formats import Released
+    from datastill.store.artifact import DistilledSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def bring_in(options: ImportOptions) -> int:
     """Read, say what was found, check it against the real data, save."""
     from datastill.cli.progress import Display
     from datastill.data import load_real
-    from datastill.importers import import_released, read_released
+    from datastill.exchange import import_released, read_released
 
     display = Display(options.quiet or options.json)
     found = read_released(options.file, labels=options.labels, syn_lr=_rate(options.syn_lr))
@@ -79,7 +79,7 @@ def bring_in(options: ImportOptions) -> int:
 
 def describe(found: Released) -> list[str]:
     """What a released file holds, in lines for people."""
-    from datastill.importers.formats import FORMATS
+    from datastill.exchange.formats import FORMATS
 
     record = found.describe()
     count = record["experiments"]
@@ -101,8 +101,8 @@ def describe(found: Released) -> list[str]:
 
 def _finish(one: DistilledSet, folder: Path, display: Display) -> None:
     """The picture, in which a wrong space shows, and a line."""
-    from datastill.core.files import write_bytes
     from datastill.report.pictures import png, preview
+    from datastill.store.files import write_bytes
 
     write_bytes(folder / "preview.png", png(preview(one)))
     outside = 100 * one.manifest["imported"]["outside_pixel_range"]

@@ -22,9 +22,9 @@ class InspectOptions:
 def main(args: list[str]) -> int:
     """Parse and print."""
     options = parse(InspectOptions, args, "inspect", "Show what a distilled set holds and how it was made.")
-    from datastill.core.artifact import load_distilled
     from datastill.core.cost import describe_cost
     from datastill.report import words
+    from datastill.store.artifact import load_distilled
 
     one = load_distilled(options.folder)
     record = one.manifest

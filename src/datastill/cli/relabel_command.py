@@ -41,9 +41,9 @@ def main(args: list[str]) -> int:
 def store(options: RelabelOptions) -> int:
     """Label every view, and say what that takes."""
     from datastill.cli.progress import Display
-    from datastill.core.artifact import load_distilled
     from datastill.evaluation.evaluate import real_for
     from datastill.evaluation.soft import relabel
+    from datastill.store.artifact import load_distilled
 
     display = Display(options.quiet or options.json)
     distilled = load_distilled(options.folder)

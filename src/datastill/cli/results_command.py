@@ -14,7 +14,7 @@ from datastill.cli.options import parse
 
 if TYPE_CHECKING:
     from datastill.cli.progress import Display
-    from datastill.comparison.ledger import Entry
+    from datastill.experiments.ledger import Entry
 
 COLUMNS = ("data", "ipc", "method", "protocol", "sets", "accuracy, %", "against Random", "published, %", "remark")
 
@@ -32,7 +32,7 @@ def main(args: list[str]) -> int:
     """Parse and print."""
     options = parse(ResultsOptions, args, "results", "Print measured results beside the published numbers.")
     from datastill.cli.progress import Display
-    from datastill.comparison.ledger import read_ledger
+    from datastill.experiments.ledger import read_ledger
 
     entries, others = read_ledger(options.folder)
     display = Display(options.json or options.markdown)
@@ -50,7 +50,7 @@ def main(args: list[str]) -> int:
 
 def cells(entry: Entry) -> list[str]:
     """A row of the table, as text."""
-    from datastill.comparison.tables import plus_minus
+    from datastill.experiments.tables import plus_minus
     from datastill.report.words import percent, signed
 
     row, known = entry.row, entry.published

@@ -55,11 +55,11 @@ def main(args: list[str]) -> int:
 def debias(options: DebiasOptions) -> int:
     """Make what is missing, print the table."""
     from datastill.cli.progress import Display, LoopProgress
-    from datastill.core.files import write_text
     from datastill.data import load_real
-    from datastill.studies.debias import DebiasStudy
-    from datastill.studies.debias_pictures import write_pictures
-    from datastill.studies.debias_rows import described, rows
+    from datastill.experiments.debias_pictures import write_pictures
+    from datastill.experiments.debias_rows import described, rows
+    from datastill.experiments.debias_study import DebiasStudy
+    from datastill.store.files import write_text
 
     display = Display(options.quiet or options.json)
     name, _, more = options.dataset.partition(":")
@@ -125,7 +125,7 @@ def table(found: list[dict[str, Any]], title: str) -> Any:
     """The rows for people: choices that are the same in all rows have no column."""
     from rich.table import Table
 
-    from datastill.studies.debias_rows import USUAL
+    from datastill.experiments.debias_rows import USUAL
 
     made = Table(title=title, title_justify="left")
     heads = {"ipc": "ipc", "method": "method", "init": "start", "debias": "weights"}

@@ -48,9 +48,9 @@ def weigh(options: WeighOptions) -> int:
     """Weigh, write, print."""
     from datastill.cli.progress import Display
     from datastill.core.errors import InputError
-    from datastill.core.files import write_bytes, write_json, write_text
     from datastill.debias.overview import weighed_classes
     from datastill.debias.reweight import weighted_set
+    from datastill.store.files import write_bytes, write_json, write_text
 
     if options.images < 1:
         raise InputError(f"images must be at least 1, not {options.images}.")

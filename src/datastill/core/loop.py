@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from datastill.core.checkpoint import Checkpointer, Snapshot
 from datastill.core.context import Context
 from datastill.core.errors import Diverged, InputError, Interrupted
 from datastill.core.guard import Guard
@@ -17,6 +16,7 @@ from datastill.core.interrupt import stop_between_steps
 from datastill.core.plan import Block, Callback, Codes, Grads, Plan, Stepper, Synthetic, Task
 from datastill.core.precision import casting
 from datastill.core.rng import Rng, isolated
+from datastill.core.snapshot import Checkpoints, Snapshot
 
 
 @dataclass
@@ -121,7 +121,7 @@ def synthesise(
     task: Task,
     *,
     callbacks: Sequence[Callback] = (),
-    checkpointer: Checkpointer | None = None,
+    checkpointer: Checkpoints | None = None,
     prepared: dict[str, dict[str, Tensor]] | None = None,
     stop_after: int | None = None,
 ) -> Outcome:
@@ -155,7 +155,7 @@ def run_block(
     task: Task,
     block: Block,
     callbacks: Sequence[Callback] = (),
-    checkpointer: Checkpointer | None = None,
+    checkpointer: Checkpoints | None = None,
     prepared: dict[str, dict[str, Tensor]] | None = None,
     stop_after: int | None = None,
 ) -> _Running:
@@ -189,7 +189,7 @@ def _start(
     return _Running(context, steppers, Guard(), [], extra)
 
 
-def _run_steps(running: _Running, checkpointer: Checkpointer | None, stop_after: int | None) -> None:
+def _run_steps(running: _Running, checkpointer: Checkpoints | None, stop_after: int | None) -> None:
     context = running.context
     last = context.steps if stop_after is None else min(context.steps, stop_after)
     with stop_between_steps() as stop:

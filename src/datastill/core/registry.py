@@ -119,8 +119,7 @@ def method(name: str, *, paper: str, family: str) -> Callable[[M], M]:
 
 def methods() -> dict[str, MethodInfo]:
     """All methods by name, discovered in `datastill.methods`."""
-    import datastill.methods as package
-
+    package = importlib.import_module("datastill.methods")  # by name: the files there import this one
     for module in pkgutil.iter_modules(package.__path__):
         if not module.name.startswith("_"):
             importlib.import_module(f"{package.__name__}.{module.name}")

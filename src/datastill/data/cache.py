@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from datastill.core.errors import InputError
-from datastill.core.files import atomic_path, digest, read_json, write_json
 from datastill.data.decode import CorruptImage, ImageError
 from datastill.data.raw import LabelId, Request, Split
 from datastill.data.store import DecodeStore, MemmapStore, MemoryStore, Store, SubsetStore
+from datastill.store.files import atomic_path, digest, read_json, write_json
 
 VERSION = 1  #: of the decoding: raise it whenever the same bytes would give other pixels
 IN_MEMORY_BYTES = 1 << 30  #: storage="auto" maps larger sets from disk

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from datastill.core.files import make_folder, write_error
 from datastill.data.real import RealSet
 from datastill.data.store import MemmapStore, Store
+from datastill.store.files import make_folder, write_error
 
 
 class SharedStore(MemmapStore):

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from datastill.core.errors import InputError, nearest
-from datastill.core.files import digest, read_tensors, write_tensors
 from datastill.core.space import Space, normalised
 from datastill.data.cache import cache_folder
 from datastill.data.store import Store, as_pixels
 from datastill.data.zca import fit_zca
+from datastill.store.files import digest, read_tensors, write_tensors
 
 #: Per-channel mean and std of the training pixels, as published code has them. CIFAR-10's std is the
 #: mean of per-image stds, not the true one (.2470 .2435 .2616); kept, so that published numbers compare.

@@ -20,15 +20,15 @@ from torch import Tensor
 from datastill.core.allocator import keep_freed_memory
 from datastill.core.cost import Stopwatch, pick_device
 from datastill.core.errors import InputError, nearest
-from datastill.core.files import digest, read_tensors, write_tensors
 from datastill.core.plan import Progress, silent
 from datastill.data import load_real
 from datastill.data.cache import cache_folder
 from datastill.data.sources import split_options, typed_option
 from datastill.debias.diagnosis import conflict_mass, describe_weights
-from datastill.debias.extractor import Extractor, with_options
 from datastill.debias.kde import density, inverse_density, median_variance, spread_variance
 from datastill.debias.oracle import group_weights
+from datastill.store.files import digest, read_tensors, write_tensors
+from datastill.training.extractor import Extractor, with_options
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet

@@ -15,19 +15,19 @@ from datastill.core import compilation
 from datastill.core.plan import Progress, chunk_for, silent
 from datastill.core.rng import Rng
 from datastill.data.biased.groups import GroupAccuracy, group_accuracy
-from datastill.engines.soft_training import SoftSchedule, train_soft
-from datastill.engines.stacked_networks import train_many
-from datastill.engines.training import Images, Schedule, predict
 from datastill.evaluation.scores import Arm, Groups
+from datastill.training.hard import Images, Schedule, predict
+from datastill.training.soft import SoftSchedule, train_soft
+from datastill.training.stacked import train_many
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from datastill.data.real import RealSet
-    from datastill.debias.training import DebiasedTraining
     from datastill.evaluation.soft import Labelling
     from datastill.models import Network
     from datastill.models.factory import NetworkFactory
+    from datastill.training.debiased import DebiasedTraining
 
 #: Test sets up to this many bytes as float32 are encoded once and kept.
 _KEEP_BYTES = 2**30

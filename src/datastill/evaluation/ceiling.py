@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from datastill.core import compilation
-from datastill.core.files import digest, read_json, write_json
 from datastill.core.plan import Progress
 from datastill.core.precision import casting
 from datastill.core.threads import threads_for
@@ -17,6 +16,7 @@ from datastill.data.cache import cache_folder
 from datastill.evaluation.arms import TestSplit, arm_macs, run_arm
 from datastill.evaluation.protocols import get_protocol
 from datastill.evaluation.scores import Arm
+from datastill.store.files import digest, read_json, write_json
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet

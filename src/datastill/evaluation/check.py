@@ -10,8 +10,8 @@ from torch import Tensor
 from datastill.core.context import Context
 from datastill.core.plan import Callback, chunk_for
 from datastill.core.rng import Rng
-from datastill.engines.training import predict, train
 from datastill.evaluation.protocols import get_protocol
+from datastill.training.hard import predict, train
 
 
 class Check(Callback):

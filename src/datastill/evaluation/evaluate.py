@@ -13,17 +13,13 @@ from torch import Tensor
 
 from datastill.core import compilation
 from datastill.core.allocator import keep_freed_memory
-from datastill.core.artifact import DistilledSet, load_distilled
 from datastill.core.cost import Stopwatch, environment, peak_memory_bytes, pick_device
 from datastill.core.errors import InputError
-from datastill.core.files import digest
 from datastill.core.plan import Progress, silent
 from datastill.core.precision import casting
 from datastill.core.rng import Rng
 from datastill.core.threads import threads_for
 from datastill.data import load_real
-from datastill.debias.training import DebiasedTraining
-from datastill.engines.soft_training import SoftSchedule
 from datastill.evaluation.arms import TestSplit, arm_macs, run_arm
 from datastill.evaluation.ceiling import whole_set
 from datastill.evaluation.protocols import Protocol, get_protocol
@@ -32,10 +28,14 @@ from datastill.evaluation.scores import Arm, Evaluation
 from datastill.evaluation.soft import Labelling, labelling, schedule_of
 from datastill.models import NetworkFactory, resolve_network
 from datastill.sampling.inits import random_indices
+from datastill.store.artifact import DistilledSet, load_distilled
+from datastill.store.files import digest
+from datastill.training.debiased import DebiasedTraining
+from datastill.training.soft import SoftSchedule
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
-    from datastill.engines.training import Schedule
+    from datastill.training.hard import Schedule
 
 Distilled = DistilledSet | str | Path
 
@@ -80,7 +80,7 @@ def evaluate(
             trains both arms in the same way on hard labels.
         teacher: who labels, a `Teacher` or its folder, instead of the one that comes with each set.
         training: "plain", or a way that resists a bias of the set, which Random is then trained in too: "dfa" or
-            "selecmix", with options as in "dfa:steps=4000"; see `datastill.debias.training`. Of the protocol it keeps
+            "selecmix", with options as in "dfa:steps=4000"; see `datastill.training.debiased`. Of the protocol it keeps
             the augmentation.
 
     Returns:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from datastill.core.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from datastill.engines.soft_training import SoftSchedule
-    from datastill.engines.training import Schedule
+    from datastill.training.hard import Schedule
+    from datastill.training.soft import SoftSchedule
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,7 @@ class Protocol:
     forget_momentum: bool = True  #: whether a drop also forgets the momentum
     augment_mode: str = "single"  #: operations per image: "single", "multiple" or "composite", see `Dsa`
     cutmix: float = 0.0  #: probability of CutMix for each batch; none where "auto" augments nothing
-    soft: str = (
-        ""  #: a recipe of `engines.soft_training`: train on a teacher's labels, with lr, batch and passes from here
-    )
+    soft: str = ""  #: a recipe of `training.soft`: train on a teacher's labels, with lr, batch and passes from here
     learned_lr: bool = False  #: whether a set that learned a learning rate is trained on at that rate instead of `lr`
 
     def soft_schedule(
@@ -47,7 +45,7 @@ class Protocol:
                 large as one of them at least.
         """
         from datastill.augment.strategies import strategy_for
-        from datastill.engines.soft_training import SOFT_RECIPES
+        from datastill.training.soft import SOFT_RECIPES
 
         recipe = SOFT_RECIPES[self.soft]
         trace = replace(recipe.trace, flip=recipe.trace.flip and "flip" in strategy_for(data_name, shape))
@@ -60,7 +58,7 @@ class Protocol:
 
     def schedule(self, data_name: str, shape: tuple[int, int, int], lr: float | None = None) -> Schedule:
         """The training schedule for a data set; `lr` stands in for the protocol's."""
-        from datastill.engines.training import Schedule
+        from datastill.training.hard import Schedule
 
         augment, cutmix = self._augmentation(data_name, shape)
         return Schedule(

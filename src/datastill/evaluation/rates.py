@@ -13,8 +13,8 @@ from datastill.core.errors import Diverged, InputError
 from datastill.evaluation.protocols import Protocol
 
 if TYPE_CHECKING:
-    from datastill.core.artifact import DistilledSet
     from datastill.data.real import RealSet
+    from datastill.store.artifact import DistilledSet
 
 #: What Random tries beside a set that learned a rate, and that rate with them.
 RATES = (0.001, 0.003, 0.01, 0.03)

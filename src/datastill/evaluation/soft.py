@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from datastill.core.artifact import DistilledSet
 from datastill.core.cost import pick_device
 from datastill.core.errors import InputError
 from datastill.core.plan import Progress, silent
 from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.labels.bank import LabelBank
 from datastill.labels.labeller import Labeller
+from datastill.store.artifact import DistilledSet
 from datastill.surrogates.teachers import Teacher, as_teacher, load_teacher
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
-    from datastill.engines.soft_training import SoftSchedule
+    from datastill.training.soft import SoftSchedule
 
 #: Folders beside a set.
 TEACHER, BANK = "teacher", "labels"

@@ -23,16 +23,16 @@ from torch.utils.data import Dataset
 from datastill.augment.trace import Trace, TraceSpec
 from datastill.augment.trace_record import FIELDS
 from datastill.core.errors import InputError
-from datastill.core.files import digest, read_json
 from datastill.core.plan import Progress, silent
 from datastill.core.rng import Rng
 from datastill.core.space import Space
-from datastill.engines.soft_schedule import batches_of
 from datastill.labels.bank_files import HEADER, BankWriter, map_arrays, refuse_damaged
 from datastill.labels.bank_header import make_header, read_layout
 from datastill.labels.bank_labels import Array, LabelCode
 from datastill.labels.bank_layout import Layout
 from datastill.labels.labeller import Labeller
+from datastill.store.files import digest, read_json
+from datastill.training.soft_schedule import batches_of
 
 
 class BankBatch(NamedTuple):

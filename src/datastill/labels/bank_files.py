@@ -15,9 +15,9 @@ from typing import IO, Any
 import numpy as np
 
 from datastill.core.errors import InputError
-from datastill.core.files import make_folder, write_error, write_json
 from datastill.labels.bank_labels import Array
 from datastill.labels.bank_layout import Layout
+from datastill.store.files import make_folder, write_error, write_json
 
 HEADER = "bank.json"
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from datastill._version import __version__
 from datastill.augment.trace import TraceSpec
 from datastill.core.errors import InputError
-from datastill.core.files import digest
 from datastill.core.space import Space
 from datastill.labels.bank_labels import LabelCode
 from datastill.labels.bank_layout import Layout
+from datastill.store.files import digest
 
 FORMAT, VERSION = "datastill-label-bank", 1
 

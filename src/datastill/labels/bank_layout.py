@@ -10,8 +10,8 @@ import numpy as np
 
 from datastill.augment.trace import TraceSpec
 from datastill.core.errors import InputError, nearest
-from datastill.engines.soft_schedule import batch_bounds
 from datastill.labels.bank_labels import LabelCode, unsigned
+from datastill.training.soft_schedule import batch_bounds
 
 ENCODINGS = ("seed", "explicit")
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from datastill.core.context import Context
 from datastill.core.errors import InputError
-from datastill.engines.training import predict
 from datastill.surrogates.experts import Experts, Segment
+from datastill.training.hard import predict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,8 +17,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from datastill.core.errors import InputError, nearest
-from datastill.core.files import digest
-from datastill.engines.training import device_of, predict
+from datastill.store.files import digest
+from datastill.training.hard import device_of, predict
 
 MODES = ("eval", "batch")
 COMBINATIONS = ("single", "mean", "norm_balanced")

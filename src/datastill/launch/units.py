@@ -14,7 +14,7 @@ import torch
 
 from datastill.core.errors import DatastillError, Interrupted
 
-#: A pure function: arguments and the file to write. It writes that file whole (`core.files`) or raises.
+#: A pure function: arguments and the file to write. It writes that file whole (`store.files`) or raises.
 Function = Callable[..., object]
 
 

@@ -34,8 +34,8 @@ class Forgetting(Method):
         """The initialisation is the result."""
         from datastill.core.plan import Plan
         from datastill.decoders.pixels import Pixels
-        from datastill.engines.feature_network import FeatureNetwork
         from datastill.sampling.selected import SelectedByForgetting
+        from datastill.training.feature_network import FeatureNetwork
 
         unit = FeatureNetwork(self.feature_passes)
         return Plan(init=SelectedByForgetting(unit, self.order), decoder=Pixels(), prepare=(unit,))

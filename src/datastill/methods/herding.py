@@ -35,9 +35,9 @@ class Herding(Method):
         """The initialisation is the result."""
         from datastill.core.plan import Plan
         from datastill.decoders.pixels import Pixels
-        from datastill.engines.feature_network import FeatureNetwork
         from datastill.sampling.selected import SelectedByFeatures
         from datastill.sampling.selection import herding
+        from datastill.training.feature_network import FeatureNetwork
 
         def rule(features: Tensor, k: int, seed: int, weights: Tensor | None) -> Tensor:
             if self.normalise:

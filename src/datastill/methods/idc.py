@@ -61,11 +61,11 @@ class IDC(Method):
         from datastill.core.plan import Plan
         from datastill.core.update import SequentialSgd, Sgd
         from datastill.decoders.multi_formation import bounded
-        from datastill.engines.training import Schedule
         from datastill.objectives.gradient_match import GradientMatch
         from datastill.sampling.inits import make_init
         from datastill.sampling.samplers import ClassEpochs
         from datastill.surrogates.on_real import TrainedOnReal
+        from datastill.training.hard import Schedule
 
         strategy = self.augment
         if strategy == "auto":

@@ -32,9 +32,9 @@ class KCenter(Method):
         """The initialisation is the result."""
         from datastill.core.plan import Plan
         from datastill.decoders.pixels import Pixels
-        from datastill.engines.feature_network import FeatureNetwork
         from datastill.sampling.selected import SelectedByFeatures
         from datastill.sampling.selection import k_center
+        from datastill.training.feature_network import FeatureNetwork
 
         unit = FeatureNetwork(self.feature_passes)
         init = SelectedByFeatures("kcenter", lambda features, k, seed, weights: k_center(features, k), unit)

@@ -31,9 +31,9 @@ class KMeans(Method):
         """The initialisation is the result."""
         from datastill.core.plan import Plan
         from datastill.decoders.pixels import Pixels
-        from datastill.engines.feature_network import FeatureNetwork
         from datastill.sampling.selected import SelectedByFeatures
         from datastill.sampling.selection import k_means
+        from datastill.training.feature_network import FeatureNetwork
 
         unit = FeatureNetwork(self.feature_passes)
         return Plan(init=SelectedByFeatures("kmeans", k_means, unit), decoder=Pixels(), prepare=(unit,))

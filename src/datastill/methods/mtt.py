@@ -120,7 +120,8 @@ class MTT(Method):
     def _images(self, task: Task) -> tuple[Init, Decoder]:
         """Where images start, and what is stored of them."""
         from datastill.decoders.pixels import Pixels
-        from datastill.decoders.texture import CanvasInit, Texture
+        from datastill.decoders.texture import Texture
+        from datastill.sampling.canvases import CanvasInit
         from datastill.sampling.inits import make_init
 
         init = make_init(self.init)

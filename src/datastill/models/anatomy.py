@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from datastill.core.errors import InputError
-from datastill.core.files import digest
 from datastill.core.rng import isolated
+from datastill.store.files import digest
 
 Size = tuple[int, int]
 Embed = Callable[[nn.Module, Tensor], Tensor]

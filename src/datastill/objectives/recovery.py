@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from datastill.augment.recovery_views import RecoveryViews
 from datastill.core.context import Context
 from datastill.engines.statistics import StatRecorder
-from datastill.surrogates.pretrained import Pretrained
+
+
+class KeepsNetwork(Protocol):
+    """Surrogates that have one network for all steps, such as `surrogates.pretrained`."""
+
+    @property
+    def network(self) -> nn.Module: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Recovery:
     power: int = 1
     l2: float = 0.0
     tv: float = 0.0
-    statistics_of: Pretrained | None = None
+    statistics_of: KeepsNetwork | None = None
 
     def __call__(self, context: Context) -> Tensor:
         """The loss, a scalar; the distance of statistics, M + V, is left in `context.state`."""

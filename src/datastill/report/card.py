@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datastill.core.artifact import DistilledSet
-from datastill.core.files import write_bytes, write_text
 from datastill.report import reproduce, words
 from datastill.report.pictures import png, preview
+from datastill.store.artifact import DistilledSet
+from datastill.store.files import write_bytes, write_text
 
 if TYPE_CHECKING:
     from datastill.evaluation.scores import Arm, Evaluation

@@ -13,9 +13,9 @@ from datastill.report.pictures import hard
 from datastill.report.words import percent
 
 if TYPE_CHECKING:
-    from datastill.core.artifact import DistilledSet
     from datastill.data.real import RealSet
     from datastill.evaluation.scores import Arm, Evaluation
+    from datastill.store.artifact import DistilledSet
 
 #: Classes and values whose accuracies are shown at all, and at once.
 MOST, OPEN = 100, 20

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from datastill._version import __version__
-from datastill.core.artifact import DistilledSet
 from datastill.core.errors import InputError
-from datastill.core.files import write_text
 from datastill.report import reproduce, views, words
 from datastill.report.charts import accuracy_panel, curves, draw, training_curves
 from datastill.report.groups import groups
 from datastill.report.pictures import png, preview
 from datastill.report.snapshots import Snapshots, Timeline
+from datastill.store.artifact import DistilledSet
+from datastill.store.files import write_text
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet

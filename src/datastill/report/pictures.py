@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from datastill.core.artifact import DistilledSet
 from datastill.core.errors import InputError
 from datastill.report.snapshots import Snapshots, Timeline, chosen
+from datastill.store.artifact import DistilledSet
 
 if TYPE_CHECKING:
     from PIL import Image

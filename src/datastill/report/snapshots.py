@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from datastill.core.errors import InputError
-from datastill.core.files import read_tensors, write_tensors
 from datastill.core.plan import Callback
+from datastill.store.files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from datastill.core.context import Context

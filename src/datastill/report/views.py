@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from datastill.core.artifact import DistilledSet
 from datastill.core.errors import InputError
 from datastill.report.groups import Palette, Swatch, palette
 from datastill.report.neighbours import nearest_real
 from datastill.report.pictures import framed, frames, hard, png, thumbnail, timeline_of
 from datastill.report.snapshots import Snapshots, Timeline
 from datastill.report.words import percent, signed, with_interval
+from datastill.store.artifact import DistilledSet
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet

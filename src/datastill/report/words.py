@@ -10,7 +10,7 @@ from datastill.core.errors import InputError
 from datastill.core.registry import field_docs, get_method
 
 if TYPE_CHECKING:
-    from datastill.core.artifact import DistilledSet
+    from datastill.store.artifact import DistilledSet
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from datastill.core.context import Context
 from datastill.core.errors import InputError, nearest
-from datastill.core.files import digest
 from datastill.core.plan import Block, Init, Task
 from datastill.core.rng import Rng
 from datastill.data.real import check_ipc
 from datastill.decoders.multi_formation import tile_edges
+from datastill.store.files import digest
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet

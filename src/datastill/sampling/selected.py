@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datastill.core.context import Context
 from datastill.core.plan import Block, Task
-from datastill.engines.feature_network import FeatureNetwork
+from datastill.training.feature_network import FeatureNetwork
 
 #: (features of one class (n, d), how many, a generator seed, weights (n,) or None) -> positions (k,)
 FeatureRule = Callable[[Tensor, int, int, Tensor | None], Tensor]

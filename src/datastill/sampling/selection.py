@@ -78,26 +78,3 @@ def by_count(counts: Tensor, k: int, order: str, generator: torch.Generator) -> 
     shuffled = torch.randperm(len(counts), generator=generator)
     ranked = counts[shuffled].argsort(stable=True, descending=order == "most")
     return shuffled[ranked[:k]]
-
-
-class ForgettingCounter:
-    """Counts forgetting events (Toneva et al., ICLR 2019): right at the last visit, wrong now.
-
-    A sample that was never right has an infinite count.
-    """
-
-    def __init__(self, n: int) -> None:
-        self.events = torch.zeros(n)
-        self.was_right = torch.zeros(n, dtype=torch.bool)
-        self.ever_right = torch.zeros(n, dtype=torch.bool)
-
-    def visit(self, index: Tensor, right: Tensor) -> None:
-        """The samples at `index` were just classified; `right` says which correctly."""
-        index, right = index.cpu(), right.cpu()
-        self.events[index] += (self.was_right[index] & ~right).float()
-        self.was_right[index] = right
-        self.ever_right[index] |= right
-
-    def counts(self) -> Tensor:
-        """Events per sample, infinite where never right."""
-        return self.events.masked_fill(~self.ever_right, torch.inf)

@@ -19,8 +19,8 @@ from datastill.core.plan import Task
 from datastill.core.rng import Rng
 from datastill.core.threads import threads_for
 from datastill.data.sources import split_options, typed_option
-from datastill.debias.dfa import Disentangled
-from datastill.debias.training import DebiasedTraining
+from datastill.training.debiased import DebiasedTraining
+from datastill.training.dfa import Disentangled
 
 if TYPE_CHECKING:
     from datastill.models import Network, NetworkFactory

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from datastill.core.context import Context
 from datastill.core.rng import Rng
-from datastill.engines.training import Schedule, sgd, train
-from datastill.surrogates.training import Trajectory
+from datastill.surrogates.trained import Trajectory
+from datastill.training.hard import Schedule, sgd, train
 
 if TYPE_CHECKING:
     from datastill.models.base import Network

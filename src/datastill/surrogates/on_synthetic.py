@@ -8,8 +8,8 @@ import torch
 
 from datastill.core.context import Context
 from datastill.core.rng import Rng
-from datastill.engines.training import Schedule, train
-from datastill.surrogates.training import Trajectory
+from datastill.surrogates.trained import Trajectory
+from datastill.training.hard import Schedule, train
 
 if TYPE_CHECKING:
     from datastill.models.base import Network

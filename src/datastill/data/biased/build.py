@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
-from datastill.core.files import digest
 from datastill.core.rng import Rng
 from datastill.data.biased.assign import assign_bias, assign_unbiased
 from datastill.data.biased.attribute import Attribute
@@ -21,6 +20,7 @@ from datastill.data.decode import refit
 from datastill.data.raw import Raw, Request, Split
 from datastill.data.store import Store
 from datastill.data.stratify import hold_out
+from datastill.store.files import digest
 
 VERSION = 1  #: of the painting: raise it whenever the same options would give other pixels
 HELD_OUT = 0.2  #: of a base without a test split, which must be unbiased and so cannot be held out later

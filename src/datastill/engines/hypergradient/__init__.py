@@ -7,9 +7,9 @@ in constant memory), `frozen_path` (TESLA's, biased) and `truncated` (biased).
 from datastill.engines.hypergradient.calibrated import Calibrated, Watched
 from datastill.engines.hypergradient.lr import KeepPositive, SyntheticLr
 from datastill.engines.hypergradient.match import MatchTerm, distance
-from datastill.engines.hypergradient.plan import InnerPlan, InnerStep, draw_plan
 from datastill.engines.hypergradient.recursion import adjoint, frozen_path, truncated
 from datastill.engines.hypergradient.result import HyperGradients
+from datastill.engines.hypergradient.steps import InnerPlan, InnerStep, draw_plan
 from datastill.engines.hypergradient.student import cross_entropy, cross_entropy_of_logits
 from datastill.engines.hypergradient.unroll import full_unroll
 

@@ -27,8 +27,8 @@ from datastill.core.errors import InputError
 from datastill.core.rng import isolated
 from datastill.engines.hypergradient.convolution import FastDoubleBackward
 from datastill.engines.hypergradient.match import MatchTerm, check_terms, distance_gradient, total_distance
-from datastill.engines.hypergradient.plan import InnerPlan, InnerStep
 from datastill.engines.hypergradient.result import HyperGradients
+from datastill.engines.hypergradient.steps import InnerPlan, InnerStep
 from datastill.engines.hypergradient.student import Model, Student, StudentOptions
 
 

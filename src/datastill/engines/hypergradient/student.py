@@ -17,7 +17,7 @@ from torch import Tensor
 from datastill.core.errors import InputError
 from datastill.core.plan import Augment
 from datastill.core.rng import isolated
-from datastill.engines.hypergradient.plan import InnerPlan, InnerStep
+from datastill.engines.hypergradient.steps import InnerPlan, InnerStep
 
 #: (theta (P,), images (b, c, h, w)) -> logits (b, C); see `engines.flat.FlatModel`.
 Model = Callable[[Tensor, Tensor], Tensor]

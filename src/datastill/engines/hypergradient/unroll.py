@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from datastill.engines.hypergradient.match import MatchTerm, check_terms, total_distance
-from datastill.engines.hypergradient.plan import InnerPlan
 from datastill.engines.hypergradient.result import HyperGradients
+from datastill.engines.hypergradient.steps import InnerPlan
 from datastill.engines.hypergradient.student import Model, Student, StudentOptions
 
 

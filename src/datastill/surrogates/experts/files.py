@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import Diverged, InputError
-from datastill.core.files import atomic_path, read_json
+from datastill.store.files import atomic_path, read_json
 from datastill.surrogates.experts.layout import Layout
 
 FORMAT = "datastill-expert"

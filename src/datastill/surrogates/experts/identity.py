@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datastill.core.checkpoint import plain
 from datastill.core.errors import InputError
-from datastill.core.files import digest
 from datastill.data.real import RAW
+from datastill.store.checkpoint import plain
+from datastill.store.files import digest
 from datastill.surrogates.experts.layout import Layout
 
 if TYPE_CHECKING:

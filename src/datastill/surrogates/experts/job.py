@@ -11,11 +11,11 @@ import torch
 
 from datastill.augment.dsa import Dsa
 from datastill.augment.strategies import strategy_for
-from datastill.core.checkpoint import plain, refuse_other
 from datastill.core.cost import pick_device
 from datastill.core.errors import InputError
-from datastill.core.files import digest, make_folder
 from datastill.core.precision import casting
+from datastill.store.checkpoint import plain, refuse_other
+from datastill.store.files import digest, make_folder
 from datastill.surrogates.experts.files import write_record
 from datastill.surrogates.experts.identity import about, shared_identity
 from datastill.surrogates.experts.layout import Layout

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from datastill.core.checkpoint import plain
 from datastill.core.errors import InputError
-from datastill.core.files import digest, make_folder, write_error
-from datastill.importers.reader import Contents, read_pt
+from datastill.store.checkpoint import plain
+from datastill.store.files import digest, make_folder, write_error
+from datastill.store.pt_reader import Contents, read_pt
 from datastill.surrogates.experts.files import write_expert, write_record
 from datastill.surrogates.experts.identity import about, shared_identity
 from datastill.surrogates.experts.layout import Layout

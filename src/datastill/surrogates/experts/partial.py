@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datastill.core.checkpoint import Snapshot
 from datastill.core.errors import InputError
-from datastill.core.files import make_folder, write_error
+from datastill.core.snapshot import Snapshot
+from datastill.store.checkpoint import read_snapshot, write_snapshot
+from datastill.store.files import make_folder, write_error
 from datastill.surrogates.experts.files import DTYPES
 
 _FLOAT = DTYPES["float32"]
@@ -65,7 +66,7 @@ class Partial:
     def resume(self) -> tuple[State, Tensor] | None:
         """The state and the last row (width,); None where there is nothing to go on from."""
         try:
-            snapshot = Snapshot.read(self.state_path)
+            snapshot = read_snapshot(self.state_path)
             meta = snapshot.meta
             state = State(
                 int(meta["epoch"]), meta["losses"], meta["accuracies"], meta["test"], float(meta["seconds"]),
@@ -92,7 +93,7 @@ class Partial:
             "test": state.test,
             "seconds": state.seconds,
         }
-        Snapshot({"buffers": state.buffers, "policy": state.policy}, meta).write(self.state_path)
+        write_snapshot(self.state_path, Snapshot({"buffers": state.buffers, "policy": state.policy}, meta))
 
     def rows(self, count: int) -> Iterator[Tensor]:
         """The first `count` rows, one by one.

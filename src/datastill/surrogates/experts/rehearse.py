@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from datastill.core.files import digest
 from datastill.core.precision import casting
 from datastill.core.rng import Rng
 from datastill.launch import one_thread
+from datastill.store.files import digest
 from datastill.surrogates.experts.files import write_expert
 from datastill.surrogates.experts.job import Job, begin
 from datastill.surrogates.experts.partial import State

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
-from datastill.core.files import digest, read_json
+from datastill.store.files import digest, read_json
 from datastill.surrogates.experts.files import (
     ExpertRecord,
     expert_numbers,

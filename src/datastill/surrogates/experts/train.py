@@ -14,19 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datastill.core.errors import Interrupted
-from datastill.core.files import digest
 from datastill.core.interrupt import StopRequest, stop_between_steps
 from datastill.core.plan import Progress, silent
 from datastill.core.precision import casting
 from datastill.core.rng import Rng
-from datastill.engines.training import Images, predict
 from datastill.launch import Done, Unit, check_workers, run_units
+from datastill.store.files import digest
 from datastill.surrogates.experts.files import expert_numbers, record_path, write_expert
 from datastill.surrogates.experts.handout import portable, unpacked
 from datastill.surrogates.experts.job import Job, begin, make_job, remove_rests, whole
 from datastill.surrogates.experts.policies import Epoch, TrainingSet
 from datastill.surrogates.experts.store import PARTIAL, ExpertBuffer, open_buffer
 from datastill.surrogates.experts.watch import Pulse, watching
+from datastill.training.hard import Images, predict
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet

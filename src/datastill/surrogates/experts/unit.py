@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError, Interrupted
-from datastill.core.files import digest
 from datastill.core.plan import Task
+from datastill.store.files import digest
 from datastill.surrogates.experts.job import Job, make_job
 from datastill.surrogates.experts.policies import Policy, get_policy
 from datastill.surrogates.experts.rehearse import rehearse

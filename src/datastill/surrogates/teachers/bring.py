@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
-from datastill.core.files import digest, read_tensors
 from datastill.core.space import Space, normalised
 from datastill.data.spaces import CONVENTIONAL
 from datastill.models import resolve_network
+from datastill.store.files import digest, read_tensors
 from datastill.surrogates.teachers.teacher import Teacher, load_weights
 
 if TYPE_CHECKING:

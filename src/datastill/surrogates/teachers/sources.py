@@ -17,8 +17,8 @@ from datastill.core.errors import InputError
 from datastill.core.plan import Task, chunk_for
 from datastill.core.rng import Rng
 from datastill.engines.statistics import keeps_statistics, norm_layers, recalibrate
-from datastill.engines.training import Schedule, train
 from datastill.surrogates.teachers.teacher import Teacher, load_teacher
+from datastill.training.hard import Schedule, train
 
 #: Clean images that running statistics are measured anew on after training.
 RECALIBRATION_IMAGES = 5_000

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from datastill.core.errors import InputError
-from datastill.core.files import digest, read_json, read_tensors, write_json, write_tensors
 from datastill.core.space import Space
 from datastill.models import resolve_network
+from datastill.store.files import digest, read_json, read_tensors, write_json, write_tensors
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet

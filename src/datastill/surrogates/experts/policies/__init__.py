@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from datastill.core.errors import InputError, nearest
 from datastill.core.rng import Rng
-from datastill.engines.training import Images
+from datastill.training.hard import Images
 
 #: Policies by name, and the class of each, imported when it is asked for.
 POLICIES = {
@@ -31,7 +31,7 @@ class TrainingSet:
     """What an expert is trained on.
 
     Attributes:
-        x: images in the real set's Space, see `engines.training.Images`.
+        x: images in the real set's Space, see `training.hard.Images`.
         y: class positions, (n,) int64.
         weight: weight per image (n,), or None; the loss of a batch is its weighted mean.
         augment: DSA strategy, one operation per batch and parameters per image; or "none".
@@ -53,7 +53,7 @@ class Epoch:
         index: which, from 0.
         count: how many the schedule has, which `stop_after` does not change.
         rng: generators of this expert and epoch. Nothing else may decide a draw; dropout, which knows the global
-            generator only, runs inside `core.rng.isolated(rng.derive("dropout"))`, as `engines.training.train` has it.
+            generator only, runs inside `core.rng.isolated(rng.derive("dropout"))`, as `training.hard.train` has it.
         state: tensors that the policy keeps from epoch to epoch (momentum); written to checkpoints, and changed by
             the policy in place: `state["momentum/..."] = ...`.
         on_batch: to be called after every step with the positions (b,) and the logits (b, C) before it. It measures,

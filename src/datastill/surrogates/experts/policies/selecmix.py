@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from datastill.core.errors import InputError
 from datastill.core.rng import isolated
-from datastill.debias.extractor import Encoder, small_backbone
-from datastill.debias.selecmix import Auxiliary, move
-from datastill.debias.steps import batches, check_numbers
-from datastill.engines.training import LossWatch, Schedule, sgd
 from datastill.models import Network
 from datastill.surrogates.experts.policies import Epoch, TrainingSet
+from datastill.training.debiased_steps import batches, check_numbers
+from datastill.training.extractor import Encoder, small_backbone
+from datastill.training.hard import LossWatch, Schedule, sgd
+from datastill.training.selecmix import Auxiliary, move
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from datastill.core.errors import InputError
-from datastill.engines.training import Images, Schedule, train
 from datastill.surrogates.experts.policies import Epoch, TrainingSet
+from datastill.training.hard import Images, Schedule, train
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,229 @@
+"""Minutes and memory of a run before it starts, measured on its first steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Protocol, Self, runtime_checkable
+
+from datastill.core.cost import peak_memory_bytes
+from datastill.core.errors import InputError
+from datastill.core.loop import run_block
+from datastill.core.plan import Task
+from datastill.core.registry import NOMINAL_MACS_PER_SECOND, Method, nominal_seconds, with_overrides
+from datastill.core.threads import threads_for
+from datastill.distillation.job import CONFIG, Job, _changes, compiled_for, prepare_job, steps_of
+from datastill.distillation.overrides import planned
+from datastill.store.files import read_json
+
+#: What a budget settles where nothing is prepared.
+_SETTLED = frozenset({"steps", "real_batch"})
+
+
+@runtime_checkable
+class Rehearsed(Protocol):
+    """A method whose preparation may be dearer than its steps (experts), so that a budget pays for both."""
+
+    def rehearse(self, task: Task) -> AbstractContextManager[tuple[Method, float]]:
+        """A method of the same steps whose preparation costs nothing, and the seconds that this one's would take."""
+        ...
+
+    def nominal_preparation(self, task: Task) -> float:
+        """Seconds of the preparation at the nominal speed."""
+        ...
+
+    def at_pace(self, task: Task, seconds: float, preparation: float, step: float) -> Self:
+        """This method scaled to about `seconds`, where each nominal second of the two takes so many."""
+        ...
+
+    @property
+    def settled_by_budget(self) -> Collection[str]:
+        """The values that `at_pace` may change."""
+        ...
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would take, measured on its first steps."""
+
+    steps: int
+    seconds_per_step: float
+    prepare_seconds: float
+    peak_memory_bytes: int
+    paper_steps: int
+    paper_seconds: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Preparation and all steps."""
+        return self.prepare_seconds + self.steps * self.seconds_per_step
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {**asdict(self), "seconds": self.seconds}
+
+
+def estimate(
+    method: str | Method | type[Method],
+    real: Any,
+    *,
+    ipc: int,
+    network: Any = None,
+    recipe: str = "auto",
+    seed: int = 0,
+    device: str = "auto",
+    compile: str = "auto",
+    surrogates: str = "method",
+    **hyper: Any,
+) -> Estimate:
+    """Minutes and memory of a run, from a few of its steps; nothing is written.
+
+    The preparation (a feature network of a coreset, networks that resist a bias) is taken from its count of
+    multiply-accumulates.
+    """
+    settings: dict[str, Any] = {
+        "ipc": ipc,
+        "network": network,
+        "seed": seed,
+        "device": device,
+        "compile": compile,
+        "surrogates": surrogates,
+        **hyper,
+    }
+    job = prepare_job(method, real, recipe=recipe, **settings)
+    paper = prepare_job(method, job.task.real, recipe="paper", **settings)
+    return estimate_job(job, paper)
+
+
+def estimate_job(job: Job, paper: Job) -> Estimate:
+    """The estimate of a settled job beside the paper's setting."""
+    steps, paper_steps = steps_of(job.method), steps_of(paper.method)
+    per_step, preparing = measure(job)
+    same_cost = job.method == replace(paper.method, **({"steps": steps} if steps else {}))
+    ratio = 1.0
+    if not same_cost and steps:
+        ratio = _nominal_step(paper) / _nominal_step(job)
+    nominal, paper_nominal = _nominal_preparation(job), _nominal_preparation(paper)
+    paper_preparing = paper_nominal * (preparing / nominal if preparing and nominal else 1.0)
+    return Estimate(
+        steps=steps,
+        seconds_per_step=per_step,
+        prepare_seconds=preparing,
+        peak_memory_bytes=peak_memory_bytes(job.task.device),
+        paper_steps=paper_steps,
+        paper_seconds=paper_preparing + paper_steps * per_step * ratio,
+        notes=job.notes,
+    )
+
+
+def measure(job: Job, seconds: float = 2.0) -> tuple[float, float]:
+    """Seconds of one step and of the preparation.
+
+    Steps are timed: the first is left out, then at most eight or about `seconds`. Preparation that a method rehearses
+    is timed too; other preparation, and steps that need it, are taken from their count of multiply-accumulates.
+    """
+    if isinstance(job.method, Rehearsed):
+        with job.method.rehearse(job.task) as (stand_in, preparing):
+            return _timed(stand_in, job.task, seconds) if steps_of(stand_in) else 0.0, preparing
+    if not steps_of(job.method):
+        return 0.0, _nominal_preparation(job)
+    if job.method.build(job.task).prepare:
+        return _nominal_step(job), _nominal_preparation(job)
+    return _timed(job.method, job.task, seconds), _nominal_preparation(job)
+
+
+def _timed(method: Method, task: Task, seconds: float) -> float:
+    """Seconds of a step of all blocks, from those of the first block."""
+    plan = method.build(task)
+    block = next(iter(plan.partition.blocks(task.labels)))
+    prepared = {str(getattr(unit, "name", "unit")): dict(unit.run(task)) for unit in plan.prepare}
+    with threads_for((plan.network or task.network).macs):
+        warm = run_block(plan, task, block, prepared=prepared, stop_after=1)
+        count = max(2, min(8, int(seconds / max(warm.seconds, 1e-6))))  # a first step may hold more than a step (dwa)
+        measured = run_block(plan, task, block, prepared=prepared, stop_after=1 + count)
+    return max(1e-9, (measured.seconds - warm.seconds) / count) * len(task.labels) / len(block.index)
+
+
+def _nominal_step(job: Job) -> float:
+    return nominal_seconds(job.method.macs_per_step(job.task), job.task.device.type)
+
+
+def _nominal_preparation(job: Job) -> float:
+    if isinstance(job.method, Rehearsed):
+        return job.method.nominal_preparation(job.task)
+    return sum(_unit_seconds(unit, job.task) for unit in planned(job).prepare)
+
+
+def _unit_seconds(unit: Any, task: Task) -> float:
+    cost = getattr(unit, "macs", None)
+    return nominal_seconds(cost(task), task.device.type) if cost is not None else 0.0
+
+
+def within(job: Job, seconds: float, folder: Path | None, resume: bool) -> Job:
+    """A budget in seconds becomes numbers once: measured at the start, read back on resume.
+
+    They are a number of steps, and where a method prepares what is as dear as these (experts), also how much of that:
+    where the budget does not pay for all of it and all steps, at most half goes to it. The steps have what is left.
+    """
+    if not (0 < seconds < float("inf")):
+        raise InputError(f"The budget must be a time above 0 seconds, not {seconds}.")
+    if not steps_of(job.method) and not isinstance(job.method, Rehearsed):
+        return job
+    if resume and folder is not None and (folder / CONFIG).is_file():
+        return _as_stored(job, read_json(folder / CONFIG).get("hyper", {}))
+    job = compiled_for(job, seconds * NOMINAL_MACS_PER_SECOND["cpu"])
+    if isinstance(job.method, Rehearsed):
+        return _prepared_within(job, seconds)
+    per_step, preparing = measure(job)
+    steps = max(1, int(max(seconds - preparing, seconds / 2) / per_step))
+    return replace(
+        job,
+        method=with_overrides(job.method, {"steps": steps}),
+        notes=(*job.notes, f"a budget of {seconds:g} seconds became {steps} steps"),
+    )
+
+
+def _prepared_within(job: Job, seconds: float) -> Job:
+    """Preparation and steps within a budget; what measuring takes is a part of it.
+
+    The second measurement is at the settings that the first one led to: small batches have another pace than large.
+    """
+    started = time.perf_counter()
+    before: Method = getattr(job, "unscaled", None) or job.method
+    given: dict[str, Any] = getattr(job, "given", {})
+
+    def left() -> float:
+        return max(seconds - (time.perf_counter() - started), seconds / 2)
+
+    def scaled(preparation: float, step: float) -> Job:
+        assert isinstance(before, Rehearsed)
+        return replace(job, method=with_overrides(before.at_pace(job.task, left(), preparation, step), given))
+
+    preparation = step = 1.0
+    for _ in range(2):
+        now = scaled(preparation, step)
+        per_step, preparing = measure(now, 1.0)
+        nominal = _nominal_preparation(now)
+        preparation, step = preparing / nominal if nominal else 1.0, per_step / _nominal_step(now)
+    now = scaled(preparation, step)
+    preparing = preparation * _nominal_preparation(now)
+    settled, told = now.method, f"a budget of {seconds:g} seconds became"
+    if steps_of(settled):
+        steps = max(1, int((left() - preparing) / (step * _nominal_step(now))))
+        settled, told = with_overrides(settled, {"steps": steps}), f"{told} {steps} steps"
+        told += f" after about {preparing:.0f} seconds of preparation" if preparing else ""
+    else:
+        told = f"{told} about {preparing:.0f} seconds of preparation"
+    notes = [note for note in job.notes if before is job.method or not note.startswith("scaled from")]
+    return replace(job, method=settled, notes=(*notes, *_changes(before, settled), told))
+
+
+def _as_stored(job: Job, stored: dict[str, Any]) -> Job:
+    """The job with what its budget was settled to when the run began."""
+    names = set(job.method.settled_by_budget) if isinstance(job.method, Rehearsed) else _SETTLED
+    kept = {f.name: stored[f.name] for f in fields(job.method) if f.name in names and f.name in stored}
+    return replace(job, method=with_overrides(job.method, kept))

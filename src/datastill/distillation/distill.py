@@ -1,0 +1,412 @@
+"""`distill`: from a method's name and real data to an artifact in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datastill.augment.strategies import strategy_for
+from datastill.core import compilation
+from datastill.core.cost import Stopwatch, environment, peak_memory_bytes
+from datastill.core.errors import Diverged, InputError, Interrupted, ShareDone
+from datastill.core.loop import Outcome, synthesise
+from datastill.core.plan import Callback, Plan, Progress, Task, Unit, silent
+from datastill.core.registry import Method
+from datastill.core.threads import threads_for
+from datastill.debias.reweight import weighted_set
+from datastill.distillation.budget import within
+from datastill.distillation.job import CONFIG, Job, as_begun, hyper_of, prepare_job
+from datastill.distillation.overrides import planned
+from datastill.distillation.parallel import blocks_of, in_processes
+from datastill.launch import check_workers
+from datastill.models import resolve_network
+from datastill.report.card import write_card_and_preview
+from datastill.store.artifact import MANIFEST, DistilledSet
+from datastill.store.checkpoint import Checkpointer, plain, refuse_other
+from datastill.store.files import digest, make_folder, read_json, read_tensors, write_json, write_tensors
+from datastill.surrogates.debiased import DebiasedSurrogates
+
+
+def distill(
+    method: str | Method | type[Method],
+    real: Any,
+    *,
+    ipc: int,
+    network: Any = None,
+    recipe: str = "auto",
+    budget: float | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    precision: str = "float32",
+    compile: str = "auto",
+    progress: Progress = silent,
+    callbacks: Sequence[Callback] = (),
+    checkpoint_seconds: float = 15.0,
+    workers: int = 1,
+    shard: tuple[int, int] | None = None,
+    debias: str = "none",
+    surrogates: str = "method",
+    units: str | Path | None = None,
+    **hyper: Any,
+) -> DistilledSet:
+    """Learn a small synthetic training set.
+
+    Args:
+        method: a name (`datastill.methods()` lists them), a method's class, or one with its values.
+        real: the real set: anything that `load_real` takes, or what it returned.
+        ipc: images per class.
+        network: the surrogates' architecture: a name, a class or function that builds one, or a module;
+            None takes a ConvNet that fits the image size.
+        recipe: "auto" scales the paper's setting to about two minutes of a laptop, "paper" takes it whole,
+            a name such as "dm/cifar10-ipc10" takes that one.
+        budget: seconds to scale to instead, by a measurement at the start; recorded as a number of steps.
+        seed: of every random draw.
+        out: a folder for the run: artifact, checkpoints, log; None keeps the result in memory only.
+        resume: go on from the checkpoints in `out`.
+        device: "auto", "cpu", "cuda", "mps".
+        precision: "float32", or "bf16" for the networks' convolutions and matrix products.
+        compile: "on", "off" or "auto": compiled code for the networks, for long runs on a CPU.
+        progress: told how a preparation goes, such as the feature network of a coreset; callbacks see the loop.
+        callbacks: hooks into the loop.
+        checkpoint_seconds: time between checkpoints; never changes a result.
+        workers: processes for the blocks of a method that has several, one torch thread each; needs `out`. Callbacks
+            then see nothing of the blocks.
+        shard: (i, n) to recover every n-th block from the i-th on alone, for n machines that share `out`; whoever calls
+            without it afterwards, with resume, puts the set together.
+        debias: weigh the real images against a bias in them: "kde" (by density), with options as in
+            "kde:variance=0.05,power=1"; "oracle", by bias labels, for diagnosis; see `datastill.debias`.
+        surrogates: networks to match on, where the method takes fresh random ones: "method" leaves it at that; "dfa" or
+            "selecmix" take a few that are trained on the real set so that they resist a bias, with options as in
+            "dfa:count=3,steps=600".
+        units: a folder where experts and other prepared things are kept and found again, for runs that share them;
+            None is `out`.
+        **hyper: hyper-parameters of the method, over the recipe's.
+
+    Returns:
+        The distilled set; also saved in `out`.
+
+    Raises:
+        InputError: something given cannot be used.
+        Interrupted: Ctrl-C; what was done is saved in `out`.
+        ShareDone: with `shard`, once its blocks are done.
+        Diverged: too many non-finite steps.
+    """
+    folder = Path(out) if out is not None else None
+    if folder is not None:
+        check_out(folder, resume)
+    DebiasedSurrogates.parse(surrogates)  # refused before weights take their time
+    weighed = None
+    if debias != "none":
+        real, told = weighted_set(real, debias, seed, device, progress)
+        weighed = {"asked": debias, **told}
+    job = prepare_job(
+        method,
+        real,
+        ipc=ipc,
+        network=network,
+        recipe=recipe,
+        seed=seed,
+        device=device,
+        precision=precision,
+        compile=compile,
+        progress=progress,
+        folder=folder if units is None else Path(units),
+        surrogates=surrogates,
+        **hyper,
+    )
+    if weighed is not None:
+        notes = (*job.notes, *weighed.get("warnings", ()))
+        if getattr(job.method, "teacher", ""):
+            notes += ("the teacher was brought as it is: weights against a bias do not reach what it has learnt",)
+        job = replace(job, debias=weighed, notes=notes)
+    if budget is not None and "steps" in hyper:
+        raise InputError("A budget settles the steps by itself; give either budget (--budget) or steps (--steps).")
+    if budget is not None:
+        job = within(job, budget, folder, resume)
+    spread = Spread(workers, shard)
+    spread.check(folder)
+    return run_job(job, folder, callbacks, checkpoint_seconds, spread)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Over how many processes the blocks of a run go, and which of them are recovered here."""
+
+    workers: int = 1
+    shard: tuple[int, int] | None = None
+
+    @property
+    def pooled(self) -> bool:
+        """Whether blocks run as units, one torch thread each."""
+        return self.workers > 1 or self.shard is not None
+
+    def check(self, folder: Path | None) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            InputError: no folder to meet in; a share that is none.
+        """
+        check_workers(self.workers)
+        if self.pooled and folder is None:
+            raise InputError("Blocks over several processes meet in the run's folder; give out (--out).")
+        if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
+            raise InputError(
+                f"A share of the blocks is i/n with i from 0 to n - 1, not {self.shard[0]}/{self.shard[1]}."
+            )
+
+
+def run_job(
+    job: Job,
+    folder: Path | None,
+    callbacks: Sequence[Callback],
+    checkpoint_seconds: float,
+    spread: Spread = Spread(),
+) -> DistilledSet:
+    """Prepare, synthesise, and write the artifact."""
+    stored = _stored(folder)
+    if stored is not None:
+        job = as_begun(job, stored)
+    plan = planned(job)
+    with threads_for((plan.network or job.task.network).macs):
+        if stored is not None:  # the caller's number comes back afterwards
+            torch.set_num_threads(int(stored.get("threads", torch.get_num_threads())))
+        elif spread.pooled:
+            torch.set_num_threads(1)
+        return _run_plan(job, plan, folder, stored, callbacks, checkpoint_seconds, spread)
+
+
+def _run_apart(
+    job: Job, plan: Plan, prepared: dict[str, dict[str, Tensor]], checkpointer: Checkpointer, spread: Spread
+) -> None:
+    """Recover blocks in other processes, or a share of them, which ends the run (`ShareDone`)."""
+    if torch.get_num_threads() != 1:
+        raise InputError(
+            "This run began with several torch threads, and blocks in other processes have one, which rounds "
+            "otherwise; resume it without workers."
+        )
+    blocks = blocks_of(plan, job, spread.shard)
+    in_processes(job, blocks, prepared, checkpointer, spread.workers, job.task.progress)
+    if spread.shard is not None:
+        i, n = spread.shard
+        raise ShareDone(
+            f"Share {i}/{n} is done: {len(blocks)} of {len(blocks_of(plan, job))} blocks, in {checkpointer.folder}. "
+            "When all shares are, the same without a share, and with --resume, puts the set together."
+        )
+
+
+def _stored(folder: Path | None) -> dict[str, Any] | None:
+    """The configuration of the run that the folder holds, or None."""
+    if folder is None or not (folder / CONFIG).is_file():
+        return None
+    stored = read_json(folder / CONFIG)
+    if not isinstance(stored, dict):
+        raise InputError(f"{folder / CONFIG} is damaged; remove the folder to start again.")
+    return stored
+
+
+def _run_plan(
+    job: Job,
+    plan: Plan,
+    folder: Path | None,
+    stored: dict[str, Any] | None,
+    callbacks: Sequence[Callback],
+    checkpoint_seconds: float,
+    spread: Spread,
+) -> DistilledSet:
+    config = job.config(plan)
+    fallbacks = compilation.fallbacks()
+    checkpointer = None
+    if folder is not None:
+        _check_apart(folder, job.task.real.source)
+        make_folder(folder)
+        if stored is not None:
+            refuse_other(config, stored, folder)
+        write_json(folder / CONFIG, config)
+        checkpointer = Checkpointer(folder / "checkpoints", config, checkpoint_seconds)
+    try:
+        prepared, prepare_seconds = _prepare(plan, job.task)
+    except InputError:
+        if folder is not None and stored is None:
+            _forget(folder)
+        raise
+    try:
+        if spread.pooled and checkpointer is not None:
+            _run_apart(job, plan, prepared, checkpointer, spread)
+        outcome = synthesise(plan, job.task, callbacks=callbacks, checkpointer=checkpointer, prepared=prepared)
+    except Interrupted as stop:
+        hint = f" What was done is in {folder}; add --resume to go on." if folder is not None else " Nothing was saved."
+        raise Interrupted(f"{stop}{hint}") from stop
+    except Diverged as stop:
+        hint = f" The last good images are in {folder / 'checkpoints'}." if folder is not None else ""
+        raise Diverged(f"{stop}{hint}") from stop
+    compiled = job.task.compile and compilation.fallbacks() == fallbacks
+    distilled = _artifact(job, plan, outcome, prepare_seconds, compiled)
+    if plan.companions is not None:
+        distilled.companions = plan.companions(prepared)
+        distilled.manifest["companions"] = plain({n: c.describe() for n, c in distilled.companions.items()})
+    if folder is not None:
+        distilled.save(folder)
+        if not (folder / "evaluation.json").is_file():  # a card with its results stays
+            write_card_and_preview(distilled, folder)
+        write_tensors(folder / "losses.safetensors", {"losses": outcome.losses})
+    return distilled
+
+
+def check_out(folder: Path, resume: bool) -> None:
+    """Refuse a folder that a run cannot go into; makes nothing."""
+    if (folder / MANIFEST).is_file() and not resume:
+        raise InputError(f"{folder} already holds a finished run; choose another --out or remove it.")
+    if (folder / CONFIG).is_file() and not resume:
+        raise InputError(f"{folder} holds an unfinished run; add --resume to go on, or choose another --out.")
+    if not (folder / CONFIG).is_file() and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no run; choose another --out to overwrite nothing.")
+    above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not above.is_dir():
+        raise InputError(f"Cannot make the folder {folder}: a file of that name is in the way; choose another --out.")
+    if not os.access(above, os.W_OK):
+        raise InputError(f"Cannot write {folder}: {above} is not yours to write; choose another --out.")
+
+
+def _check_apart(folder: Path, source: str) -> None:
+    """A run inside its own data would be read as images of another class next time."""
+    inside = source and Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve())
+    if inside:
+        raise InputError(f"{folder} lies inside the data ({source}); choose an --out outside it.")
+
+
+def _prepare(plan: Plan, task: Task) -> tuple[dict[str, dict[str, Tensor]], float]:
+    """Run the units that are missing; each is one file, named by the hash of what it depends on.
+
+    Returns their tensors by name, and the seconds that they took, whenever that was.
+    """
+    prepared: dict[str, dict[str, Tensor]] = {}
+    total = 0.0
+    for unit in plan.prepare:
+        name = unit_name(unit)
+        path = prepared_path(unit, task)
+        if path is not None and path.is_file():
+            prepared[name], meta = read_tensors(path)
+            total += float(meta.get("seconds", 0.0))
+            continue
+        watch = Stopwatch()
+        prepared[name] = unit.run(task)
+        seconds = watch.read()["seconds"]
+        total += seconds
+        if path is not None:
+            write_tensors(path, prepared[name], {"seconds": str(seconds)})
+    return prepared, total
+
+
+def _forget(folder: Path) -> None:
+    """Remove the beginning of a run that could not be prepared for: the same command, mended, may begin anew."""
+    (folder / CONFIG).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # units that were prepared stay
+        folder.rmdir()
+
+
+def unit_name(unit: Unit) -> str:
+    """What a prepared unit is called."""
+    return str(getattr(unit, "name", "unit"))
+
+
+def prepared_path(unit: Unit, task: Task) -> Path | None:
+    """The file of a prepared unit in the task's folder, which several runs may share; None keeps it in memory."""
+    if task.folder is None:
+        return None
+    return task.folder / "prepare" / f"{unit_name(unit)}-{digest(unit.key(task))}.safetensors"
+
+
+def _artifact(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, compiled: bool) -> DistilledSet:
+    task, real = job.task, job.task.real
+    student = {} if plan.student is None else dict(plan.student(outcome.shared))
+    losses = outcome.losses
+    manifest = {
+        "method": job.method_name,
+        "family": job.family,
+        "hyper": hyper_of(job.method),
+        "recipe": {"asked": job.recipe, "published": job.published.name if job.published else None},
+        "ipc": task.ipc,
+        "seed": task.seed,
+        "classes": {"names": list(real.class_names), "label_ids": list(real.label_ids)},
+        "labels": "hard" if outcome.y.ndim == 1 else "soft",
+        "shape": list(real.shape),
+        "space": real.space.to_dict(),
+        "decoder": plan.decoder.describe(),
+        "data": {**real.describe(), "fingerprint": real.with_weights(None).fingerprint},
+        "network": {**task.network.describe(), "spec": _network_spec(task)},
+        "student": {"protocol": _student_protocol(job, student), **student},
+        "cost": {
+            "steps": int(losses.shape[1]) if losses.ndim == 2 else 0,
+            "blocks": int(losses.shape[0]),
+            "seconds": round(outcome.seconds, 3),
+            "prepare_seconds": round(prepare_seconds, 3),
+            "precision": task.precision,
+            "compile": compiled,
+            "skipped_steps": outcome.skipped,
+            "peak_memory_bytes": peak_memory_bytes(task.device),
+            **environment(task.device),
+        },
+        **({"debias": job.debias} if job.debias is not None else {}),
+        **({"surrogates": job.surrogates.describe()} if job.surrogates is not None else {}),
+        "notes": [*job.notes, *outcome.notes, *_skipped(outcome), *_of_objective(plan, outcome)],
+    }
+    extra = {**outcome.extra, **outcome.shared}
+    if outcome.y.ndim > 1:
+        extra["classes"] = task.labels
+    return DistilledSet(outcome.codes, outcome.y, real.space, plain(manifest), extra)
+
+
+def _of_objective(plan: Plan, outcome: Outcome) -> list[str]:
+    """What an objective with a `note` has to say about the losses of each block."""
+    note = getattr(plan.objective, "note", None)
+    said = [note(losses) for losses in outcome.losses] if note is not None else []
+    return sorted({text for text in said if text})
+
+
+def _skipped(outcome: Outcome, window: int = 200, most: float = 0.2) -> list[str]:
+    """A sentence where more than a fifth of 200 consecutive steps, or of all, changed nothing."""
+    bad = (~torch.isfinite(outcome.losses)).double()
+    width = min(window, bad.shape[1]) if bad.ndim == 2 else 0
+    share = float(bad.unfold(1, width, 1).mean(2).max()) if width and bad.numel() else 0.0
+    share = max(share, outcome.skipped / max(1, bad.numel()))
+    if share <= most:
+        return []
+    return [
+        f"up to {100 * share:.0f} % of {width} steps in a row were skipped (numbers not finite, or the loss refused): "
+        "lower the learning rates, and in trajectory matching the bound on start epochs (max_start)"
+    ]
+
+
+def _network_spec(task: Task) -> str | None:
+    """The network as `resolve_network` reads it, or None for an object that only the caller has."""
+    spec = str(task.network)
+    try:
+        resolve_network(spec, channels=task.real.shape[0], classes=task.classes, size=task.real.shape[1:])
+    except InputError:
+        return None
+    return spec
+
+
+def _student_protocol(job: Job, student: Mapping[str, Any]) -> str:
+    """What "auto" evaluates with: the recipe's own protocol for a paper run, else a quick one that fits the data.
+
+    The same for every method on one data set, so that defaults compare methods and not protocols; but for sets that
+    come with a learning rate, which `mtt-quick-v1` takes.
+    """
+    if job.recipe != "auto" and job.published is not None and job.published.protocol:
+        return job.published.protocol
+    if student.get("labels") == "teacher":
+        return "soft-quick-v1"
+    if "lr" in student:
+        return "mtt-quick-v1"
+    real = job.task.real
+    return "dc-v1" if strategy_for(real.name, real.shape) == "none" else "dsa-quick-v1"

@@ -1,0 +1,243 @@
+"""From what a caller asks for to a settled job: method, hyper-parameters, recipe, data, network, device."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from datastill.core import compilation
+from datastill.core.allocator import keep_freed_memory
+from datastill.core.cost import pick_device
+from datastill.core.errors import InputError
+from datastill.core.plan import Plan, Progress, Task, chunk_for, silent
+from datastill.core.precision import casting
+from datastill.core.recipes import Recipe, find_recipe, get_recipe
+from datastill.core.registry import Method, get_method, with_overrides
+from datastill.data import check_ipc, load_real
+from datastill.models import resolve_network
+from datastill.store.checkpoint import plain
+from datastill.store.files import digest
+
+if TYPE_CHECKING:
+    from datastill.data.real import RealSet
+    from datastill.surrogates.debiased import DebiasedSurrogates
+
+#: Seconds at the nominal speed that `recipe="auto"` scales a method to.
+AUTO_SECONDS = 120.0
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A method with all its hyper-parameters settled, and what it is to do."""
+
+    method: Method
+    method_name: str
+    family: str
+    task: Task
+    recipe: str
+    published: Recipe | None
+    notes: tuple[str, ...] = ()
+    compile: str = "auto"  #: as asked for; `task.compile` says what came of it
+    debias: dict[str, Any] | None = None  #: how the real images were weighted against a bias, for the manifest
+    surrogates: DebiasedSurrogates | None = None  #: networks to match on instead of the method's
+
+    def config(self, plan: Plan) -> dict[str, Any]:
+        """Everything that the result depends on, JSON-able; a resumed run must agree with it."""
+        init = plan.init.describe()
+        return plain(
+            {
+                "method": self.method_name,
+                "recipe": self.recipe,
+                "hyper": hyper_of(self.method),
+                "ipc": self.task.ipc,
+                "seed": self.task.seed,
+                "network": self.task.network.describe(),
+                "data": {
+                    "name": self.task.real.name,
+                    "fingerprint": self.task.real.fingerprint,
+                    "weights": None if self.task.real.weights is None else digest(self.task.real.weights),
+                },
+                "space": self.task.real.space.id,
+                "init": init,
+                "decoder": plan.decoder.describe(),
+                "partition": plan.partition.describe(),
+                "device": self.task.device.type,
+                "precision": self.task.precision,
+                "compile": self.task.compile,
+                "threads": torch.get_num_threads(),
+                **({"surrogates": self.surrogates.describe()} if self.surrogates is not None else {}),
+                **({"drawn_by_weight": True} if self.debias is not None and self.debias.get("draw") else {}),
+                "chunk": chunk_for((plan.network or self.task.network).macs, self.task.device),
+            }
+        )
+
+
+def prepare_job(
+    method: str | Method | type[Method],
+    real: Any,
+    *,
+    ipc: int,
+    network: Any = None,
+    recipe: str = "auto",
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "float32",
+    compile: str = "auto",
+    progress: Progress = silent,
+    folder: Path | None = None,
+    surrogates: str = "method",
+    **hyper: Any,
+) -> Job:
+    """Settle the data, the network and every hyper-parameter, without doing anything yet."""
+    from datastill.data.real import RealSet
+    from datastill.surrogates.debiased import DebiasedSurrogates
+
+    resisting = DebiasedSurrogates.parse(surrogates)
+    keep_freed_memory()
+    start, name, family = _instance(method)
+    data: RealSet = real if isinstance(real, RealSet) else load_real(real)
+    check_ipc(data, ipc)
+    ipc, seed = int(ipc), _whole_seed(seed)
+    if network is None:
+        network = with_overrides(start, hyper).usual_network()
+    factory = resolve_network(network, channels=data.shape[0], classes=data.classes, size=data.shape[1:])
+    where = pick_device(device)
+    casting(where, precision)
+    task = Task(data, ipc, factory, seed, where, precision, progress, folder)
+    settled, found, notes = _settle(start, name, data.name, task, recipe, hyper)
+    job = Job(settled, name, family, task, recipe, found, notes, compile, surrogates=resisting)
+    return compiled_for(job, planned_macs(job) if compile == "auto" and where.type == "cpu" else 0.0)
+
+
+def planned_macs(job: Job) -> float:
+    """Multiply-accumulates of all steps and of what is prepared, as the method counts them."""
+    method, task = job.method, job.task
+    steps = steps_of(method)
+    preparing = [unit.macs(task) for unit in method.build(task).prepare if hasattr(unit, "macs")]
+    return sum(preparing) + (steps * method.macs_per_step(task) if steps else 0.0)
+
+
+def compiled_for(job: Job, macs: float) -> Job:
+    """The job, with compiled networks if so much work is worth it; not where layers couple samples."""
+    decided = compilation.decide(job.compile, macs, job.task.device) and not job.task.network.couples_samples
+    decided = decided and job.method.compiles
+    return replace(job, task=replace(job.task, compile=decided))
+
+
+def as_begun(job: Job, config: dict[str, Any]) -> Job:
+    """The job, compiled or not as the run was that it goes on with.
+
+    Raises:
+        InputError: the run was compiled, and nothing can be compiled here.
+    """
+    compiled = bool(config.get("compile", False))
+    if compiled:
+        compilation.require()
+    return replace(job, task=replace(job.task, compile=compiled))
+
+
+def _instance(method: str | Method | type[Method]) -> tuple[Method, str, str]:
+    if isinstance(method, str):
+        info = get_method(method)
+        return info.cls(), info.name, info.family
+    made = method if isinstance(method, Method) else method()
+    if not isinstance(made, Method):
+        raise InputError(f"{method!r} is not a method; give a name, or a class made with @method(...).")
+    return made, made.registered_name or type(made).__name__.lower(), made.registered_family
+
+
+def _settle(
+    start: Method, name: str, data: str, task: Task, recipe: str, hyper: dict[str, Any]
+) -> tuple[Method, Recipe | None, tuple[str, ...]]:
+    """The method's values: defaults, then the recipe's, then the caller's; scaled last where asked."""
+    given = type(start)() != start
+    found = find_recipe(name, data, task.ipc)
+    if recipe not in ("auto", "paper"):
+        found = get_recipe(recipe)
+        if found.method != name:
+            raise InputError(f"The recipe {recipe!r} is for {found.method}, not for {name}.")
+    settled = start
+    if not given:
+        if recipe != "auto":
+            settled = with_overrides(settled, start.paper_values)
+        if found is not None and (recipe != "auto" or hasattr(start, "steps")):
+            settled = with_overrides(settled, dict(found.hyper))
+    settled = with_overrides(settled, hyper)
+    filled = settled.for_task(task)
+    notes = _filled_in(settled, filled, task.ipc) if found is None else _other_space(found, task)
+    settled = filled
+    scalable = steps_of(settled) or type(settled).scaled is not Method.scaled  # a squeeze is scaled without steps too
+    if recipe == "auto" and not given and "steps" not in hyper and scalable:
+        scaled = with_overrides(settled.scaled(task, AUTO_SECONDS), hyper)
+        notes += _changes(settled, scaled)
+        settled = scaled
+    _check_values(settled)
+    return settled, found, tuple(notes)
+
+
+def _changes(before: Method, after: Method) -> list[str]:
+    old, new = hyper_of(before), hyper_of(after)
+    changed = [f"{n} {_told(old[n])} → {_told(new[n])}" for n in old if old[n] != new[n]]
+    return [f"scaled from the paper's setting: {', '.join(changed)}"] if changed else []
+
+
+def _told(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _filled_in(before: Method, after: Method, ipc: int) -> list[str]:
+    """A note on values that no recipe gives: they follow a rule and were never published for this set."""
+    old, new = hyper_of(before), hyper_of(after)
+    filled = [f"{n} {new[n]}" for n in old if old[n] != new[n]]
+    return [f"no recipe for this set at {ipc} per class; by the method's rule: {', '.join(filled)}"] if filled else []
+
+
+def _other_space(recipe: Recipe, task: Task) -> list[str]:
+    """A note where the published setting is for images in another Space."""
+    kind = task.real.space.kind
+    if recipe.space in ("", kind):
+        return []
+    return [
+        f"the published setting is for {recipe.space} images, and these are {kind}: load them with space={recipe.space}"
+    ]
+
+
+def _whole_seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise InputError(f"The seed must be a whole number, not {seed!r}.")
+    return int(seed)
+
+
+def _check_values(method: Method) -> None:
+    defaults = {f.name: f.default for f in fields(method)}
+    for name, value in asdict(method).items():
+        if name in ("steps", "real_batch", "feature_passes"):
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise InputError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        elif name.endswith(("_lr", "_momentum")):
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            chosen = value == 0 and defaults.get(name) == 0  # 0 asks for a rate that follows from something
+            if name.endswith("_lr") and not (number and (value > 0 or chosen)):
+                raise InputError(f"{name} must be a finite number above 0, not {value!r}.")
+            if name.endswith("_momentum") and not (number and 0 <= value < 1):
+                raise InputError(f"{name} must lie in [0, 1), not {value!r}.")
+
+
+def steps_of(method: Method) -> int:
+    return int(getattr(method, "steps", 0))
+
+
+def hyper_of(method: Method) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    for f in fields(method):
+        value = getattr(method, f.name)
+        record[f.name] = f"tensor {digest(value)}" if isinstance(value, Tensor) else value
+    return json.loads(json.dumps(record, default=str))

@@ -1,0 +1,92 @@
+"""Blocks of a run over several processes: each writes its checkpoint, which the run then puts together."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from datastill.core.errors import InputError
+from datastill.core.loop import run_block
+from datastill.core.plan import Block, Plan, Progress, silent
+from datastill.data.shared import shared
+from datastill.distillation.job import Job
+from datastill.distillation.overrides import planned
+from datastill.launch import Done, Unit, run_units
+from datastill.store.checkpoint import Checkpointer
+from datastill.store.files import write_text
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a process needs to recover a block."""
+
+    job: Job
+    prepared: dict[str, dict[str, Tensor]]
+    folder: Path
+    config: Mapping[str, Any]
+    every_seconds: float
+
+
+def blocks_of(plan: Plan, job: Job, shard: tuple[int, int] | None = None) -> list[Block]:
+    """The blocks of a plan, or those of one of several shares of it: block k is in share k mod n."""
+    blocks = list(plan.partition.blocks(job.task.labels))
+    return blocks if shard is None else [b for k, b in enumerate(blocks) if k % shard[1] == shard[0]]
+
+
+def in_processes(
+    job: Job,
+    blocks: list[Block],
+    prepared: dict[str, dict[str, Tensor]],
+    checkpointer: Checkpointer,
+    workers: int,
+    progress: Progress = silent,
+) -> None:
+    """Recover the blocks that are not finished, one torch thread each; images do not depend on `workers`.
+
+    Raises:
+        InputError: the network or the method exists in this process alone.
+        Interrupted: Ctrl-C; finished blocks and checkpoints are kept.
+        UnitsFailed: some blocks failed; the others are kept.
+    """
+
+    def on_done(done: Done) -> None:
+        progress("blocks", done.done, done.total, {})
+
+    with shared(job.task.real, checkpointer.folder) as real:
+        task = replace(job.task, real=real, progress=silent)
+        work = _Work(
+            replace(job, task=task), prepared, checkpointer.folder, checkpointer.config, checkpointer.every_seconds
+        )
+        try:
+            packed = pickle.dumps(work)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise InputError(
+                f"Workers build method and network by their names, and one of them exists in this process alone "
+                f"({error}); give it by a name or as an importable class, or take workers=1."
+            ) from error
+        units = [
+            Unit(f"block {b.key}", (packed, b.key), checkpointer.folder / f"block-{b.key:05d}.done") for b in blocks
+        ]
+        run_units(recover, units, workers=workers, on_done=on_done)
+
+
+def recover(packed: bytes, key: int, target: Path) -> None:
+    """Run one block to its end, from its checkpoint if there is one; a unit of `launch`."""
+    work = _unpacked(packed)
+    plan = planned(work.job)
+    block = next(b for b in blocks_of(plan, work.job) if b.key == key)
+    checkpointer = Checkpointer(work.folder, work.config, work.every_seconds)
+    run_block(plan, work.job.task, block, (), checkpointer, work.prepared)
+    write_text(target, "finished\n")
+
+
+@lru_cache(maxsize=1)
+def _unpacked(data: bytes) -> _Work:
+    work: _Work = pickle.loads(data)
+    return work

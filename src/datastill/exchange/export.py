@@ -1,0 +1,228 @@
+"""A distilled set for other tools: folders of PNGs, parquet as the Hub takes it, or plain tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datastill.core.errors import InputError, nearest
+from datastill.store.artifact import DistilledSet
+from datastill.store.files import make_folder, write_error, write_tensors
+
+#: Pixels that come back this close are the same: what a Space's arithmetic loses in float32.
+SAME = 1e-6
+TENSORS = "images.safetensors"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export made and what it lost.
+
+    Attributes:
+        path: the folder.
+        format: "imagefolder", "parquet" or "tensors".
+        lossless: the images come back as they were, up to rounding of float32 arithmetic.
+        max_pixel_error: largest change of a pixel, in units of the range [0, 1].
+        clipped_fraction: fraction of pixel values that lay outside [0, 1] and were clipped.
+        distilled: the set as somebody who reads the export has it; `evaluate` it to see what was lost.
+    """
+
+    path: Path
+    format: str
+    lossless: bool
+    max_pixel_error: float
+    clipped_fraction: float
+    distilled: DistilledSet
+
+
+def export(distilled: DistilledSet, folder: str | Path, format: str) -> Exported:
+    """Write a distilled set in a form that other tools read; the folder appears whole or not at all.
+
+    "imagefolder" is `train/<class name>/0000.png`, "parquet" is `data/train-00000-of-00001.parquet` with
+    the features of Hugging Face `datasets`; both round pixels to 8 bits after clamping them to [0, 1].
+    "tensors" is `images.safetensors` with float32 `images` in the Space and `labels`. Each has a README.md.
+
+    Raises:
+        InputError: unknown format; a folder that is not empty or cannot be written; soft labels as image
+            folders; images that are neither grey nor colour as image files.
+    """
+    if format not in _WRITERS:
+        raise InputError(f"There is no export format {format!r}. {nearest(format, _WRITERS)}")
+    target = Path(folder).resolve()
+    _refuse_used(target)
+    images, labels = distilled.images.detach().cpu(), distilled.targets.detach().cpu()
+    if format != "tensors":
+        _refuse_unfit(images, labels, format)
+    read_back, stored, error, clipped = _as_read(distilled, images, format)
+    again = _rewrap(distilled, read_back, labels, format, error)
+    with _whole_folder(target) as temporary:
+        _WRITERS[format](temporary, again, stored, labels)
+        _write_card(temporary, again, format)
+    return Exported(target, format, error <= SAME, error, clipped, again)
+
+
+def safe_names(names: Sequence[str]) -> list[str]:
+    """Folder names that every file system takes and every reader sees, distinct without regard to case."""
+    made: list[str] = []
+    taken: set[str] = set()
+    for k, name in enumerate(names):
+        safe = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", name).strip(" .")
+        while len(safe.encode("utf-8", "replace")) > 120:
+            safe = safe[:-1].rstrip(" .")
+        safe = safe.encode("utf-8", "replace").decode() or f"class_{k}"
+        if re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d|__macosx.*)(\..*)?", safe):
+            safe = f"class_{safe}"
+        candidate, number = safe, 2
+        while candidate.casefold() in taken:
+            candidate, number = f"{safe}_{number}", number + 1
+        taken.add(candidate.casefold())
+        made.append(candidate)
+    return made
+
+
+def _refuse_used(target: Path) -> None:
+    try:
+        used = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    except OSError as error:
+        raise InputError(f"{target} cannot be read ({error.strerror}); choose another folder.") from error
+    if used:
+        what = "is not empty" if target.is_dir() else "is a file"
+        raise InputError(f"{target} {what}; choose a new or empty folder for the export.")
+
+
+def _refuse_unfit(images: Tensor, labels: Tensor, format: str) -> None:
+    if images.shape[1] not in (1, 3):
+        raise InputError(
+            f"Images of {images.shape[1]} channels cannot become image files (1 or 3 can); export them as 'tensors'."
+        )
+    if format == "imagefolder" and labels.ndim != 1:
+        raise InputError("A folder per class cannot hold soft labels; export the set as 'parquet' or 'tensors'.")
+
+
+def _as_read(distilled: DistilledSet, images: Tensor, format: str) -> tuple[Tensor, Tensor, float, float]:
+    """Images as a reader of the export has them, what is stored of them, largest error, fraction clipped."""
+    if format == "tensors":
+        kept = images.to(torch.float32)
+        return kept, kept, float((kept.double() - images.double()).abs().max()), 0.0
+    pixels = distilled.space.decode(images)
+    stored = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+    back = stored.float().div(255)
+    error = float((back - pixels).abs().max())
+    clipped = float(((pixels < -SAME) | (pixels > 1 + SAME)).double().mean())
+    return distilled.space.encode(back), stored, error, clipped
+
+
+def _rewrap(distilled: DistilledSet, images: Tensor, labels: Tensor, format: str, error: float) -> DistilledSet:
+    manifest = copy.deepcopy(distilled.manifest)
+    manifest["decoder"] = {"decoder": "pixels", "clamp": False}
+    lost = "without loss" if error <= SAME else f"pixels changed by up to {error:.2g} of their range"
+    if len(images) > distilled.stored:
+        manifest["notes"] = [*manifest.get("notes", []), f"{distilled.stored} stored images, written as {len(images)}"]
+    manifest["notes"] = [*manifest.get("notes", []), f"read back from an export as {format}: {lost}"]
+    return DistilledSet({"images": images}, labels.clone(), distilled.space, manifest)
+
+
+def _write_folders(folder: Path, distilled: DistilledSet, stored: Tensor, labels: Tensor) -> None:
+    names = safe_names(distilled.class_names)
+    digits = max(4, len(str(len(stored))))
+    seen = [0] * len(names)
+    for image, c in zip(stored, labels.tolist(), strict=True):
+        place = folder / "train" / names[c]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{seen[c]:0{digits}d}.png").write_bytes(_png(image))
+        seen[c] += 1
+
+
+def _write_parquet(folder: Path, distilled: DistilledSet, stored: Tensor, labels: Tensor) -> None:
+    import datasets
+    import pyarrow
+    from pyarrow import parquet
+
+    features: dict[str, Any] = {
+        "image": datasets.Image(),
+        "label": datasets.ClassLabel(names=list(distilled.class_names)),
+    }
+    hard = labels if labels.ndim == 1 else labels.argmax(1)
+    columns: dict[str, Any] = {
+        "image": [{"bytes": _png(image), "path": f"{i:05d}.png"} for i, image in enumerate(stored)],
+        "label": hard.tolist(),
+    }
+    if labels.ndim != 1:
+        features["probabilities"] = datasets.List(datasets.Value("float32"), length=labels.shape[1])
+        columns["probabilities"] = labels.float().tolist()
+    schema = datasets.Features(features).arrow_schema
+    (folder / "data").mkdir()
+    table = pyarrow.Table.from_pydict(columns, schema=schema)
+    parquet.write_table(table, folder / "data" / "train-00000-of-00001.parquet", row_group_size=1000)
+
+
+def _write_tensors(folder: Path, distilled: DistilledSet, stored: Tensor, labels: Tensor) -> None:
+    tensors = {"images": stored, "labels": labels}
+    tensors.update({f"space/{name}": tensor for name, tensor in distilled.space.tensors.items()})
+    meta = {
+        "format": "datastill-tensors",
+        "space": json.dumps(distilled.space.to_dict()),
+        "class_names": json.dumps(list(distilled.class_names)),
+    }
+    write_tensors(folder / TENSORS, tensors, meta)
+
+
+_WRITERS: dict[str, Callable[[Path, DistilledSet, Tensor, Tensor], None]] = {
+    "imagefolder": _write_folders,
+    "parquet": _write_parquet,
+    "tensors": _write_tensors,
+}
+
+
+def _write_card(folder: Path, distilled: DistilledSet, format: str) -> None:
+    from datastill.report.card import CARD, card
+
+    notes = []
+    if format == "imagefolder":
+        renamed = zip(distilled.class_names, safe_names(distilled.class_names))
+        notes = [f"The folder {safe!r} holds the class {name!r}." for name, safe in renamed if name != safe]
+    (folder / CARD).write_text(card(distilled, layout=format, notes=notes), encoding="utf-8")
+
+
+def _png(stored: Tensor) -> bytes:
+    import io
+
+    from PIL import Image
+
+    array = stored[0].numpy() if len(stored) == 1 else stored.permute(1, 2, 0).contiguous().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _whole_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`; rename it onto `target` on success, remove it on failure."""
+    make_folder(target.parent)
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    except OSError as error:
+        raise write_error(target, error) from error
+    inside = temporary / target.name  # made with the user's permissions, which mkdtemp's own folder has not
+    try:
+        inside.mkdir()
+        yield inside
+        if target.is_dir():
+            target.rmdir()
+        os.rename(inside, target)
+    except OSError as error:
+        raise write_error(target, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,223 @@
+"""The units of a comparison: what several cells share is prepared once, then each cell is distilled and scored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datastill.core.cost import Stopwatch, environment, peak_memory_bytes
+from datastill.core.registry import with_overrides
+from datastill.core.threads import threads_for
+from datastill.distillation.distill import prepared_path, run_job
+from datastill.distillation.job import Job, hyper_of, prepare_job
+from datastill.evaluation import Evaluation, evaluate
+from datastill.experiments.rates import FOLDER as RATES_FOLDER
+from datastill.experiments.rates import protocol_of
+from datastill.experiments.settings import Settings
+from datastill.experiments.sources import RealSets
+from datastill.store.artifact import DistilledSet
+from datastill.store.checkpoint import plain
+from datastill.store.files import digest, read_tensors, write_json, write_tensors
+
+FORMAT = "datastill-cell"
+CELLS, RESULTS = "cells", "results"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one data set at one size from one seed."""
+
+    data: str  #: label of the real set
+    method: str
+    ipc: int
+    seed: int
+    name: str = ""  #: of its folder and its result: readable, and a hash of all that it depends on
+
+    @property
+    def group(self) -> str:
+        """What is alike over seeds."""
+        return f"{self.data}, {self.method}, ipc {self.ipc}"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.group}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Hyper-parameters of a method on one data set at one size, the same for every seed."""
+
+    hyper: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all units of a comparison share; it can be pickled."""
+
+    out: Path
+    reals: RealSets
+    settings: Settings
+    settled: Mapping[str, Settled]  #: by the group of a cell
+    command: str | None
+
+    def folder(self, cell: Cell) -> Path:
+        """The run folder of a cell."""
+        return self.out / CELLS / cell.name
+
+    def result(self, cell: Cell) -> Path:
+        """The record of a cell, which is written last."""
+        return self.out / RESULTS / f"{cell.name}.json"
+
+    def rate(self, cell: Cell) -> Path:
+        """The learning rate that was chosen for a cell's data set and size, see `rates`."""
+        key = digest([self.reals.references[cell.data].fingerprint, cell.ipc])
+        return self.out / RATES_FOLDER / f"{readable(f'{cell.data}-ipc{cell.ipc}')}-{key[:10]}.json"
+
+    def job(self, cell: Cell) -> Job:
+        """A cell's job, with the hyper-parameters that were settled for its group."""
+        job = job_of(self.settings, self.reals, cell, self.out)
+        settled = self.settled[cell.group]
+        now = hyper_of(job.method)
+        other = {n: v for n, v in settled.hyper.items() if now.get(n) != v}
+        return replace(job, method=with_overrides(job.method, other), notes=settled.notes)
+
+
+def job_of(settings: Settings, reals: RealSets, cell: Cell, out: Path) -> Job:
+    """A cell's job as `distill` would settle it; units that it prepares go to `out/prepare`."""
+    return prepare_job(
+        settings.methods[cell.method],
+        reals.get(cell.data),
+        ipc=cell.ipc,
+        network=reals.network(cell.data, settings.network),
+        recipe=settings.recipe,
+        seed=cell.seed,
+        device=settings.device,
+        precision=settings.precision,
+        compile=settings.compile,
+        folder=out,
+        **settings.overrides.get(cell.method, {}),
+    )
+
+
+def named(cell: Cell, job: Job, settings: Settings) -> Cell:
+    """The cell with its name."""
+    task = job.task
+    key = digest(
+        plain(
+            {
+                "method": cell.method,
+                "hyper": hyper_of(job.method),
+                "ipc": cell.ipc,
+                "seed": cell.seed,
+                "data": task.real.fingerprint,
+                "network": task.network.describe(),
+                "protocol": repr(settings.protocol),
+                "networks": settings.networks,
+                "device": task.device.type,
+                "precision": settings.precision,
+                "compile": settings.compile,
+            }
+        )
+    )
+    words = readable(f"{cell.data}-{cell.method}-ipc{cell.ipc}-seed{cell.seed}")
+    return replace(cell, name=f"{words}-{key[:10]}")
+
+
+def readable(text: str) -> str:
+    """Text as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_.")[:120]
+
+
+def prepared_units(job: Job) -> list[Path]:
+    """The files that a job's preparation leaves."""
+    with threads_for(job.task.network.macs):
+        paths = [prepared_path(unit, job.task) for unit in job.method.build(job.task).prepare]
+    return [path for path in paths if path is not None]
+
+
+def perform(step: Callable[[Work, Cell, Path], None], work: Work, cell: Cell, target: Path) -> None:
+    """One step of a comparison: `prepare`, `choose_rate` or `run_cell`."""
+    step(work, cell, target)
+
+
+def prepare(work: Work, cell: Cell, target: Path) -> None:
+    """Do the preparation that writes `target`, once for all cells that share it."""
+    job = work.job(cell)
+    watch = Stopwatch()
+    with threads_for(job.task.network.macs):
+        unit = next(u for u in job.method.build(job.task).prepare if prepared_path(u, job.task) == target)
+        tensors = unit.run(job.task)
+    write_tensors(target, tensors, {"seconds": str(watch.read()["seconds"])})
+
+
+def run_cell(work: Work, cell: Cell, target: Path) -> None:
+    """Distil (or go on from a checkpoint), score, and write the record."""
+    job = work.job(cell)
+    watch = Stopwatch()
+    distilled = run_job(job, work.folder(cell), (), 15.0)
+    made = watch.read()
+    protocol, rate = protocol_of(work, cell, distilled)
+    result = evaluate(
+        distilled,
+        job.task.real,
+        protocol=protocol,
+        networks=work.settings.networks,
+        network=job.task.network,
+        seed=cell.seed,
+        random=False,
+        device=work.settings.device,
+        precision=work.settings.precision,
+        compile=work.settings.compile,
+    )
+    cost = {
+        "steps": distilled.manifest["cost"]["steps"],
+        # of a run that was taken up again, this process saw the last part only
+        "distillation_seconds": round(max(made["seconds"], distilled.manifest["cost"]["seconds"]), 3),
+        "prepare_seconds": round(sum(_seconds_of(path) for path in prepared_units(job)), 3),
+        "evaluation_seconds": round(result.distilled.seconds, 3),
+        "compile": {"distillation": distilled.manifest["cost"]["compile"], "evaluation": result.distilled.compiled},
+        "cpu_seconds": watch.read()["cpu_seconds"],
+        "peak_memory_bytes": peak_memory_bytes(job.task.device),
+    }
+    record = record_of(work, cell, distilled, result, cost) | rate
+    write_json(target, record | environment(job.task.device))
+
+
+def record_of(
+    work: Work, cell: Cell, distilled: DistilledSet, result: Evaluation, cost: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything about a cell; but for `cost` it is the same whenever and wherever it is run."""
+    manifest, arm = distilled.manifest, result.distilled.to_dict()
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "method": cell.method,
+        "family": manifest["family"],
+        "data": cell.data,
+        "ipc": cell.ipc,
+        "seed": cell.seed,
+        "protocol": work.settings.protocol.name,
+        "lr": arm["lr"][0],
+        "precision": work.settings.precision,
+        "accuracy": arm["mean"],
+        "accuracies": arm["accuracies"][0],
+        "per_class": arm["per_class"],
+        "hyper": manifest["hyper"],
+        "recipe": manifest["recipe"],
+        "notes": manifest["notes"],
+        "network": result.network,
+        "real": result.data,
+        "skipped_steps": manifest["cost"]["skipped_steps"],
+        "command": work.command,
+        "cell": cell.name,
+        "cost": dict(cost),
+    }
+
+
+def _seconds_of(path: Path) -> float:
+    return float(read_tensors(path)[1].get("seconds", 0.0))

@@ -1,0 +1,125 @@
+"""`compare`: methods x sizes x seeds x data sets, under one protocol, with Random beside each."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datastill.core.allocator import keep_freed_memory
+from datastill.core.errors import InputError, Interrupted
+from datastill.evaluation.protocols import Protocol
+from datastill.experiments.cells import perform, readable
+from datastill.experiments.grid import lay_out, units_of
+from datastill.experiments.result import Comparison, load_comparison
+from datastill.experiments.settings import Settings, make_settings
+from datastill.experiments.sources import RealSets, real_sets
+from datastill.launch import Done, Failure, UnitsFailed, check_workers, one_thread, run_units
+from datastill.store.files import write_text
+
+ERRORS = "errors"
+
+#: Told what has ended, and how far all is.
+Progress = Callable[[Done], object]
+
+
+def silent(done: Done) -> None:
+    """No progress."""
+
+
+class CellsFailed(UnitsFailed):
+    """Some cells failed; `comparison` holds the others."""
+
+    def __init__(self, failures: list[Failure], total: int, comparison: Comparison) -> None:
+        super().__init__(failures, total)
+        self.comparison = comparison
+
+
+def compare(
+    methods: Sequence[str] | str,
+    real: Any,
+    *,
+    ipc: int | Iterable[int],
+    seeds: int | Iterable[int] = 3,
+    network: Any = None,
+    protocol: str | Protocol = "auto",
+    networks: int = 3,
+    recipe: str = "auto",
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    budget: float | None = None,
+    out: str | Path | None = None,
+    workers: int = 1,
+    device: str = "auto",
+    precision: str = "float32",
+    compile: str = "auto",
+    progress: Progress = silent,
+) -> Comparison:
+    """Distil with every method at every size from every seed, and score all under one protocol.
+
+    Random is always among the methods. Methods of one data set, size and seed share the evaluation networks'
+    weights and orders with the Random of that seed, so differences to it are paired. A cell that is finished
+    is not run again: the same call goes on where an earlier one was stopped or killed. Every cell runs with
+    one torch thread, so that numbers do not depend on `workers`.
+
+    Args:
+        methods: names (`datastill.methods()` lists them) or files of your own.
+        real: the real set, as `load_real` takes it; or a list of names, paths or RealSets.
+        ipc: images per class, one number or several.
+        seeds: how many (0, 1, ...), or which.
+        network: architecture to distil with and to evaluate on; None takes a ConvNet that fits.
+        protocol: one for all; "auto" is dsa-quick-v1 where any images have at least 16 pixels a side, else dc-v1.
+        networks: fresh networks per distilled set.
+        recipe: "auto" scales each method to about two minutes of a laptop, "paper" takes its published setting.
+        settings: hyper-parameters over the recipe's, by method: {"dm": {"steps": 60}}.
+        budget: seconds of distillation, which become a number of steps once per method, data set and size,
+            by a measurement at the start; a method whose steps are given keeps them.
+        out: a folder for cells, results and tables; None keeps nothing on disk.
+        workers: processes to run cells in.
+        device: "auto", "cpu", "cuda", "mps".
+        precision: of the networks' arithmetic: "float32", or "bf16" where the processor is fast at it.
+        compile: "on", "off" or "auto": compiled code, where a cell's distillation or its scoring is long enough.
+        progress: told after every unit.
+
+    Raises:
+        InputError: something given cannot be used, or `out` holds another comparison.
+        Interrupted: Ctrl-C; what was finished is kept in `out`.
+        CellsFailed: some cells failed; the others were done, and are in its `comparison`.
+    """
+    keep_freed_memory()
+    check_workers(workers)
+    reals = real_sets(real)
+    asked = make_settings(
+        methods, reals, ipc=ipc, seeds=seeds, network=network, protocol=protocol, networks=networks,
+        recipe=recipe, settings=settings, budget=budget, device=device, precision=precision, compile=compile,
+    )  # fmt: skip
+    if workers != 1:
+        if not (network is None or isinstance(network, str)):
+            raise InputError("Workers build the network by its name; give network= as a name, or workers=1.")
+        reals.check_references()
+    if out is not None:
+        return _compare(asked, reals, Path(out), workers, progress)
+    try:
+        with tempfile.TemporaryDirectory(prefix="datastill-compare-") as folder:
+            return _compare(asked, reals, Path(folder), workers, progress)
+    except Interrupted as stop:
+        raise Interrupted("Stopped; nothing is kept, since no folder was given (out=...).") from stop
+
+
+def _compare(asked: Settings, reals: RealSets, out: Path, workers: int, progress: Progress) -> Comparison:
+    with one_thread():
+        work, cells = lay_out(asked, reals, out)
+        units = units_of(work, cells)
+    failures: list[Failure] = []
+    try:
+        run_units(perform, units, workers=workers, on_done=progress)
+    except UnitsFailed as error:
+        failures = error.failures
+    comparison = load_comparison(out)
+    comparison.save()
+    if failures:
+        for failure in failures:
+            if failure.traceback:
+                write_text(out / ERRORS / f"{readable(failure.name)}.txt", f"{failure}\n\n{failure.traceback}")
+        raise CellsFailed(failures, len(units), comparison)
+    return comparison

@@ -1,0 +1,277 @@
+"""The de-biasing study: methods with and without weights against a bias, on one biased set."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datastill.core.cost import pick_device
+from datastill.core.errors import InputError
+from datastill.core.plan import Callback, Progress, silent
+from datastill.core.registry import get_method
+from datastill.data.biased.coloured import Nearest, nearest_colour
+from datastill.debias.reweight import way_of
+from datastill.distillation.distill import distill
+from datastill.distillation.job import prepare_job
+from datastill.distillation.overrides import takes_surrogates
+from datastill.evaluation.evaluate import evaluate
+from datastill.store.artifact import MANIFEST, DistilledSet, load_distilled
+from datastill.store.files import digest, read_json, write_json
+from datastill.surrogates.debiased import DebiasedSurrogates
+from datastill.training.debiased import DebiasedTraining
+
+if TYPE_CHECKING:
+    from datastill.data.real import RealSet
+
+
+@dataclass(frozen=True)
+class DebiasStudy:
+    """What is crossed: methods, weights, starts, surrogates, sizes, seeds, and ways to train on what comes of it.
+
+    Attributes:
+        methods: names; a method's weights act on its losses, for `random` on the draw.
+        debias: ways to weigh, as `distill` takes them.
+        inits: starts: "real" (a method's own arrangement of real images), "noise", "weighted"; methods without `init`
+            ignore them.
+        surrogates: "method", or networks that resist the bias: "dfa", "selecmix", as `distill` takes them. Methods that
+            follow experts have experts trained so ("selecmix" alone).
+        training: how networks are trained on the sets, as `evaluate` takes it; a set is made once for all of them.
+        hyper: values for all methods that know them; and for one, by its name.
+    """
+
+    methods: Sequence[str]
+    debias: Sequence[str] = ("none", "kde", "oracle")
+    inits: Sequence[str] = ("real",)
+    surrogates: Sequence[str] = ("method",)
+    training: Sequence[str] = ("plain",)
+    ipcs: Sequence[int] = (10,)
+    seeds: int = 3
+    networks: int = 3
+    network: str | None = None
+    protocol: str = "dsa-quick-v1"
+    recipe: str = "auto"
+    hyper: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+
+    def cells(self) -> list[Cell]:
+        """Every cell once, seeds last, so that a stopped study has whole rows early."""
+        crossed = itertools.product(
+            range(self.seeds), self.ipcs, self.inits, self.methods, self.surrogates, self.debias, self.training
+        )
+        cells = (self._cell(*values) for values in crossed)
+        return list(dict.fromkeys(cell for cell in cells if cell is not None))
+
+    def _cell(
+        self, seed: int, ipc: int, init: str, method: str, surrogates: str, way: str, training: str
+    ) -> Cell | None:
+        """The cell of these choices; None where a method has no such choice."""
+        known = set(get_method(method).cls.__dataclass_fields__)
+        values = {k: v for k, v in self.hyper.items() if not isinstance(v, Mapping) and k in known}
+        values |= self.hyper.get(method, {})
+        if init == "weighted" and (way == "none" or "init" not in known) and method != "random":
+            return None
+        if method == "random":  # the draw itself is weighted; there is no start, and no network
+            init, surrogates = "real" if way == "none" else "weighted", "method"
+        elif "init" not in known:
+            init = "real"
+        elif init != "real":
+            values["init"] = init
+        if surrogates != "method" and "expert_policy" in known:
+            if way != "none" or not surrogates.startswith("selecmix"):
+                return None
+            values["expert_policy"] = surrogates
+        return Cell(
+            method, way, init, surrogates, training, ipc, seed, json.dumps(values, sort_keys=True), self.recipe,
+            self.network, self.protocol, self.networks,
+        )  # fmt: skip
+
+    def fitting(self, real: RealSet) -> list[Cell]:
+        """The cells that can be made: those of other surrogates only where a method takes fresh networks.
+
+        Raises:
+            InputError: an unknown choice, told before anything is made.
+        """
+        for training in self.training:
+            DebiasedTraining.parse(training)
+        for way in self.debias:
+            way_of(way)
+        takes: dict[tuple[str, str], bool] = {}
+        for cell in self.cells():
+            if (cell.method, cell.surrogates) not in takes:
+                takes[cell.method, cell.surrogates] = self._takes(cell, real)
+        return [cell for cell in self.cells() if takes[cell.method, cell.surrogates]]
+
+    def _takes(self, cell: Cell, real: RealSet) -> bool:
+        """Whether the cell's method takes its surrogates."""
+        DebiasedSurrogates.parse(cell.own_surrogates)
+        settings: dict[str, Any] = {"ipc": cell.ipc, "network": self.network, "device": self.device}
+        job = prepare_job(cell.method, real, recipe=self.recipe, **settings, **cell.values)
+        return cell.own_surrogates == "method" or takes_surrogates(job)
+
+    def run(
+        self,
+        real: RealSet,
+        out: Path,
+        *,
+        progress: Progress = silent,
+        callbacks: Sequence[Callback] = (),
+        on_cell: Callable[[dict[str, Any]], None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Make what is missing; the records of all cells.
+
+        Raises:
+            InputError: an unknown method or way to weigh, or a set without bias labels.
+        """
+        if real.bias is None or real.test is None or real.test.bias is None:
+            raise InputError(
+                f"{real.name} does not know the bias of its images, which the study scores by; take a biased set such "
+                "as cmnist:ratio=0.05, or use `datastill distill --debias kde` on your own data."
+            )
+        records, where = [], pick_device(self.device).type
+        for cell in self.fitting(real):
+            key = digest([cell.record, real.fingerprint, real.test.fingerprint, where])
+            path = out / "cells" / f"{cell.name}-{key}.json"
+            if not path.is_file():
+                write_json(path, self._measure(cell, real, out, progress, callbacks))
+            records.append(read_json(path))
+            if on_cell is not None:
+                on_cell(records[-1])
+        return records
+
+    def _measure(
+        self, cell: Cell, real: RealSet, out: Path, progress: Progress, callbacks: Sequence[Callback]
+    ) -> dict[str, Any]:
+        made = self._made(cell, real, out, progress, callbacks)
+        found = evaluate(
+            made,
+            real,
+            protocol=self.protocol,
+            networks=self.networks,
+            network=self.network,
+            random=False,
+            training=cell.training,
+            device=self.device,
+            progress=progress,
+        )
+        groups = found.distilled.groups
+        assert groups is not None
+        told = made.manifest.get("debias", {})
+        kept = ("conflict_mass", "effective_samples", "effective_share", "kernel", "rules", "warnings", "extractor")
+        return {
+            **cell.record,
+            "protocol": found.protocol,
+            "set": str(self._folder(cell, real)),
+            "data": real.describe(),
+            "accuracies": found.distilled.accuracies.flatten().tolist(),
+            **groups.to_dict(),
+            "weights": {name: told[name] for name in kept if name in told},
+            "conflicting_images": conflicting_share(made, real),
+            "colour_distance": colour_distance(made, real),
+            "seconds": round(made.manifest["cost"]["seconds"] + made.manifest["cost"]["prepare_seconds"], 1),
+            "cost": made.manifest["cost"],
+        }
+
+    def _made(
+        self, cell: Cell, real: RealSet, out: Path, progress: Progress, callbacks: Sequence[Callback]
+    ) -> DistilledSet:
+        """The cell's set: from its folder, or begun or gone on with there."""
+        folder = out / self._folder(cell, real)
+        if (folder / MANIFEST).is_file():
+            return load_distilled(folder)
+        return distill(
+            cell.method,
+            real,
+            ipc=cell.ipc,
+            seed=cell.seed,
+            network=self.network,
+            device=self.device,
+            recipe=self.recipe,
+            debias=cell.debias,
+            surrogates=cell.own_surrogates,
+            out=folder,
+            resume=True,
+            units=out,
+            progress=progress,
+            callbacks=callbacks,
+            **cell.values,
+        )
+
+    def _folder(self, cell: Cell, real: RealSet) -> Path:
+        """Where the cell's set lies, inside the study's folder."""
+        return Path("sets") / f"{cell.set_name}-{digest([cell.making, real.fingerprint])}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One set, and one way to train on it."""
+
+    method: str
+    debias: str
+    init: str
+    surrogates: str
+    training: str
+    ipc: int
+    seed: int
+    hyper: str  #: values of the method, as JSON
+    recipe: str
+    network: str | None
+    protocol: str
+    networks: int
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Values of the method that were given."""
+        found: dict[str, Any] = json.loads(self.hyper)
+        return found
+
+    @property
+    def own_surrogates(self) -> str:
+        """What `distill` is to take; the experts of methods that follow some are among their values."""
+        return "method" if "expert_policy" in self.values else self.surrogates
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Everything, JSON-able."""
+        return {**asdict(self), "hyper": self.values}
+
+    @property
+    def making(self) -> dict[str, Any]:
+        """What the set depends on."""
+        return {n: v for n, v in self.record.items() if n not in ("training", "protocol", "networks")}
+
+    @property
+    def set_name(self) -> str:
+        """Readable, and the same for every way to train on the set."""
+        parts = (self.method, self.debias, self.init, *(p for p in (self.surrogates,) if p != "method"))
+        return "-".join([*(_plain(p) for p in parts), f"ipc{self.ipc}", f"seed{self.seed}"])
+
+    @property
+    def name(self) -> str:
+        """Readable."""
+        return self.set_name + ("" if self.training == "plain" else f"-{_plain(self.training)}")
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-." else "" if c == "=" else "-" for c in text)
+
+
+def conflicting_share(made: DistilledSet, real: RealSet) -> float | None:
+    """Share of coloured digits whose colour is nearer to that of another class; None for other sets."""
+    nearest = _nearest(made, real)
+    return None if nearest is None else float((nearest.index != made.hard_labels).double().mean())
+
+
+def colour_distance(made: DistilledSet, real: RealSet) -> float | None:
+    """Mean angle to the nearest colour in degrees: how far that share can be trusted; None for other sets."""
+    nearest = _nearest(made, real)
+    return None if nearest is None else float(nearest.distance.mean())
+
+
+def _nearest(made: DistilledSet, real: RealSet) -> Nearest | None:
+    if real.attribute is None or not real.attribute.colours:
+        return None
+    return nearest_colour(made.pixels, real.attribute.colours)

@@ -1,0 +1,102 @@
+"""The cells of a comparison, and `plan.json`: what was asked for and settled, read back when it goes on."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from datastill.core.errors import InputError
+from datastill.distillation.budget import within
+from datastill.distillation.job import hyper_of
+from datastill.experiments.cells import Cell, Settled, Work, job_of, named, prepare, prepared_units, run_cell
+from datastill.experiments.rates import choose_rate, may_come_without
+from datastill.experiments.settings import Settings
+from datastill.experiments.sources import RealSets
+from datastill.launch import Unit
+from datastill.store.artifact import MANIFEST
+from datastill.store.checkpoint import refuse_other
+from datastill.store.files import make_folder, read_json, write_json
+
+FORMAT = "datastill-comparison-plan"
+PLAN = "plan.json"
+
+
+def lay_out(settings: Settings, reals: RealSets, out: Path) -> tuple[Work, list[Cell]]:
+    """Settle every method on every data set and size, and name the cells; seeds are the outermost loop.
+
+    With `plan.json` there, its hyper-parameters are taken: a budget is measured once.
+
+    Raises:
+        InputError: something asked for cannot be used, or `out` holds another comparison.
+    """
+    config = settings.config(reals)
+    stored = _stored(config, out)
+    groups = [
+        Cell(data, method, ipc, settings.seeds[0])
+        for data, ipc, method in itertools.product(reals.labels(), settings.ipc, settings.methods)
+    ]
+    settled = {}
+    for cell in groups:
+        kept = (stored or {}).get("settled", {}).get(cell.group)
+        settled[cell.group] = Settled(kept["hyper"], tuple(kept["notes"])) if kept else _settle(settings, reals, cell)
+    work = Work(out, reals, settings, settled, settings.command(reals))
+    unnamed = [replace(cell, seed=seed) for seed in settings.seeds for cell in groups]
+    cells = [named(cell, work.job(cell), settings) for cell in unnamed]
+    if stored is None:
+        write_json(out / PLAN, _record(config, work, cells))
+    return work, cells
+
+
+def units_of(work: Work, cells: list[Cell]) -> list[Unit]:
+    """Every file that cells share, once, and after these the cells."""
+    shared: dict[Path, Unit] = {}
+    units = []
+    for cell in cells:
+        target, needs = work.result(cell), []
+        job = None if target.is_file() else work.job(cell)
+        for path in prepared_units(job) if job else ():
+            kind = path.name.rsplit("-", 1)[0]
+            name = f"{cell.data}, {kind}, seed {cell.seed}"
+            shared.setdefault(path, Unit(name, (prepare, work, cell), path, f"{cell.data}, {kind}"))
+            needs.append(path)
+        if job and may_come_without(job, work.settings.protocol):
+            path, random = work.rate(cell), replace(cell, method="random", name="")
+            name = f"{cell.data}, learning rate, ipc {cell.ipc}"
+            shared.setdefault(path, Unit(name, (choose_rate, work, random), path, name))
+            needs.append(path)
+        units.append(Unit(cell.title, (run_cell, work, cell), target, cell.group, tuple(needs)))
+    return [*shared.values(), *units]
+
+
+def _stored(config: dict[str, Any], out: Path) -> dict[str, Any] | None:
+    if (out / MANIFEST).is_file():
+        raise InputError(f"{out} holds a distilled set; choose another --out for the comparison.")
+    make_folder(out)
+    if not (out / PLAN).is_file():
+        return None
+    stored = read_json(out / PLAN)
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+        raise InputError(f"{out / PLAN} is not the plan of a comparison; choose another --out.")
+    refuse_other(config, stored["config"], out / PLAN)
+    return stored
+
+
+def _settle(settings: Settings, reals: RealSets, cell: Cell) -> Settled:
+    """The method's values; a budget becomes a number of steps, unless the steps were given."""
+    job = job_of(settings, reals, cell, Path())
+    if settings.budget is not None and "steps" not in settings.overrides.get(cell.method, {}):
+        job = within(job, settings.budget, None, False)
+    return Settled(hyper_of(job.method), tuple(job.notes))
+
+
+def _record(config: dict[str, Any], work: Work, cells: list[Cell]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "config": config,
+        "command": work.command,
+        "settled": {group: {"hyper": s.hyper, "notes": list(s.notes)} for group, s in work.settled.items()},
+        "cells": [{"data": c.data, "method": c.method, "ipc": c.ipc, "seed": c.seed, "name": c.name} for c in cells],
+    }

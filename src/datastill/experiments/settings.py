@@ -1,0 +1,212 @@
+"""Everything that a comparison was asked for, checked and written down."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from datastill.core.cost import pick_device
+from datastill.core.errors import InputError, nearest
+from datastill.core.registry import get_method
+from datastill.evaluation.protocols import Protocol, get_protocol
+from datastill.experiments.sources import RealSets
+from datastill.experiments.tuning import RATES
+from datastill.store.checkpoint import plain
+
+#: Options of `load_real` that the command line has too.
+_DATA_FLAGS = ("size", "mode", "skip_bad", "space")
+#: Images of at least so many pixels a side can be augmented, so "auto" trains with augmentation.
+_AUGMENTED_SIDE = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to compare, and how."""
+
+    methods: Mapping[str, str]  #: registered name -> as it was given (a name, or a file of the user's)
+    ipc: tuple[int, ...]
+    seeds: tuple[int, ...]
+    network: Any
+    protocol: Protocol
+    networks: int
+    recipe: str
+    overrides: Mapping[str, Mapping[str, Any]]  #: method -> hyper-parameters over the recipe's
+    budget: float | None
+    device: str
+    precision: str = "float32"
+    compile: str = "auto"
+
+    def config(self, reals: RealSets) -> dict[str, Any]:
+        """All that the numbers depend on, JSON-able; a comparison that is taken up again must agree with it."""
+        rates = {"rates": list(RATES)} if self.protocol.learned_lr else {}
+        return plain(
+            {
+                "data": {label: one.fingerprint for label, one in reals.references.items()},
+                "methods": list(self.methods),
+                "ipc": list(self.ipc),
+                "seeds": list(self.seeds),
+                "network": self._network_record(reals),
+                "protocol": asdict(self.protocol),
+                "networks": self.networks,
+                "recipe": self.recipe,
+                "settings": self.overrides,
+                "budget": self.budget,
+                "device": pick_device(self.device).type,
+                "precision": self.precision,
+                "compile": self.compile,
+                **rates,
+            }
+        )
+
+    def _network_record(self, reals: RealSets) -> Any:
+        """A name as it is; a class or module of the caller's by what identifies its architecture."""
+        if self.network is None or isinstance(self.network, str):
+            return self.network
+        return {label: reals.network(label, self.network).describe() for label in reals.labels()}
+
+    def command(self, reals: RealSets) -> str | None:
+        """The command that makes this comparison, or None where a command line cannot say it."""
+        options = [json.loads(one.options) for one in reals.references.values()]
+        sources = [one.source for one in reals.references.values()]
+        own_network = self.network is not None and not isinstance(self.network, str)
+        alike = all(one == options[0] for one in options) and not set(options[0]) - set(_DATA_FLAGS)
+        if not all(sources) or not alike or own_network or self.protocol != _known(self.protocol.name):
+            return None
+        words = ["datastill", "compare", "--data", *sources]
+        for name, value in options[0].items():
+            side = value[0] if isinstance(value, list) else value
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(side)])]
+        words += ["--methods", *self.methods.values(), "--ipc", *map(str, self.ipc), *self._seed_words()]
+        words += ["--protocol", self.protocol.name, "--networks", str(self.networks)]
+        words += [] if self.network is None else ["--network", self.network]
+        words += [] if self.recipe == "auto" else ["--recipe", self.recipe]
+        words += [] if self.budget is None else ["--budget", f"{self.budget:g}s"]
+        changes = [f"{m}.{n}={json.dumps(v)}" for m, values in self.overrides.items() for n, v in values.items()]
+        words += ["--set", *changes] if changes else []
+        words += [] if self.device == "auto" else ["--device", self.device]
+        words += [] if self.precision == "float32" else ["--precision", self.precision]
+        words += [] if self.compile == "auto" else ["--compile", self.compile]
+        return shlex.join(words)
+
+    def _seed_words(self) -> list[str]:
+        if self.seeds == tuple(range(len(self.seeds))):
+            return ["--seeds", str(len(self.seeds))]
+        return ["--seed-list", *map(str, self.seeds)]
+
+
+def make_settings(
+    methods: Sequence[str] | str,
+    reals: RealSets,
+    *,
+    ipc: int | Iterable[int],
+    seeds: int | Iterable[int],
+    network: Any,
+    protocol: str | Protocol,
+    networks: int,
+    recipe: str,
+    settings: Mapping[str, Mapping[str, Any]] | None,
+    budget: float | None,
+    device: str,
+    precision: str = "float32",
+    compile: str = "auto",
+) -> Settings:
+    """Settings out of what a caller gave.
+
+    Raises:
+        InputError: an unknown name, a number out of range, something given twice.
+    """
+    named = _methods([methods] if isinstance(methods, str) else list(methods))
+    many_seeds = range(_whole("seeds", seeds, 1)) if isinstance(seeds, int) else seeds
+    sizes = [ipc] if isinstance(ipc, int) else list(ipc)
+    if budget is not None and not budget > 0:
+        raise InputError(f"The budget must be above 0 seconds, not {budget}.")
+    return Settings(
+        methods=named,
+        ipc=_distinct("ipc", sizes, 1),
+        seeds=_distinct("seeds", many_seeds, 0),
+        network=network,
+        protocol=pick_protocol(protocol, [reals.get(label).shape for label in reals.labels()]),
+        networks=_whole("networks", networks, 1),
+        recipe=recipe,
+        overrides=_overrides(settings or {}, named),
+        budget=budget,
+        device=device,
+        precision=precision,
+        compile=compile,
+    )
+
+
+def pick_protocol(protocol: str | Protocol, shapes: Iterable[tuple[int, ...]]) -> Protocol:
+    """One protocol for all methods and data sets.
+
+    "auto" is dsa-quick-v1 where any images have at least 16 pixels a side, else dc-v1: methods that differ in
+    what they would ask for are compared under one.
+    """
+    if isinstance(protocol, Protocol):
+        return protocol
+    if protocol != "auto":
+        return get_protocol(protocol)
+    large = any(min(shape[1:]) >= _AUGMENTED_SIDE for shape in shapes)
+    return get_protocol("dsa-quick-v1" if large else "dc-v1")
+
+
+def _methods(given: list[str]) -> dict[str, str]:
+    """Registered name -> as given; Random leads where it was not named."""
+    if not given:
+        raise InputError("Name the methods to compare: methods=['dm'], or --methods dm; Random is added.")
+    named: dict[str, str] = {}
+    for one in given:
+        if not isinstance(one, str):
+            raise InputError(f"Methods are compared by name, or by a file such as my_method.py, not {one!r}.")
+        name = get_method(one).name
+        if name in named:
+            raise InputError(f"The method {name!r} is given twice; name each once.")
+        named[name] = one
+    return named if "random" in named else {"random": "random", **named}
+
+
+def _overrides(given: Mapping[str, Mapping[str, Any]], methods: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for key, values in given.items():
+        name = next((name for name, text in methods.items() if key in (name, text)), None)
+        if name is None:
+            raise InputError(f"There are settings for {key!r}, which is not compared. {nearest(key, methods)}")
+        for field in fields(get_method(methods[name]).cls):
+            if field.name in values and not _like(field.default, values[field.name]):
+                raise InputError(f"{key}.{field.name} cannot be {values[field.name]!r}; it is like {field.default!r}.")
+        found[name] = dict(values)
+    return found
+
+
+def _like(default: Any, value: Any) -> bool:
+    """Whether a value can stand where `default` stands: a switch, a number or a word that JSON can say."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    if isinstance(default, int | str):
+        return isinstance(value, type(default))
+    return value is None or isinstance(value, int | float | str)
+
+
+def _distinct(name: str, values: Iterable[Any], least: int) -> tuple[int, ...]:
+    found = tuple(_whole(name, value, least) for value in values)
+    if not found or len(set(found)) < len(found):
+        raise InputError(f"{name} must be one or more different whole numbers, not {list(found)}.")
+    return found
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+    return value
+
+
+def _known(name: str) -> Protocol | None:
+    try:
+        return get_protocol(name)
+    except InputError:
+        return None

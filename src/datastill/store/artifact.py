@@ -1,0 +1,228 @@
+"""A distilled set as a folder: tensors, a manifest, a card, a picture. Never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datastill.core.errors import InputError
+from datastill.core.plan import Codes, Companion, Decoder
+from datastill.core.space import Space
+from datastill.store.files import read_json, read_tensors, write_json, write_tensors
+
+if TYPE_CHECKING:
+    from datastill import Exported
+
+FORMAT = "datastill-distilled-set"
+VERSION = 1
+TENSORS = "synthetic.safetensors"
+MANIFEST = "manifest.json"
+
+
+@dataclass
+class DistilledSet:
+    """A distilled set in memory.
+
+    Attributes:
+        codes: what was optimised; `images` renders them.
+        labels: of the stored images: class positions (n,) int64, or probabilities (n, C).
+        space: how `images` relate to pixels.
+        manifest: method, hyper-parameters, classes, data, cost and versions; JSON-able.
+        extra: further named tensors (`selected`: positions in the real set of the real start; `mixed`: of its tiles;
+            `classes`: class positions (n,) beside soft labels; `lr`: the leaf of a learned learning rate).
+        companions: what belongs beside the set, by the name of its folder: the `teacher` that labels it. A set that was
+            read has none in memory; they lie in `folder`.
+        folder: where the set was saved to or read from.
+    """
+
+    codes: Codes
+    labels: Tensor
+    space: Space
+    manifest: dict[str, Any]
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    companions: Mapping[str, Companion] = field(default_factory=dict)
+    folder: Path | None = None
+
+    @property
+    def images(self) -> Tensor:
+        """Rendered images in the Space, (N, c, h, w)."""
+        return self._rendered().x
+
+    @property
+    def targets(self) -> Tensor:
+        """Labels of the rendered images."""
+        return self._rendered().y
+
+    def _rendered(self, labels: Tensor | None = None) -> Any:
+        with torch.no_grad():
+            return decoder_of(self.manifest["decoder"]).decode(self.codes, self.labels if labels is None else labels)
+
+    @property
+    def pixels(self) -> Tensor:
+        """Rendered images as pixels, clamped to [0, 1]."""
+        return self.space.decode(self.images).clamp(0, 1)
+
+    @property
+    def hard_labels(self) -> Tensor:
+        """Class positions (N,); beside soft labels the class that an image was made for, or else the likeliest."""
+        if self.labels.ndim > 1 and "classes" in self.extra:
+            return self._rendered(self.extra["classes"]).y
+        y = self.targets
+        return y if y.ndim == 1 else y.argmax(1)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, by position."""
+        return tuple(self.manifest["classes"]["names"])
+
+    @property
+    def ipc(self) -> int:
+        """Stored images per class."""
+        return int(self.manifest["ipc"])
+
+    @property
+    def stored(self) -> int:
+        """Stored images n; a decoder that cuts them renders more."""
+        return len(self.labels)
+
+    @property
+    def name(self) -> str:
+        """Method, data and size in a few words."""
+        return f"{self.manifest['method']} on {self.manifest['data']['name']}, ipc {self.ipc}"
+
+    def as_dataset(self, pixels: bool = False) -> Dataset[tuple[Tensor, Tensor]]:
+        """A torch Dataset of (image, label): images in the Space, or as pixels in [0, 1]."""
+        return torch.utils.data.TensorDataset(self.pixels if pixels else self.images, self.targets)  # type: ignore[return-value]
+
+    def export(self, folder: str | Path, format: str = "imagefolder") -> Exported:
+        """Write the set for other tools; see `datastill.exchange.export`."""
+        import datastill
+
+        return datastill.exchange.export(self, folder, format)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the artifact; the manifest, which names the tensors' hash, is written last.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        for name, companion in self.companions.items():
+            companion.save(folder / name)
+        tensors = {f"codes/{n}": t for n, t in self.codes.items()}
+        tensors["labels"] = self.labels
+        tensors.update({f"extra/{n}": t for n, t in self.extra.items()})
+        tensors.update({f"space/{n}": t for n, t in self.space.tensors.items()})
+        write_tensors(folder / TENSORS, tensors, {"format": FORMAT})
+        manifest = {**self.manifest, "format": FORMAT, "version": VERSION, "space": self.space.to_dict()}
+        manifest["files"] = {TENSORS: _sha256(folder / TENSORS)}
+        write_json(folder / MANIFEST, manifest)
+        self.manifest, self.folder = manifest, folder
+        return folder
+
+
+def load_distilled(folder: str | Path) -> DistilledSet:
+    """Read an artifact, exactly as it was saved.
+
+    Raises:
+        InputError: the folder is not an artifact, or is damaged, or does not agree with its manifest.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise InputError(
+            f"{folder} holds no distilled set (no {MANIFEST}); give the folder that `datastill distill --out` made."
+        )
+    manifest = _checked(read_json(folder / MANIFEST), folder)
+    path = folder / TENSORS
+    tensors, _ = read_tensors(path)
+    if _sha256(path) != manifest["files"][TENSORS]:
+        raise InputError(f"{path} is not the file that its manifest describes; it was changed or damaged.")
+    groups: dict[str, dict[str, Tensor]] = {"codes": {}, "extra": {}, "space": {}}
+    for full, tensor in tensors.items():
+        group, _, name = full.partition("/")
+        if group in groups:
+            groups[group][name] = tensor
+    distilled = DistilledSet(
+        codes=groups["codes"],
+        labels=tensors.get("labels", torch.empty(0)),
+        space=Space.from_dict(manifest["space"], groups["space"]),
+        manifest=manifest,
+        extra=groups["extra"],
+        folder=folder,
+    )
+    _check_shapes(distilled, folder)
+    return distilled
+
+
+def _checked(manifest: Any, folder: Path) -> dict[str, Any]:
+    """A manifest of ours, complete, that names no file outside its folder."""
+    where = folder / MANIFEST
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise InputError(f"{where} is not the manifest of a distilled set.")
+    if manifest.get("version") != VERSION:
+        raise InputError(
+            f"{where} is of version {manifest.get('version')!r}; this datastill reads version {VERSION}: "
+            "update datastill."
+        )
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise InputError(f"{where} names no files; it is damaged.")
+    for name in files:
+        if Path(name).name != name or name in ("..", "."):
+            raise InputError(f"{where} points outside its folder ({name!r}) and is refused.")
+    needed = ("method", "ipc", "seed", "classes", "space", "decoder", "data", "labels", "cost")
+    missing = [name for name in needed if name not in manifest]
+    if missing or TENSORS not in files:
+        raise InputError(f"{where} is incomplete: {', '.join(missing) or TENSORS} is missing.")
+    return cast("dict[str, Any]", manifest)
+
+
+def _check_shapes(distilled: DistilledSet, folder: Path) -> None:
+    classes = len(distilled.class_names)
+    y = distilled.labels
+    try:
+        images, targets = distilled.images, distilled.targets
+    except (KeyError, RuntimeError, IndexError, TypeError) as error:
+        raise InputError(f"The tensors in {folder} do not fit its manifest ({error}); it is damaged.") from error
+    made_for = distilled.extra.get("classes", torch.zeros(len(y), dtype=torch.int64))
+    sound = (
+        images.ndim == 4
+        and made_for.shape == (len(y),)
+        and bool((made_for >= 0).all() and (made_for < classes).all())
+        and len(images) == len(targets)
+        and bool(torch.isfinite(images).all())
+        and len(y) > 0
+        and (int(y.min()) >= 0 and int(y.max()) < classes if y.ndim == 1 else y.shape[1] == classes)
+    )
+    if not sound:
+        raise InputError(f"The images and labels in {folder} do not fit its manifest; it is damaged.")
+
+
+def decoder_of(record: Mapping[str, Any]) -> Decoder:
+    """The decoder that a manifest describes: the class that `datastill.decoders.<name>` exports as DECODER."""
+    name = str(record.get("decoder", ""))
+    if not re.fullmatch(r"[a-z_]+", name):
+        raise InputError(f"The manifest names no known decoder ({name!r}).")
+    try:
+        module = importlib.import_module(f"datastill.decoders.{name}")
+    except ModuleNotFoundError as error:
+        raise InputError(f"This datastill has no decoder {name!r}: update datastill.") from error
+    options = {key: value for key, value in record.items() if key != "decoder"}
+    try:
+        return cast("Decoder", module.DECODER(**options))
+    except TypeError as error:
+        raise InputError(f"The manifest's decoder {name!r} has options that this datastill does not know.") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,102 @@
+"""A block's whole state in one safetensors file, whole or absent."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from datastill.core.errors import InputError
+from datastill.core.snapshot import Snapshot
+from datastill.store.files import read_tensors, write_tensors
+
+
+def write_snapshot(path: Path, snapshot: Snapshot) -> None:
+    """Write a snapshot atomically."""
+    flat = {f"{group}/{name}": t for group, named in snapshot.groups.items() for name, t in named.items()}
+    write_tensors(path, flat, {"meta": json.dumps(snapshot.meta)})
+
+
+def read_snapshot(path: Path) -> Snapshot:
+    """Read what `write_snapshot` wrote.
+
+    Raises:
+        InputError: the file is damaged, or no checkpoint.
+    """
+    tensors, header = read_tensors(path)
+    groups: dict[str, dict[str, Tensor]] = {}
+    for full, tensor in tensors.items():
+        group, _, name = full.partition("/")
+        groups.setdefault(group, {})[name] = tensor
+    try:
+        meta = json.loads(header["meta"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not a datastill checkpoint; remove it to start again.") from error
+    return Snapshot(groups, meta)
+
+
+@dataclass
+class Checkpointer:
+    """Decides when to write and where; one file per block.
+
+    When it writes never changes a result: every draw is derived from its step.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    every_seconds: float = 15.0
+    every_steps: int = 0
+    _last: float = field(default_factory=time.monotonic)
+
+    def path(self, block: int) -> Path:
+        """The file of a block."""
+        return self.folder / f"block-{block:05d}.safetensors"
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is wanted after this step."""
+        by_steps = self.every_steps > 0 and step % self.every_steps == 0
+        return by_steps or time.monotonic() - self._last >= self.every_seconds
+
+    def write(self, block: int, snapshot: Snapshot) -> None:
+        """Write a block's checkpoint with the run's configuration."""
+        snapshot.meta["config"] = dict(self.config)
+        write_snapshot(self.path(block), snapshot)
+        self._last = time.monotonic()
+
+    def read(self, block: int) -> Snapshot | None:
+        """A block's checkpoint, or None.
+
+        Raises:
+            InputError: it belongs to another configuration (the field is named) or is damaged.
+        """
+        path = self.path(block)
+        if not path.exists():
+            return None
+        snapshot = read_snapshot(path)
+        refuse_other(self.config, snapshot.meta.get("config", {}), path)
+        return snapshot
+
+
+def refuse_other(config: Mapping[str, Any], stored: Mapping[str, Any], path: Path) -> None:
+    """Raise, naming the first field in which a stored configuration differs."""
+    for name in sorted({*config, *stored}):
+        mine, theirs = plain(config.get(name)), plain(stored.get(name))
+        if mine == theirs:
+            continue
+        if isinstance(mine, dict) and isinstance(theirs, dict):
+            inner = next(k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k))
+            name, mine, theirs = f"{name}.{inner}", mine.get(inner), theirs.get(inner)
+        raise InputError(
+            f"{path} belongs to another run: its {name} is {theirs!r}, this run's is {mine!r}; "
+            "use the same settings to resume, or another --out."
+        )
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON would give it back."""
+    return json.loads(json.dumps(value))

@@ -1,1 +1,0 @@
-"""Studies: many cells of one question, each cell a file, resumable."""

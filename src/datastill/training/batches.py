@@ -1,0 +1,83 @@
+"""What a network is trained on: images, labels and weights in batches, in a seeded order, augmented and mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from datastill.augment import mix
+from datastill.augment.dsa import Dsa, DsaRecord
+from datastill.core.errors import InputError
+from datastill.core.rng import Rng
+
+if TYPE_CHECKING:
+    from datastill.training.hard import Schedule
+
+#: Images: a tensor (n, c, h, w), or a function from positions (b,) int64 on the CPU to images (b, c, h, w).
+Images = Tensor | Callable[[Tensor], Tensor]
+
+
+class TrainingData:
+    """Images, labels and weights, dealt out in the seeded order, augmented and mixed.
+
+    Attributes:
+        classes: number of logits; needed for CutMix, which turns class positions into probabilities.
+
+    Raises:
+        InputError: images and labels differ in number, or there are none.
+    """
+
+    def __init__(self, x: Images, y: Tensor, weight: Tensor | None, device: torch.device) -> None:
+        if len(y) < 1:
+            raise InputError("There are no images to train on.")
+        if isinstance(x, Tensor) and len(x) != len(y):
+            raise InputError(f"There are {len(x)} images but {len(y)} labels.")
+        if weight is not None and weight.shape != (len(y),):
+            raise InputError(f"There are {len(y)} images but weights of shape {tuple(weight.shape)}.")
+        self.x = x.to(device) if isinstance(x, Tensor) else x
+        self.y = y.to(device)
+        self.weight = None if weight is None else weight.to(device)
+        self.device = device
+        self.classes = 0
+
+    def batches(
+        self, schedule: Schedule, rngs: list[Rng], p: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+        """The batches of pass p for K networks side by side, each with its own order, augmentation and mixing.
+
+        Yields:
+            positions (K*b,) on the CPU, images (K*b, c, h, w), targets (K*b, ...), weights (K*b,) or None;
+            the first b are the first network's.
+        """
+        orders = [torch.randperm(len(self.y), generator=rng.generator("order", p)) for rng in rngs]
+        dsa = Dsa(schedule.augment, mode=schedule.augment_mode)
+        for b, start in enumerate(range(0, len(self.y), schedule.batch)):
+            index = torch.cat([order[start : start + schedule.batch] for order in orders])
+            here = index.to(self.device)
+            images = self.x[here] if isinstance(self.x, Tensor) else self.x(index).to(self.device)
+            target = self.y[here]
+            if dsa.ops:
+                channels, height, width = images.shape[1:]
+                shape, rows = (channels, height, width), len(index) // len(rngs)
+                draws = [dsa.draw(rows, shape, rng.generator("augment", p, b), one_op=True) for rng in rngs]
+                images = dsa.apply(images, DsaRecord.concatenate(draws))
+            if schedule.cutmix:
+                images, target = self._mixed(images, target, schedule, [rng.generator("cutmix", p, b) for rng in rngs])
+            yield index, images, target, None if self.weight is None else self.weight[here]
+
+    def _mixed(
+        self, images: Tensor, target: Tensor, schedule: Schedule, generators: list[torch.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        """Images (K*b, ...) and probabilities (K*b, C), each network's with a draw of its own."""
+        cutmix = mix.CutMix(schedule.cutmix)
+        rows, (height, width) = len(images) // len(generators), images.shape[-2:]
+        records = [cutmix.draw(rows, (height, width), generator) for generator in generators]
+        mixed = [mix.apply(x, r) for x, r in zip(images.split(rows), records, strict=True)]
+        targets = [
+            mix.mixed_targets(y, r, self.classes, images.dtype)
+            for y, r in zip(target.split(rows), records, strict=True)
+        ]
+        return torch.cat(mixed), torch.cat(targets)
