@@ -104,10 +104,10 @@ class DistilledSet:
         return torch.utils.data.TensorDataset(self.pixels if pixels else self.images, self.targets)  # type: ignore[return-value]
 
     def export(self, folder: str | Path, format: str = "imagefolder") -> Exported:
-        """Write the set for other tools; see `datastill.exchange.export`."""
+        """Write the set for other tools; see `datastill.export`."""
         import datastill
 
-        return datastill.exchange.export(self, folder, format)
+        return datastill.export(self, folder, format)
 
     def save(self, folder: str | Path) -> Path:
         """Write the artifact; the manifest, which names the tensors' hash, is written last.
