@@ -16,12 +16,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datastill import distill, estimate, estimation, load_real
+from datastill import compare, distill, estimate, load_real
+from datastill.cli import main
 from datastill.core.context import Context
-from datastill.core.errors import Interrupted
+from datastill.core.errors import InputError, Interrupted
 from datastill.core.plan import Callback, Task
 from datastill.core.registry import NOMINAL_STEP_SECONDS
 from datastill.data import RealSet
+from datastill.distillation import budget as estimation
 from datastill.distillation.budget import within
 from datastill.distillation.job import Job, prepare_job
 from datastill.methods._expert_time import Pace, affordable, expert_seconds, step_seconds
@@ -207,6 +209,31 @@ class TestBudget:
         job = within(job_of(digits, experts=str(tmp_path / "b")), 60.0, None, False)
         assert job.method.steps == pytest.approx(60.0 / STEP, rel=0.02)  # type: ignore[attr-defined]
         assert "preparation" not in job.notes[-1]
+
+    def test_what_the_caller_gave_stays(self, digits: RealSet, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(estimation, "measure", pretend)
+        asked = {"student_steps": 40, "expert_part": 0.5, "image_lr": 3.0}
+        method = within(job_of(digits, **asked), 20.0, None, False).method
+        assert {name: getattr(method, name) for name in asked} == asked
+        assert method.expert_count < 100  # type: ignore[attr-defined]
+
+    def test_it_scales_what_auto_has_not_scaled(self, digits: RealSet, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(estimation, "measure", lambda job, seconds=2.0: (1e-4, 1.0))
+        job = job_of(digits)
+        assert job.method.expert_count <= 10  # type: ignore[attr-defined]
+        assert within(job, 1e6, None, False).method.expert_count == 100  # type: ignore[attr-defined]
+
+    def test_steps_beside_it_are_refused_everywhere(self, digits: RealSet) -> None:
+        with pytest.raises(InputError, match="either budget"):
+            distill("dm", digits, ipc=1, network=NETWORK, steps=7, budget=5.0)
+        with pytest.raises(InputError, match="either budget"):
+            compare(["dm"], digits, ipc=1, seeds=1, network=NETWORK, budget=5.0, settings={"dm": {"steps": 7}})
+        assert main(["estimate", "dm", "--data", "digits", "--ipc", "1", "--steps", "7", "--budget", "5s"]) == 2
+
+    def test_given_steps_get_experts_that_auto_can_pay_for(self, digits: RealSet) -> None:
+        method = job_of(digits, network="convnet:width=64,depth=2", steps=7).method
+        assert method.steps == 7
+        assert method.expert_count <= 10  # type: ignore[attr-defined]
 
     def test_a_method_without_preparation_is_measured_as_before(
         self, digits: RealSet, monkeypatch: pytest.MonkeyPatch

@@ -21,7 +21,7 @@ from datastill import load_distilled, load_real
 from datastill.core import registry
 from datastill.core.errors import InputError, Interrupted
 from datastill.evaluation import evaluate
-from datastill.experiments import CellsFailed, Comparison, compare, load_comparison, plan
+from datastill.experiments import CellsFailed, Comparison, compare, grid, load_comparison
 from datastill.experiments.settings import Settings, make_settings, pick_protocol
 from datastill.experiments.sources import real_sets
 from datastill.sampling.inits import random_indices
@@ -262,7 +262,7 @@ def test_a_budget_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             return job
         return replace(job, method=replace(job.method, steps=2 + len(asked)), notes=("measured",))
 
-    monkeypatch.setattr(plan, "within", within)
+    monkeypatch.setattr(grid, "within", within)
     settings = {"ipc": 1, "seeds": 2, "networks": 1, "network": NETWORK, "protocol": "dsa-quick-v1"}
     settings |= {"budget": 5.0, "settings": {"dm": {"real_batch": 4}}, "out": tmp_path}
     first = compare(["dm"], "digits", **settings)
@@ -275,7 +275,7 @@ def test_a_budget_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     second = compare(["dm"], "digits", **settings)
     assert len(asked) == calls, "read back from plan.json"
     assert second.row("dm").cells[1]["hyper"]["steps"] == steps
-    given = plan._settle(_asked(5.0), real_sets("digits"), plan.Cell("digits", "dm", 1, 0))
+    given = grid._settle(_asked(5.0), real_sets("digits"), grid.Cell("digits", "dm", 1, 0))
     assert given.hyper["steps"] == 7, "given steps are kept"
 
 

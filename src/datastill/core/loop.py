@@ -306,6 +306,6 @@ def _in_order(parts: list[tuple[Block, Codes]], y: Tensor) -> Codes:
 
 
 def _notes(steppers: dict[str, Stepper]) -> list[str]:
-    """What update rules with a `note` have to say about their leaf."""
-    said = {name: getattr(stepper, "note", None) for name, stepper in steppers.items()}
-    return [f"{name}: {note()}" for name, note in said.items() if note is not None and note()]
+    """What update rules have to say about their leaf."""
+    said = {name: stepper.note() for name, stepper in steppers.items()}
+    return [f"{name}: {note}" for name, note in said.items() if note]

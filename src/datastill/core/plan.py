@@ -5,10 +5,10 @@ Every axis is an ordinary object with the few methods named here; there is no ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -191,6 +191,15 @@ class Labels(Protocol):
         ...
 
 
+@runtime_checkable
+class Remarks(Protocol):
+    """An objective that has a remark on the losses of a block, for the notes of the run."""
+
+    def note(self, losses: Tensor) -> str:
+        """A sentence, or "" where there is nothing to say; `losses` are those of all steps of a block."""
+        ...
+
+
 class UpdateRule(Protocol):
     """How one named leaf moves."""
 
@@ -202,9 +211,18 @@ class Stepper(Protocol):
 
     early: bool  #: whether `before` moves the leaf ahead of its gradient
 
+    @property
+    def lasting(self) -> Collection[str]:
+        """Names in `state` that are no momentum: a step that is not taken forgets the others."""
+        ...
+
     def before(self) -> None: ...
 
     def after(self, grad: Tensor, progress: float) -> None: ...
+
+    def note(self) -> str:
+        """A sentence for the notes of the run, or ""."""
+        ...
 
     def state(self) -> dict[str, Tensor]: ...
 
@@ -221,6 +239,15 @@ class Partition(Protocol):
 
 class Unit(Protocol):
     """Something prepared once before synthesis, named by the hash of what it depends on."""
+
+    @property
+    def name(self) -> str:
+        """What it is called among the prepared, unique in a plan."""
+        ...
+
+    def macs(self, task: Task) -> float:
+        """Multiply-accumulates of `run`, for estimates and budgets."""
+        ...
 
     def key(self, task: Task) -> dict[str, Any]:
         """Everything that the result depends on, JSON-able."""

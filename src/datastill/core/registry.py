@@ -8,10 +8,10 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from datastill.core.errors import InputError, nearest
 from datastill.core.imports import import_file
@@ -34,6 +34,16 @@ class Method:
     paper_values: ClassVar[dict[str, Any]] = {}
     #: Whether anything of it runs as compiled code where `task.compile` asks for that.
     compiles: ClassVar[bool] = True
+
+    @property
+    def steps(self) -> int:
+        """Image updates; 0 for a method that selects. A field of that name stands in for it."""
+        return 0
+
+    @property
+    def teacher(self) -> str:
+        """The folder of the pretrained teacher that the method was given, or ""."""
+        return ""
 
     def build(self, task: Task) -> Plan:
         """The method's row of the decomposition table: which objective, surrogates, sampler and so on."""
@@ -60,10 +70,17 @@ class Method:
 
     def scaled(self, task: Task, seconds: float) -> Method:
         """This method with fewer or cheaper steps, so that it takes about `seconds` at the nominal speed."""
-        steps = getattr(self, "steps", 0)
-        if not steps:
+        if not self.steps:
             return self
-        return dataclasses.replace(self, steps=max(20, min(steps, self.affordable(task, seconds))))  # type: ignore[call-arg]
+        return dataclasses.replace(self, steps=max(20, min(self.steps, self.affordable(task, seconds))))  # type: ignore[call-arg]
+
+    def with_cheap_preparation(self, task: Task, seconds: float, given: Collection[str]) -> Self:
+        """This method with a preparation of about `seconds`, where its steps were given and nothing else is scaled.
+
+        Args:
+            given: hyper-parameters that the caller named; none of them changes.
+        """
+        return self
 
 
 # What `recipe="auto"` takes a device to do: fixed numbers, so that one seed gives one result everywhere.

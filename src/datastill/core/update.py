@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ class OptimiserStepper:
     """A torch optimiser that owns one leaf and is stepped by hand."""
 
     early = False
+    lasting: Collection[str] = ()
 
     def __init__(
         self,
@@ -45,6 +46,10 @@ class OptimiserStepper:
         self.leaf.grad = -grad if self.maximise else grad
         self.optimiser.step()
         self.leaf.grad = None
+
+    def note(self) -> str:
+        """Nothing to say."""
+        return ""
 
     def state(self) -> dict[str, Tensor]:
         """The optimiser's tensors for the leaf, by name."""
@@ -133,6 +138,7 @@ class SequentialStepper:
     """`SequentialSgd` bound to a leaf."""
 
     early = True
+    lasting: Collection[str] = ()
 
     def __init__(self, leaf: Tensor, rule: SequentialSgd) -> None:
         self.leaf, self.rule = leaf, rule
@@ -168,6 +174,10 @@ class SequentialStepper:
         if state:
             self.buffer.copy_(state["momentum_buffer"])
             self.factor = float(state["factor"])
+
+    def note(self) -> str:
+        """Nothing to say."""
+        return ""
 
     def _per_row(self, values: Tensor) -> Tensor:
         return values.to(self.leaf.dtype).to(self.leaf.device).view(-1, *[1] * (self.leaf.ndim - 1))

@@ -15,7 +15,7 @@ from datastill.core.loop import run_block
 from datastill.core.plan import Task
 from datastill.core.registry import NOMINAL_MACS_PER_SECOND, Method, nominal_seconds, with_overrides
 from datastill.core.threads import threads_for
-from datastill.distillation.job import CONFIG, Job, _changes, compiled_for, prepare_job, steps_of
+from datastill.distillation.job import CONFIG, Job, _changes, compiled_for, prepare_job
 from datastill.distillation.overrides import planned
 from datastill.store.files import read_json
 
@@ -101,7 +101,7 @@ def estimate(
 
 def estimate_job(job: Job, paper: Job) -> Estimate:
     """The estimate of a settled job beside the paper's setting."""
-    steps, paper_steps = steps_of(job.method), steps_of(paper.method)
+    steps, paper_steps = job.method.steps, paper.method.steps
     per_step, preparing = measure(job)
     same_cost = job.method == replace(paper.method, **({"steps": steps} if steps else {}))
     ratio = 1.0
@@ -128,8 +128,8 @@ def measure(job: Job, seconds: float = 2.0) -> tuple[float, float]:
     """
     if isinstance(job.method, Rehearsed):
         with job.method.rehearse(job.task) as (stand_in, preparing):
-            return _timed(stand_in, job.task, seconds) if steps_of(stand_in) else 0.0, preparing
-    if not steps_of(job.method):
+            return _timed(stand_in, job.task, seconds) if stand_in.steps else 0.0, preparing
+    if not job.method.steps:
         return 0.0, _nominal_preparation(job)
     if job.method.build(job.task).prepare:
         return _nominal_step(job), _nominal_preparation(job)
@@ -140,7 +140,7 @@ def _timed(method: Method, task: Task, seconds: float) -> float:
     """Seconds of a step of all blocks, from those of the first block."""
     plan = method.build(task)
     block = next(iter(plan.partition.blocks(task.labels)))
-    prepared = {str(getattr(unit, "name", "unit")): dict(unit.run(task)) for unit in plan.prepare}
+    prepared = {unit.name: dict(unit.run(task)) for unit in plan.prepare}
     with threads_for((plan.network or task.network).macs):
         warm = run_block(plan, task, block, prepared=prepared, stop_after=1)
         count = max(2, min(8, int(seconds / max(warm.seconds, 1e-6))))  # a first step may hold more than a step (dwa)
@@ -155,12 +155,8 @@ def _nominal_step(job: Job) -> float:
 def _nominal_preparation(job: Job) -> float:
     if isinstance(job.method, Rehearsed):
         return job.method.nominal_preparation(job.task)
-    return sum(_unit_seconds(unit, job.task) for unit in planned(job).prepare)
-
-
-def _unit_seconds(unit: Any, task: Task) -> float:
-    cost = getattr(unit, "macs", None)
-    return nominal_seconds(cost(task), task.device.type) if cost is not None else 0.0
+    task = job.task
+    return sum(nominal_seconds(unit.macs(task), task.device.type) for unit in planned(job).prepare)
 
 
 def within(job: Job, seconds: float, folder: Path | None, resume: bool) -> Job:
@@ -168,10 +164,15 @@ def within(job: Job, seconds: float, folder: Path | None, resume: bool) -> Job:
 
     They are a number of steps, and where a method prepares what is as dear as these (experts), also how much of that:
     where the budget does not pay for all of it and all steps, at most half goes to it. The steps have what is left.
+
+    Raises:
+        InputError: the budget is no time, or the caller gave the steps as well.
     """
+    if "steps" in job.given:
+        raise InputError("A budget settles the steps by itself; give either budget (--budget) or steps (--steps).")
     if not (0 < seconds < float("inf")):
         raise InputError(f"The budget must be a time above 0 seconds, not {seconds}.")
-    if not steps_of(job.method) and not isinstance(job.method, Rehearsed):
+    if not job.method.steps and not isinstance(job.method, Rehearsed):
         return job
     if resume and folder is not None and (folder / CONFIG).is_file():
         return _as_stored(job, read_json(folder / CONFIG).get("hyper", {}))
@@ -193,15 +194,14 @@ def _prepared_within(job: Job, seconds: float) -> Job:
     The second measurement is at the settings that the first one led to: small batches have another pace than large.
     """
     started = time.perf_counter()
-    before: Method = getattr(job, "unscaled", None) or job.method
-    given: dict[str, Any] = getattr(job, "given", {})
+    before = job.unscaled or job.method
 
     def left() -> float:
         return max(seconds - (time.perf_counter() - started), seconds / 2)
 
     def scaled(preparation: float, step: float) -> Job:
         assert isinstance(before, Rehearsed)
-        return replace(job, method=with_overrides(before.at_pace(job.task, left(), preparation, step), given))
+        return replace(job, method=with_overrides(before.at_pace(job.task, left(), preparation, step), dict(job.given)))
 
     preparation = step = 1.0
     for _ in range(2):
@@ -212,7 +212,7 @@ def _prepared_within(job: Job, seconds: float) -> Job:
     now = scaled(preparation, step)
     preparing = preparation * _nominal_preparation(now)
     settled, told = now.method, f"a budget of {seconds:g} seconds became"
-    if steps_of(settled):
+    if settled.steps:
         steps = max(1, int((left() - preparing) / (step * _nominal_step(now))))
         settled, told = with_overrides(settled, {"steps": steps}), f"{told} {steps} steps"
         told += f" after about {preparing:.0f} seconds of preparation" if preparing else ""

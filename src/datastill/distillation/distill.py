@@ -17,7 +17,7 @@ from datastill.core import compilation
 from datastill.core.cost import Stopwatch, environment, peak_memory_bytes
 from datastill.core.errors import Diverged, InputError, Interrupted, ShareDone
 from datastill.core.loop import Outcome, synthesise
-from datastill.core.plan import Callback, Plan, Progress, Task, Unit, silent
+from datastill.core.plan import Callback, Plan, Progress, Remarks, Task, Unit, silent
 from datastill.core.registry import Method
 from datastill.core.threads import threads_for
 from datastill.debias.reweight import weighted_set
@@ -125,11 +125,9 @@ def distill(
     )
     if weighed is not None:
         notes = (*job.notes, *weighed.get("warnings", ()))
-        if getattr(job.method, "teacher", ""):
+        if job.method.teacher:
             notes += ("the teacher was brought as it is: weights against a bias do not reach what it has learnt",)
         job = replace(job, debias=weighed, notes=notes)
-    if budget is not None and "steps" in hyper:
-        raise InputError("A budget settles the steps by itself; give either budget (--budget) or steps (--steps).")
     if budget is not None:
         job = within(job, budget, folder, resume)
     spread = Spread(workers, shard)
@@ -291,7 +289,7 @@ def _prepare(plan: Plan, task: Task) -> tuple[dict[str, dict[str, Tensor]], floa
     prepared: dict[str, dict[str, Tensor]] = {}
     total = 0.0
     for unit in plan.prepare:
-        name = unit_name(unit)
+        name = unit.name
         path = prepared_path(unit, task)
         if path is not None and path.is_file():
             prepared[name], meta = read_tensors(path)
@@ -313,16 +311,11 @@ def _forget(folder: Path) -> None:
         folder.rmdir()
 
 
-def unit_name(unit: Unit) -> str:
-    """What a prepared unit is called."""
-    return str(getattr(unit, "name", "unit"))
-
-
 def prepared_path(unit: Unit, task: Task) -> Path | None:
     """The file of a prepared unit in the task's folder, which several runs may share; None keeps it in memory."""
     if task.folder is None:
         return None
-    return task.folder / "prepare" / f"{unit_name(unit)}-{digest(unit.key(task))}.safetensors"
+    return task.folder / "prepare" / f"{unit.name}-{digest(unit.key(task))}.safetensors"
 
 
 def _artifact(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, compiled: bool) -> DistilledSet:
@@ -367,9 +360,10 @@ def _artifact(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, co
 
 def _of_objective(plan: Plan, outcome: Outcome) -> list[str]:
     """What an objective with a `note` has to say about the losses of each block."""
-    note = getattr(plan.objective, "note", None)
-    said = [note(losses) for losses in outcome.losses] if note is not None else []
-    return sorted({text for text in said if text})
+    objective = plan.objective
+    if not isinstance(objective, Remarks):
+        return []
+    return sorted({text for losses in outcome.losses if (text := objective.note(losses))})
 
 
 def _skipped(outcome: Outcome, window: int = 200, most: float = 0.2) -> list[str]:

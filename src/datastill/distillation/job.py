@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,8 @@ class Job:
     compile: str = "auto"  #: as asked for; `task.compile` says what came of it
     debias: dict[str, Any] | None = None  #: how the real images were weighted against a bias, for the manifest
     surrogates: DebiasedSurrogates | None = None  #: networks to match on instead of the method's
+    unscaled: Method | None = None  #: the method before `auto` scaled it; None where it did not
+    given: Mapping[str, Any] = field(default_factory=dict)  #: hyper-parameters that the caller named
 
     def config(self, plan: Plan) -> dict[str, Any]:
         """Everything that the result depends on, JSON-able; a resumed run must agree with it."""
@@ -112,17 +115,18 @@ def prepare_job(
     where = pick_device(device)
     casting(where, precision)
     task = Task(data, ipc, factory, seed, where, precision, progress, folder)
-    settled, found, notes = _settle(start, name, data.name, task, recipe, hyper)
-    job = Job(settled, name, family, task, recipe, found, notes, compile, surrogates=resisting)
+    settled, unscaled, found, notes = _settle(start, name, data.name, task, recipe, hyper)
+    job = Job(
+        settled, name, family, task, recipe, found, notes, compile, surrogates=resisting, unscaled=unscaled, given=hyper
+    )
     return compiled_for(job, planned_macs(job) if compile == "auto" and where.type == "cpu" else 0.0)
 
 
 def planned_macs(job: Job) -> float:
     """Multiply-accumulates of all steps and of what is prepared, as the method counts them."""
     method, task = job.method, job.task
-    steps = steps_of(method)
-    preparing = [unit.macs(task) for unit in method.build(task).prepare if hasattr(unit, "macs")]
-    return sum(preparing) + (steps * method.macs_per_step(task) if steps else 0.0)
+    preparing = sum(unit.macs(task) for unit in method.build(task).prepare)
+    return preparing + (method.steps * method.macs_per_step(task) if method.steps else 0.0)
 
 
 def compiled_for(job: Job, macs: float) -> Job:
@@ -156,8 +160,11 @@ def _instance(method: str | Method | type[Method]) -> tuple[Method, str, str]:
 
 def _settle(
     start: Method, name: str, data: str, task: Task, recipe: str, hyper: dict[str, Any]
-) -> tuple[Method, Recipe | None, tuple[str, ...]]:
-    """The method's values: defaults, then the recipe's, then the caller's; scaled last where asked."""
+) -> tuple[Method, Method | None, Recipe | None, tuple[str, ...]]:
+    """The method's values: defaults, then the recipe's, then the caller's; scaled last where asked.
+
+    Beside them the values before scaling where that changed something, the recipe, and notes.
+    """
     given = type(start)() != start
     found = find_recipe(name, data, task.ipc)
     if recipe not in ("auto", "paper"):
@@ -168,19 +175,20 @@ def _settle(
     if not given:
         if recipe != "auto":
             settled = with_overrides(settled, start.paper_values)
-        if found is not None and (recipe != "auto" or hasattr(start, "steps")):
+        if found is not None and (recipe != "auto" or start.steps):
             settled = with_overrides(settled, dict(found.hyper))
     settled = with_overrides(settled, hyper)
     filled = settled.for_task(task)
     notes = _filled_in(settled, filled, task.ipc) if found is None else _other_space(found, task)
-    settled = filled
-    scalable = steps_of(settled) or type(settled).scaled is not Method.scaled  # a squeeze is scaled without steps too
-    if recipe == "auto" and not given and "steps" not in hyper and scalable:
-        scaled = with_overrides(settled.scaled(task, AUTO_SECONDS), hyper)
-        notes += _changes(settled, scaled)
-        settled = scaled
-    _check_values(settled)
-    return settled, found, tuple(notes)
+    scaled = filled
+    if recipe == "auto" and not given:
+        if "steps" in hyper:
+            scaled = filled.with_cheap_preparation(task, AUTO_SECONDS / 2, hyper)
+        else:
+            scaled = with_overrides(filled.scaled(task, AUTO_SECONDS), hyper)
+        notes += _changes(filled, scaled)
+    _check_values(scaled)
+    return scaled, filled if scaled != filled else None, found, tuple(notes)
 
 
 def _changes(before: Method, after: Method) -> list[str]:
@@ -229,10 +237,6 @@ def _check_values(method: Method) -> None:
                 raise InputError(f"{name} must be a finite number above 0, not {value!r}.")
             if name.endswith("_momentum") and not (number and 0 <= value < 1):
                 raise InputError(f"{name} must lie in [0, 1), not {value!r}.")
-
-
-def steps_of(method: Method) -> int:
-    return int(getattr(method, "steps", 0))
 
 
 def hyper_of(method: Method) -> dict[str, Any]:

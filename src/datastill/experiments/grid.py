@@ -84,9 +84,9 @@ def _stored(config: dict[str, Any], out: Path) -> dict[str, Any] | None:
 
 
 def _settle(settings: Settings, reals: RealSets, cell: Cell) -> Settled:
-    """The method's values; a budget becomes a number of steps, unless the steps were given."""
+    """The method's values; a budget becomes a number of steps."""
     job = job_of(settings, reals, cell, Path())
-    if settings.budget is not None and "steps" not in settings.overrides.get(cell.method, {}):
+    if settings.budget is not None:
         job = within(job, settings.budget, None, False)
     return Settled(hyper_of(job.method), tuple(job.notes))
 

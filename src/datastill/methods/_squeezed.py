@@ -90,7 +90,7 @@ class Squeezed(Method):
         Each nominal second of preparation takes `preparation` seconds.
         """
         choosing = preparation * self.selection_macs(task) / _speed(task)
-        half = seconds / 2 if getattr(self, "steps", 0) else seconds
+        half = seconds / 2 if self.steps else seconds
         return self.with_passes(task, max(0.0, half - choosing) / preparation)
 
 

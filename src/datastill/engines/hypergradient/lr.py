@@ -85,6 +85,7 @@ class KeepPositiveStepper:
     """`KeepPositive` bound to a leaf; `refused` counts the steps that were not taken."""
 
     early = False
+    lasting = ("refused",)
 
     def __init__(self, leaf: Tensor, inner: Stepper, least: float) -> None:
         if inner.early:
@@ -103,13 +104,13 @@ class KeepPositiveStepper:
             self.refused += 1
             with torch.no_grad():
                 self.leaf.copy_(before)
-                lasting = getattr(self.inner, "lasting", ())
-                forgotten = {n: t if n in lasting else torch.zeros_like(t) for n, t in self.inner.state().items()}
+                kept = self.inner.lasting
+                forgotten = {n: t if n in kept else torch.zeros_like(t) for n, t in self.inner.state().items()}
                 self.inner.load(forgotten)
 
     def note(self) -> str:
         """What the inner rule says, and how many steps were not taken; for the manifest."""
-        inner = getattr(self.inner, "note", str)()
+        inner = self.inner.note()
         refused = f"{self.refused} steps not taken that would have ended at or below {self.least:g}"
         return "; ".join(filter(None, [inner, refused if self.refused else ""]))
 

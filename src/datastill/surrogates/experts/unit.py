@@ -69,7 +69,7 @@ class ExpertsUnit:
         """Multiply-accumulates: forward and backward are about three passes. Nothing where a buffer is given."""
         last = self.epochs if self.stop_after is None else self.stop_after
         passes = 0 if self.path is not None else 3 * last * self.experts
-        part = float(getattr(get_policy(self.policy), "part", 1.0))
+        part = get_policy(self.policy).part
         return float(passes * part * len(task.real) * self._network(task).macs)
 
     def run(self, task: Task) -> dict[str, Tensor]:
@@ -102,8 +102,8 @@ class ExpertsUnit:
         """
         job = self._job(task, Path())
         with rehearse(job) as timed:
-            images = max(1, round(float(getattr(job.policy, "part", 1.0)) * len(task.real)))
-            updates = math.ceil(images / int(getattr(job.policy, "batch", 256)))
+            images = max(1, round(job.policy.part * len(task.real)))
+            updates = math.ceil(images / job.policy.batch)
             rounds = math.ceil(self.experts / self.workers)
             yield timed.path, rounds * job.last * (updates * timed.update_seconds + timed.epoch_seconds)
 

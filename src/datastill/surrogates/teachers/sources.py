@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from datastill.augment.strategies import strategy_for
 from datastill.core.errors import InputError
-from datastill.core.plan import Task, chunk_for
+from datastill.core.plan import Task, Unit, chunk_for
 from datastill.core.rng import Rng
 from datastill.engines.statistics import keeps_statistics, norm_layers, recalibrate
 from datastill.surrogates.teachers.teacher import Teacher, load_teacher
@@ -24,14 +24,8 @@ from datastill.training.hard import Schedule, train
 RECALIBRATION_IMAGES = 5_000
 
 
-class TeacherSource(Protocol):
+class TeacherSource(Unit, Protocol):
     """A prepared unit that gives a teacher."""
-
-    name: str
-
-    def key(self, task: Task) -> dict[str, Any]: ...
-
-    def run(self, task: Task) -> dict[str, Tensor]: ...
 
     def teacher(self, task: Task, prepared: dict[str, Tensor]) -> Teacher:
         """From the prepared tensors."""
@@ -176,6 +170,10 @@ class Brought:
     statistics: bool = True  #: whether a network without batch norm is refused
 
     name = "teacher"
+
+    def macs(self, task: Task) -> float:
+        """Nothing: it is trained."""
+        return 0.0
 
     def key(self, task: Task) -> dict[str, Any]:
         """The teacher and the data that it is tried on."""

@@ -76,6 +76,16 @@ class Policy(Protocol):
         ...
 
     @property
+    def batch(self) -> int:
+        """Real images per step."""
+        ...
+
+    @property
+    def part(self) -> float:
+        """Part of the real images that makes an epoch."""
+        ...
+
+    @property
     def takes_weights(self) -> bool:
         """Whether weights of images go into its loss; a set with weights is refused where not."""
         ...
