@@ -275,8 +275,12 @@ def test_a_budget_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     second = compare(["dm"], "digits", **settings)
     assert len(asked) == calls, "read back from plan.json"
     assert second.row("dm").cells[1]["hyper"]["steps"] == steps
-    given = grid._settle(_asked(5.0), real_sets("digits"), grid.Cell("digits", "dm", 1, 0))
-    assert given.hyper["steps"] == 7, "given steps are kept"
+
+
+def test_a_budget_beside_given_steps_is_refused() -> None:
+    """As `distill` and `estimate` do; the steps of one method used to push its budget aside without a word."""
+    with pytest.raises(InputError, match="either budget"):
+        grid._settle(_asked(5.0), real_sets("digits"), grid.Cell("digits", "dm", 1, 0))
 
 
 def _asked(budget: float) -> Settings:
