@@ -21,7 +21,8 @@ from datastill import load_distilled, load_real
 from datastill.core import registry
 from datastill.core.errors import InputError, Interrupted
 from datastill.evaluation import evaluate
-from datastill.experiments import CellsFailed, Comparison, compare, load_comparison, plan
+from datastill.experiments import CellsFailed, Comparison, compare, load_comparison
+from datastill.experiments import grid as plan
 from datastill.experiments.settings import Settings, make_settings, pick_protocol
 from datastill.experiments.sources import real_sets
 from datastill.sampling.inits import random_indices

@@ -140,7 +140,7 @@ def _teller(display: Display) -> Any:
     import sys
 
     from datastill.core.cost import describe_seconds
-    from datastill.store.files import read_json
+    from datastill.store.files import read_sealed
 
     in_terminal = sys.stderr.isatty()
 
@@ -151,7 +151,7 @@ def _teller(display: Display) -> Any:
                 return
         outcome = f"failed: {done.failure.sentence}" if done.failure else "prepared"
         if done.failure is None and done.unit.target.suffix == ".json":
-            record = read_json(done.unit.target)
+            record = read_sealed(done.unit.target)
             outcome = f"{100 * record['accuracy']:.1f} %" if "accuracy" in record else f"lr {record['lr']:g}"
         left = f", about {describe_seconds(done.seconds_left)} left" if done.done < done.total else ""
         display.say(f"[{done.done}/{done.total}] {done.unit.name}: {outcome} ({done.seconds:.1f} s{left})")
@@ -161,13 +161,13 @@ def _teller(display: Display) -> Any:
 
 def _write(result: Comparison, out: Path, ledger: Path | None) -> None:
     from datastill.experiments.page import write_comparison_report
-    from datastill.store.files import read_json, write_json
+    from datastill.store.files import read_sealed, write_json
 
     write_comparison_report(out / "report.html", result)
     if ledger is not None:
         for row in result.rows:
             for cell in row.cells.values():
-                write_json(ledger / f"{cell['cell']}.json", read_json(out / "results" / f"{cell['cell']}.json"))
+                write_json(ledger / f"{cell['cell']}.json", read_sealed(out / "results" / f"{cell['cell']}.json"))
 
 
 def _print(result: Comparison, out: Path, display: Display, as_json: bool) -> None:

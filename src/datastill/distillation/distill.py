@@ -30,7 +30,7 @@ from datastill.models import resolve_network
 from datastill.report.card import write_card_and_preview
 from datastill.store.artifact import MANIFEST, DistilledSet
 from datastill.store.checkpoint import Checkpointer, plain, refuse_other
-from datastill.store.files import digest, make_folder, read_json, read_tensors, write_json, write_tensors
+from datastill.store.files import digest, make_folder, read_sealed, read_tensors, write_sealed, write_tensors
 from datastill.surrogates.debiased import DebiasedSurrogates
 
 
@@ -207,7 +207,7 @@ def _stored(folder: Path | None) -> dict[str, Any] | None:
     """The configuration of the run that the folder holds, or None."""
     if folder is None or not (folder / CONFIG).is_file():
         return None
-    stored = read_json(folder / CONFIG)
+    stored = read_sealed(folder / CONFIG)
     if not isinstance(stored, dict):
         raise InputError(f"{folder / CONFIG} is damaged; remove the folder to start again.")
     return stored
@@ -230,7 +230,7 @@ def _run_plan(
         make_folder(folder)
         if stored is not None:
             refuse_other(config, stored, folder)
-        write_json(folder / CONFIG, config)
+        write_sealed(folder / CONFIG, config)
         checkpointer = Checkpointer(folder / "checkpoints", config, checkpoint_seconds)
     try:
         prepared, prepare_seconds = _prepare(plan, job.task)
@@ -294,7 +294,7 @@ def _prepare(plan: Plan, task: Task) -> tuple[dict[str, dict[str, Tensor]], floa
         name = unit_name(unit)
         path = prepared_path(unit, task)
         if path is not None and path.is_file():
-            prepared[name], meta = read_tensors(path)
+            prepared[name], meta = read_tensors(path, resuming=True)
             total += float(meta.get("seconds", 0.0))
             continue
         watch = Stopwatch()

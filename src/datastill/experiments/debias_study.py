@@ -20,7 +20,7 @@ from datastill.distillation.job import prepare_job
 from datastill.distillation.overrides import takes_surrogates
 from datastill.evaluation.evaluate import evaluate
 from datastill.store.artifact import MANIFEST, DistilledSet, load_distilled
-from datastill.store.files import digest, read_json, write_json
+from datastill.store.files import digest, read_sealed, write_sealed
 from datastill.surrogates.debiased import DebiasedSurrogates
 from datastill.training.debiased import DebiasedTraining
 
@@ -136,8 +136,8 @@ class DebiasStudy:
             key = digest([cell.record, real.fingerprint, real.test.fingerprint, where])
             path = out / "cells" / f"{cell.name}-{key}.json"
             if not path.is_file():
-                write_json(path, self._measure(cell, real, out, progress, callbacks))
-            records.append(read_json(path))
+                write_sealed(path, self._measure(cell, real, out, progress, callbacks))
+            records.append(read_sealed(path))
             if on_cell is not None:
                 on_cell(records[-1])
         return records

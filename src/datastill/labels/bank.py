@@ -31,7 +31,7 @@ from datastill.labels.bank_header import make_header, read_layout
 from datastill.labels.bank_labels import Array, LabelCode
 from datastill.labels.bank_layout import Layout
 from datastill.labels.labeller import Labeller
-from datastill.store.files import digest, read_json
+from datastill.store.files import digest, read_sealed
 from datastill.training.soft_schedule import batches_of
 
 
@@ -145,7 +145,7 @@ class LabelBank:
         folder = Path(folder)
         if not (folder / HEADER).is_file():
             raise InputError(f"{folder} is no label bank: it has no {HEADER}.")
-        bank = cls(folder, read_json(folder / HEADER))
+        bank = cls(folder, read_sealed(folder / HEADER))
         bank._arrays()
         if verify:
             refuse_damaged(folder, bank.header["files"], bank.layout)

@@ -17,7 +17,7 @@ import numpy as np
 from datastill.core.errors import InputError
 from datastill.labels.bank_labels import Array
 from datastill.labels.bank_layout import Layout
-from datastill.store.files import make_folder, write_error, write_json
+from datastill.store.files import make_folder, write_error, write_sealed
 
 HEADER = "bank.json"
 
@@ -70,7 +70,7 @@ class BankWriter:
         """
         try:
             header = {**header, "files": {f"{name}.npy": array.close() for name, array in self._arrays.items()}}
-            write_json(self._inside / HEADER, header)
+            write_sealed(self._inside / HEADER, header)
             os.replace(self._inside, self.folder)
         except OSError as error:
             raise write_error(self.folder, error) from error

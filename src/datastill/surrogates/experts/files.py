@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import Diverged, InputError
-from datastill.store.files import atomic_path, read_json
+from datastill.store.files import as_json, atomic_path, read_sealed, sealed
 from datastill.surrogates.experts.layout import Layout
 
 FORMAT = "datastill-expert"
@@ -151,7 +150,7 @@ def read_record(folder: Path, expert: int, config: str, snapshots: int, layout: 
         InputError: it is damaged, belongs to another buffer, or its rows are missing or cut short.
     """
     path = record_path(folder, expert)
-    found = read_json(path)
+    found = read_sealed(path)
     try:
         if found.pop("format") != FORMAT or found.pop("version") != VERSION:
             raise ValueError("another format")
@@ -218,9 +217,9 @@ def stored_bytes(folder: Path, records: Iterable[ExpertRecord]) -> int:
 
 
 def write_record(target: Path, record: Mapping[str, Any]) -> None:
-    """Write JSON, durably."""
+    """Write JSON with its checksum, durably."""
     with durable(target) as file:
-        file.write((json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+        file.write(as_json(sealed(record)).encode())
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
-from datastill.store.files import digest, read_json
+from datastill.store.files import digest, read_sealed
 from datastill.surrogates.experts.files import (
     ExpertRecord,
     expert_numbers,
@@ -175,7 +175,7 @@ def read_meta(path: Path) -> dict[str, Any]:
         )
     if not (path / META).is_file():
         raise InputError(f"{path} holds no expert trajectories: it has no {META} (`datastill experts train` makes it).")
-    meta = read_json(path / META)
+    meta = read_sealed(path / META)
     try:
         if (meta["format"], meta["version"]) != (FORMAT, VERSION):
             raise ValueError(f"format {meta['format']!r}, version {meta['version']!r}")

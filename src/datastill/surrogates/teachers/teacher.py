@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from datastill.core.errors import InputError
 from datastill.core.space import Space
 from datastill.models import resolve_network
-from datastill.store.files import digest, read_json, read_tensors, write_json, write_tensors
+from datastill.store.files import digest, read_sealed, read_tensors, write_sealed, write_tensors
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -142,7 +142,7 @@ class Teacher:
         tensors = {f"weight/{n}": t for n, t in self.network.state_dict().items()}
         tensors.update({f"space/{n}": t for n, t in self.space.tensors.items()})
         write_tensors(folder / TENSORS, tensors, {"format": FORMAT})
-        write_json(folder / RECORD, {"format": FORMAT, "version": 1, **self.describe()})
+        write_sealed(folder / RECORD, {"format": FORMAT, "version": 1, **self.describe()})
         return folder
 
     def describe(self) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def load_teacher(folder: str | Path, network: nn.Module | None = None) -> Teache
         raise InputError(
             f"{folder} holds no teacher (no {RECORD}); make one with `datastill teacher train` or `import`."
         )
-    record = read_json(folder / RECORD)
+    record = read_sealed(folder / RECORD)
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != 1:
         raise InputError(f"{folder / RECORD} is no teacher that this datastill can read.")
     tensors, _ = read_tensors(folder / TENSORS)
