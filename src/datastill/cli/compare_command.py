@@ -70,9 +70,11 @@ def run(options: CompareOptions) -> int:
     from datastill.cli.distill_command import parse_seconds
     from datastill.cli.progress import Display
     from datastill.experiments import CellsFailed, compare
+    from datastill.experiments.comparison import refuse_comparison
 
     display = Display(options.quiet or options.json)
     out = options.out or Path("runs/compare")
+    refuse_comparison(out, list(options.data.data))
     if options.methods:
         display.say(_announcement(options, out))
     failed = None
@@ -206,13 +208,17 @@ def comparison_table(result: Comparison, data: str) -> Table:
 def cross(options: CompareOptions) -> int:
     """Score sets on several networks, print, write."""
     from datastill.cli.progress import Display
+    from datastill.data.places import places_of
     from datastill.experiments import cross_architecture
     from datastill.store.files import write_json, write_text
+    from datastill.store.outputs import MATRIX, refuse_out
 
     if options.methods:
         raise InputError("--sets scores sets that are there, --methods makes new ones; give one of the two.")
     if len(options.data.data) > 1:
         raise InputError("--sets takes one data set; name it once, or leave --data out.")
+    out = options.out or Path("runs/cross")
+    refuse_out(out, [place for name in options.data.data for place in places_of(name)], MATRIX)
     display = Display(options.quiet or options.json)
     with display.bars():
         matrix = cross_architecture(
@@ -226,7 +232,6 @@ def cross(options: CompareOptions) -> int:
             compile=options.compile,
             progress=lambda name, done, total: display.update("evaluating", done, total, {}),
         )
-    out = options.out or Path("runs/cross")
     write_json(out / "cross.json", matrix.to_dict())
     write_text(out / "cross.md", matrix.table())
     if options.json:

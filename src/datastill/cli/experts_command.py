@@ -108,9 +108,12 @@ def usage() -> str:
 def train(options: TrainOptions) -> int:
     """Train what is missing, and say what there is."""
     from datastill.cli.progress import Display
+    from datastill.data.places import places_of
     from datastill.models import resolve_network
+    from datastill.store.outputs import EXPERTS, refuse_out
     from datastill.surrogates.experts import train_experts
 
+    refuse_out(options.out, places_of(options.data.data), EXPERTS)
     display = Display(options.quiet or options.json)
     display.say(f"Reading {options.data.data} ...")
     real = options.data.load()
@@ -151,10 +154,15 @@ def bring_in(options: ImportOptions) -> int:
     """Import released buffers, and say what there is."""
     from datastill.cli.progress import Display
     from datastill.data import load_real
+    from datastill.data.places import places_of
     from datastill.exchange.spaces import stated_space
     from datastill.models import resolve_network
+    from datastill.store.folders import refuse_taken
+    from datastill.store.outputs import refuse_out
     from datastill.surrogates.experts import import_reference_buffer
 
+    refuse_taken(options.out)
+    refuse_out(options.out, places_of(options.data))
     display = Display(options.quiet or options.json)
     real = load_real(options.data, size=options.size, mode=options.mode)
     real = real.with_space(stated_space(options.space, real, None, options.zca_eps))

@@ -15,9 +15,8 @@ from datastill.experiments.rates import choose_rate, may_come_without
 from datastill.experiments.settings import Settings
 from datastill.experiments.sources import RealSets
 from datastill.launch import Unit
-from datastill.store.artifact import MANIFEST
 from datastill.store.checkpoint import refuse_other
-from datastill.store.files import make_folder, read_sealed, write_sealed
+from datastill.store.files import read_sealed, write_sealed
 
 FORMAT = "datastill-comparison-plan"
 PLAN = "plan.json"
@@ -71,9 +70,6 @@ def units_of(work: Work, cells: list[Cell]) -> list[Unit]:
 
 
 def _stored(config: dict[str, Any], out: Path) -> dict[str, Any] | None:
-    if (out / MANIFEST).is_file():
-        raise InputError(f"{out} holds a distilled set; choose another --out for the comparison.")
-    make_folder(out)
     if not (out / PLAN).is_file():
         return None
     stored = read_sealed(out / PLAN)

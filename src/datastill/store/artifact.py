@@ -144,8 +144,6 @@ def load_distilled(folder: str | Path) -> DistilledSet:
         )
     manifest = _checked(read_json(folder / MANIFEST), folder)
     path = folder / TENSORS
-    if manifest["files"].get(MANIFEST, known := _own_checksum(manifest)) != known:
-        raise damaged(folder / MANIFEST)
     tensors, _ = read_tensors(path)
     if _sha256(path) != manifest["files"][TENSORS]:
         raise InputError(f"{path} is not the file that its manifest describes; it was changed or damaged.")
@@ -163,6 +161,8 @@ def load_distilled(folder: str | Path) -> DistilledSet:
         folder=folder,
     )
     _check_shapes(distilled, folder)
+    if manifest["files"].get(MANIFEST, known := _own_checksum(manifest)) != known:
+        raise damaged(folder / MANIFEST)
     return distilled
 
 

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
+from datastill.store.unfinished import locked_temporary, remove_rests
 
 #: The name of a checksum in JSON objects and in the metadata of tensors.
 CHECKSUM = "checksum"
@@ -31,11 +31,10 @@ def atomic_path(target: Path) -> Iterator[Path]:
     target = Path(target)
     make_folder(target.parent)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        os.close(handle)
+        remove_rests(target)
+        handle, temporary = locked_temporary(target)
     except OSError as error:
         raise write_error(target, error) from error
-    temporary = Path(name)
     try:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
@@ -44,6 +43,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         raise write_error(target, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def write_error(target: Path, error: OSError) -> InputError:
@@ -105,9 +105,18 @@ def read_sealed(path: Path) -> Any:
         InputError: it cannot be read, or is not what was written.
     """
     record = read_json(path)
-    if isinstance(record, dict) and sealed(record)[CHECKSUM] != record.pop(CHECKSUM, sealed(record)[CHECKSUM]):
+    refuse_changed(path, record)
+    return {k: v for k, v in record.items() if k != CHECKSUM} if isinstance(record, dict) else record
+
+
+def refuse_changed(path: Path, record: Any) -> None:
+    """Compare a record with the checksum in it; for readers that first say what exactly is wrong with a record.
+
+    Raises:
+        InputError: it is not what was written.
+    """
+    if isinstance(record, dict) and record.get(CHECKSUM, known := sealed(record)[CHECKSUM]) != known:
         raise damaged(path)
-    return record
 
 
 def damaged(path: Path) -> InputError:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
-from datastill.store.files import digest, read_sealed
+from datastill.store.files import CHECKSUM, digest, read_json, refuse_changed
 from datastill.surrogates.experts.files import (
     ExpertRecord,
     expert_numbers,
@@ -175,7 +175,7 @@ def read_meta(path: Path) -> dict[str, Any]:
         )
     if not (path / META).is_file():
         raise InputError(f"{path} holds no expert trajectories: it has no {META} (`datastill experts train` makes it).")
-    meta = read_sealed(path / META)
+    meta = read_json(path / META)
     try:
         if (meta["format"], meta["version"]) != (FORMAT, VERSION):
             raise ValueError(f"format {meta['format']!r}, version {meta['version']!r}")
@@ -189,7 +189,8 @@ def read_meta(path: Path) -> dict[str, Any]:
             raise ValueError("its numbers do not agree")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path / META} does not describe expert trajectories ({error}); it is damaged.") from error
-    return dict(meta)
+    refuse_changed(path / META, meta)
+    return {name: value for name, value in meta.items() if name != CHECKSUM}
 
 
 def _epoch_means(records: list[ExpertRecord], epoch: int) -> dict[str, float | int | None]:

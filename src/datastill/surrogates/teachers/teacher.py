@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from datastill.core.errors import InputError
 from datastill.core.space import Space
 from datastill.models import resolve_network
-from datastill.store.files import digest, read_sealed, read_tensors, write_sealed, write_tensors
+from datastill.store.files import CHECKSUM, digest, read_json, read_tensors, refuse_changed, write_sealed, write_tensors
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -197,7 +197,7 @@ def load_teacher(folder: str | Path, network: nn.Module | None = None) -> Teache
         raise InputError(
             f"{folder} holds no teacher (no {RECORD}); make one with `datastill teacher train` or `import`."
         )
-    record = read_sealed(folder / RECORD)
+    record = read_json(folder / RECORD)
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != 1:
         raise InputError(f"{folder / RECORD} is no teacher that this datastill can read.")
     tensors, _ = read_tensors(folder / TENSORS)
@@ -212,7 +212,7 @@ def load_teacher(folder: str | Path, network: nn.Module | None = None) -> Teache
     space = Space.from_dict(
         record["space"], {n.removeprefix("space/"): t for n, t in tensors.items() if n.startswith("space/")}
     )
-    known = ("format", "version", "id", "network", "space", "classes", "channels", "size", "bytes")
+    known = ("format", "version", "id", "network", "space", "classes", "channels", "size", "bytes", CHECKSUM)
     teacher = Teacher(
         module,
         space,
@@ -224,6 +224,7 @@ def load_teacher(folder: str | Path, network: nn.Module | None = None) -> Teache
     )
     if teacher.id != record["id"]:
         raise InputError(f"The weights in {folder} are not those of its record; they were changed or damaged.")
+    refuse_changed(folder / RECORD, record)
     return teacher
 
 
