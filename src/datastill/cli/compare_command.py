@@ -70,9 +70,11 @@ def run(options: CompareOptions) -> int:
     from datastill.cli.distill_command import parse_seconds
     from datastill.cli.progress import Display
     from datastill.experiments import CellsFailed, compare
+    from datastill.experiments.comparison import refuse_comparison
 
     display = Display(options.quiet or options.json)
     out = options.out or Path("runs/compare")
+    refuse_comparison(out, list(options.data.data))
     if options.methods:
         display.say(_announcement(options, out))
     failed = None
@@ -140,7 +142,7 @@ def _teller(display: Display) -> Any:
     import sys
 
     from datastill.core.cost import describe_seconds
-    from datastill.store.files import read_json
+    from datastill.store.files import read_sealed
 
     in_terminal = sys.stderr.isatty()
 
@@ -151,7 +153,7 @@ def _teller(display: Display) -> Any:
                 return
         outcome = f"failed: {done.failure.sentence}" if done.failure else "prepared"
         if done.failure is None and done.unit.target.suffix == ".json":
-            record = read_json(done.unit.target)
+            record = read_sealed(done.unit.target)
             outcome = f"{100 * record['accuracy']:.1f} %" if "accuracy" in record else f"lr {record['lr']:g}"
         left = f", about {describe_seconds(done.seconds_left)} left" if done.done < done.total else ""
         display.say(f"[{done.done}/{done.total}] {done.unit.name}: {outcome} ({done.seconds:.1f} s{left})")
@@ -161,13 +163,13 @@ def _teller(display: Display) -> Any:
 
 def _write(result: Comparison, out: Path, ledger: Path | None) -> None:
     from datastill.experiments.page import write_comparison_report
-    from datastill.store.files import read_json, write_json
+    from datastill.store.files import read_sealed, write_json
 
     write_comparison_report(out / "report.html", result)
     if ledger is not None:
         for row in result.rows:
             for cell in row.cells.values():
-                write_json(ledger / f"{cell['cell']}.json", read_json(out / "results" / f"{cell['cell']}.json"))
+                write_json(ledger / f"{cell['cell']}.json", read_sealed(out / "results" / f"{cell['cell']}.json"))
 
 
 def _print(result: Comparison, out: Path, display: Display, as_json: bool) -> None:
@@ -206,13 +208,17 @@ def comparison_table(result: Comparison, data: str) -> Table:
 def cross(options: CompareOptions) -> int:
     """Score sets on several networks, print, write."""
     from datastill.cli.progress import Display
+    from datastill.data.places import places_of
     from datastill.experiments import cross_architecture
     from datastill.store.files import write_json, write_text
+    from datastill.store.outputs import MATRIX, refuse_out
 
     if options.methods:
         raise InputError("--sets scores sets that are there, --methods makes new ones; give one of the two.")
     if len(options.data.data) > 1:
         raise InputError("--sets takes one data set; name it once, or leave --data out.")
+    out = options.out or Path("runs/cross")
+    refuse_out(out, [place for name in options.data.data for place in places_of(name)], MATRIX)
     display = Display(options.quiet or options.json)
     with display.bars():
         matrix = cross_architecture(
@@ -226,7 +232,6 @@ def cross(options: CompareOptions) -> int:
             compile=options.compile,
             progress=lambda name, done, total: display.update("evaluating", done, total, {}),
         )
-    out = options.out or Path("runs/cross")
     write_json(out / "cross.json", matrix.to_dict())
     write_text(out / "cross.md", matrix.table())
     if options.json:

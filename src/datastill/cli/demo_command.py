@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datastill.cli.options import parse, plain_warnings
+
+if TYPE_CHECKING:
+    from datastill.cli.progress import Display
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,21 +34,30 @@ def main(args: list[str]) -> int:
 
 def demo(options: DemoOptions) -> int:
     """Distil, evaluate, draw."""
-    from datastill.cli.progress import Display, LoopProgress
+    from datastill.cli.progress import Display
+    from datastill.store.folders import held
+    from datastill.store.outputs import DEMO, refuse_out
+
+    display = Display(options.quiet or options.json)
+    refuse_out(options.out, kind=DEMO)
+    with held(options.out):
+        return _demo(options, display)
+
+
+def _demo(options: DemoOptions, display: Display) -> int:
+    from datastill.cli.progress import LoopProgress
     from datastill.cli.tables import evaluation_table
     from datastill.data import load_real
-    from datastill.distillation.distill import distill
+    from datastill.distillation.distill import distill, remove_run
     from datastill.evaluation import evaluate
     from datastill.report import write_run
     from datastill.report.folder import LOSSES
     from datastill.report.snapshots import Snapshots
-    from datastill.store.files import make_folder, read_tensors, write_json
+    from datastill.store.files import read_tensors, write_json
 
-    display = Display(options.quiet or options.json)
     real = load_real("digits")
-    make_folder(options.out)
     for old in options.out.glob("set-*"):
-        shutil.rmtree(old)
+        remove_run(old)
     display.say(f"Distilling {len(real)} handwritten digits (8×8) to one image per class with DM.")
     sets, first = [], Snapshots()
     for seed in range(options.sets):

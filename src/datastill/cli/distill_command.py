@@ -122,7 +122,7 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
     from datastill.report.snapshots import Snapshots
 
     display = Display(run.quiet or run.json)
-    check_out(run.out, run.resume)
+    check_out(run.out, run.resume, data.data)
     display.say(f"Reading {data.data} ...")
     real = data.load()
     budget = parse_seconds(run.budget) if run.budget is not None else None

@@ -60,17 +60,22 @@ def score(options: EvaluateOptions) -> int:
     from datastill.core.cost import describe_seconds, pick_device
     from datastill.core.errors import InputError
     from datastill.core.registry import nominal_seconds
+    from datastill.data.places import places_of
     from datastill.evaluation import evaluate
     from datastill.evaluation.ceiling import ceiling_macs
     from datastill.evaluation.evaluate import network_for, real_for
     from datastill.report import write_run
     from datastill.store.artifact import load_distilled
     from datastill.store.files import write_json
+    from datastill.store.outputs import refuse_out_file
 
     if not options.sets:
         raise InputError("Name the folder of a distilled set: `datastill evaluate runs/x`.")
     display = Display(options.quiet or options.json)
     sets = [load_distilled(folder) for folder in options.sets]
+    target = options.out or options.sets[0] / "evaluation.json"
+    source = options.data.data or sets[0].manifest["data"].get("source", "")
+    refuse_out_file(target, ("distilled", "protocol"), places_of(source))
     real = options.data.load() if options.data.data is not None else real_for(sets[0], None)
     if options.ceiling:
         macs = ceiling_macs(real, network_for(sets[0], real, options.network))
@@ -95,10 +100,6 @@ def score(options: EvaluateOptions) -> int:
             progress=display.update,
         )
     record = {**result.to_dict(), "command": shlex.join(["datastill", *sys.argv[1:]])}
-    target = options.out or options.sets[0] / "evaluation.json"
-    write_json(target, record)
-    if options.out is None:
-        write_run(options.sets[0], sets[0], real=real, evaluation=result, sets=sets)
     if options.json:
         print(json.dumps(record, indent=2))
     else:
@@ -109,6 +110,10 @@ def score(options: EvaluateOptions) -> int:
         display.out.print(result.verdict)
         for note in result.notes:
             display.say(f"  {note}")
+    write_json(target, record)
+    if options.out is None:
+        write_run(options.sets[0], sets[0], real=real, evaluation=result, sets=sets)
+    if not options.json:
         where = "" if options.out else f"; pictures in {options.sets[0] / 'report.html'}"
         display.say(f"Written to {target}{where}.")
     return 0

@@ -108,9 +108,12 @@ def usage() -> str:
 def train(options: TrainOptions) -> int:
     """Train what is missing, and say what there is."""
     from datastill.cli.progress import Display
+    from datastill.data.places import places_of
     from datastill.models import resolve_network
+    from datastill.store.outputs import EXPERTS, refuse_out
     from datastill.surrogates.experts import train_experts
 
+    refuse_out(options.out, places_of(options.data.data), EXPERTS)
     display = Display(options.quiet or options.json)
     display.say(f"Reading {options.data.data} ...")
     real = options.data.load()
@@ -151,10 +154,15 @@ def bring_in(options: ImportOptions) -> int:
     """Import released buffers, and say what there is."""
     from datastill.cli.progress import Display
     from datastill.data import load_real
+    from datastill.data.places import places_of
     from datastill.exchange.spaces import stated_space
     from datastill.models import resolve_network
+    from datastill.store.folders import refuse_taken
+    from datastill.store.outputs import refuse_out
     from datastill.surrogates.experts import import_reference_buffer
 
+    refuse_taken(options.out)
+    refuse_out(options.out, places_of(options.data))
     display = Display(options.quiet or options.json)
     real = load_real(options.data, size=options.size, mode=options.mode)
     real = real.with_space(stated_space(options.space, real, None, options.zca_eps))
@@ -185,7 +193,7 @@ def _announcement(options: TrainOptions, images: int, network: Any) -> str:
 def _teller(display: Display, out: Path) -> Any:
     """A line for every expert that ends."""
     from datastill.core.cost import describe_seconds
-    from datastill.store.files import read_json
+    from datastill.store.files import read_sealed
 
     in_terminal = sys.stderr.isatty()
 
@@ -193,7 +201,7 @@ def _teller(display: Display, out: Path) -> Any:
         if done.failure is not None:
             display.say(f"[{done.done}/{done.total}] {done.unit.name}: failed: {done.failure.sentence}")
         elif not in_terminal:
-            record = read_json(done.unit.target)
+            record = read_sealed(done.unit.target)
             left = f", about {describe_seconds(done.seconds_left)} left" if done.done < done.total else ""
             display.say(
                 f"[{done.done}/{done.total}] {done.unit.name}: training loss {record['train_loss'][-1]:.3g}, "

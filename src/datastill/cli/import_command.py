@@ -52,8 +52,11 @@ def bring_in(options: ImportOptions) -> int:
     """Read, say what was found, check it against the real data, save."""
     from datastill.cli.progress import Display
     from datastill.data import load_real
+    from datastill.data.places import places_of
     from datastill.exchange import import_released, read_released
+    from datastill.store.outputs import IMPORTED, NEW, refuse_out
 
+    refuse_out(options.out, places_of(options.data), IMPORTED if options.select == "all" else NEW)
     display = Display(options.quiet or options.json)
     found = read_released(options.file, labels=options.labels, syn_lr=_rate(options.syn_lr))
     for line in describe(found):
@@ -100,11 +103,7 @@ def describe(found: Released) -> list[str]:
 
 
 def _finish(one: DistilledSet, folder: Path, display: Display) -> None:
-    """The picture, in which a wrong space shows, and a line."""
-    from datastill.report.pictures import png, preview
-    from datastill.store.files import write_bytes
-
-    write_bytes(folder / "preview.png", png(preview(one)))
+    """What was saved, and the picture, in which a wrong space shows."""
     outside = 100 * one.manifest["imported"]["outside_pixel_range"]
     space = one.manifest["imported"]["stored_space"]
     stated = space["kind"] + (f" ({space['source']})" if space["source"] else "")

@@ -56,14 +56,17 @@ def debias(options: DebiasOptions) -> int:
     """Make what is missing, print the table."""
     from datastill.cli.progress import Display, LoopProgress
     from datastill.data import load_real
+    from datastill.data.places import places_of
     from datastill.experiments.debias_pictures import write_pictures
     from datastill.experiments.debias_rows import described, rows
     from datastill.experiments.debias_study import DebiasStudy
     from datastill.store.files import write_text
+    from datastill.store.outputs import STUDY, refuse_out
 
     display = Display(options.quiet or options.json)
     name, _, more = options.dataset.partition(":")
     source = f"{name}:ratio={options.ratio}" + (f",{more}" if more else "")
+    refuse_out(options.out, places_of(source), STUDY)
     display.say(f"Reading {source} ...")
     real = load_real(source)
     study = DebiasStudy(

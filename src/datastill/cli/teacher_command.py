@@ -106,10 +106,14 @@ def train(options: TrainOptions) -> int:
     from datastill.core.cost import pick_device
     from datastill.core.plan import Task
     from datastill.core.threads import threads_for
+    from datastill.data.places import places_of
     from datastill.models import resolve_network
+    from datastill.store.folders import refuse_taken
+    from datastill.store.outputs import refuse_out
     from datastill.surrogates.teachers import Squeeze
 
-    _free(options.out)
+    refuse_taken(options.out)
+    refuse_out(options.out, places_of(options.data.data))
     if options.passes < 1 or options.batch < 1 or not 0 < options.lr < math.inf:
         raise InputError("A teacher needs --passes and --batch of at least 1 and --lr above 0.")
     display = Display(options.quiet or options.json)
@@ -138,9 +142,13 @@ def bring_in(options: ImportOptions) -> int:
     """Try a network of the user's and write it as a teacher."""
     from datastill.cli.progress import Display
     from datastill.core.cost import pick_device
+    from datastill.data.places import places_of
+    from datastill.store.folders import refuse_taken
+    from datastill.store.outputs import refuse_out
     from datastill.surrogates.teachers.bring import bring_teacher
 
-    _free(options.out)
+    refuse_taken(options.out)
+    refuse_out(options.out, places_of(options.data.data))
     display = Display(options.quiet or options.json)
     display.say(f"Reading {options.data.data} ...")
     real = options.data.load()
@@ -176,13 +184,11 @@ def inspect(options: InspectOptions) -> int:
     return 0
 
 
-def _free(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is there already; choose another --out to overwrite nothing.")
-
-
 def _done(teacher: Teacher, out: Path, as_json: bool, say: object) -> int:
-    teacher.save(out)
+    from datastill.store.folders import whole_folder
+
+    with whole_folder(out) as folder:
+        teacher.save(folder)
     if as_json:
         print(json.dumps(teacher.describe(), indent=2))
         return 0

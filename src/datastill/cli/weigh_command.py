@@ -48,12 +48,15 @@ def weigh(options: WeighOptions) -> int:
     """Weigh, write, print."""
     from datastill.cli.progress import Display
     from datastill.core.errors import InputError
+    from datastill.data.places import places_of
     from datastill.debias.overview import weighed_classes
     from datastill.debias.reweight import weighted_set
     from datastill.store.files import write_bytes, write_json, write_text
+    from datastill.store.outputs import WEIGHTS, refuse_out
 
     if options.images < 1:
         raise InputError(f"images must be at least 1, not {options.images}.")
+    refuse_out(options.out, places_of(options.data.data), WEIGHTS)
     display = Display(options.quiet or options.json)
     display.say(f"Reading {options.data.data} ...")
     real = options.data.load()

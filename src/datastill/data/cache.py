@@ -23,7 +23,7 @@ from datastill.core.errors import InputError
 from datastill.data.decode import CorruptImage, ImageError
 from datastill.data.raw import LabelId, Request, Split
 from datastill.data.store import DecodeStore, MemmapStore, MemoryStore, Store, SubsetStore
-from datastill.store.files import atomic_path, digest, read_json, write_json
+from datastill.store.files import atomic_path, digest, read_sealed, write_sealed
 
 VERSION = 1  #: of the decoding: raise it whenever the same bytes would give other pixels
 IN_MEMORY_BYTES = 1 << 30  #: storage="auto" maps larger sets from disk
@@ -118,7 +118,7 @@ def _open(entry: Path, storage: str) -> tuple[Record, Store] | None:
 
 def _read(entry: Path) -> Record | None:
     try:
-        record = Record(**read_json(entry))
+        record = Record(**read_sealed(entry))
         record.shape = tuple(int(s) for s in record.shape)  # type: ignore[assignment]
         return record if len(record.shape) == 3 and isinstance(record.labels, list) else None
     except (OSError, InputError, TypeError, ValueError):
@@ -138,7 +138,7 @@ def _write(entry: Path, items: Listing, skip_bad: bool) -> None:
             file.write(chunk.data)
             checksum = zlib.crc32(chunk.data, checksum)
     record.checksum = checksum
-    write_json(entry, record.__dict__)
+    write_sealed(entry, record.__dict__)
 
 
 def _in_memory(items: Listing, skip_bad: bool) -> tuple[Record, Store]:
@@ -156,7 +156,7 @@ def _on_access(entry: Path, items: Listing, skip_bad: bool) -> tuple[Split, tupl
             for _ in decoded(items, record, skip_bad):
                 pass
         try:
-            write_json(entry, record.__dict__)
+            write_sealed(entry, record.__dict__)
         except InputError as error:
             _warn_uncached(error)
     return _split(record, DecodeStore(len(items.labels), record.shape, items.decode)), _names(record)

@@ -15,6 +15,7 @@ from datastill.core.errors import InputError
 from datastill.core.space import Space
 from datastill.data.arrays import from_arrays, is_pair
 from datastill.data.classes import Classes
+from datastill.data.places import places_of, under_data
 from datastill.data.raw import Raw, Request, Split, make_request
 from datastill.data.real import RealSet
 from datastill.data.sources import call_source, sources, split_options
@@ -76,7 +77,7 @@ def load_real(
         "class_names": list(class_names) if class_names is not None else None,
         "limit": limit,
     }
-    return assemble(
+    made = assemble(
         raw,
         space=space,
         holdout=holdout,
@@ -85,6 +86,7 @@ def load_real(
         class_names=class_names,
         options={key: value for key, value in options.items() if value is not None},
     )
+    return replace(made, places=tuple(str(place) for place in places_of(source)))
 
 
 def read_source(source: Any, request: Request) -> Raw:
@@ -128,7 +130,7 @@ def _read_named(source: str | os.PathLike[str], request: Request) -> Raw:
         return _read_folder(path.resolve(), path.resolve().name, request, options)
     if not isinstance(source, str) or _looks_like_path(name):
         raise InputError(f"There is no folder {name}; check the path.")
-    kept = _under_data(name)
+    kept = under_data(name)
     if kept is not None:
         return replace(_read_folder(kept, name, request, options), name=name, source=text)
     return replace(_read_hub(name, request, options), source=text)
@@ -136,21 +138,6 @@ def _read_named(source: str | os.PathLike[str], request: Request) -> Raw:
 
 def _looks_like_path(text: str) -> bool:
     return text.startswith((".", "~", os.sep, "/")) or text.count("/") > 1 or text.endswith(("/", os.sep))
-
-
-def _under_data(name: str) -> Path | None:
-    """The folder of that name in `DATASTILL_DATA`; letter case and -/_ may differ."""
-    root = os.environ.get("DATASTILL_DATA")
-    if not root or not Path(root).expanduser().is_dir():
-        return None
-    folder = Path(root).expanduser()
-    if (folder / name).is_dir():
-        return folder / name
-    wanted = name.lower().replace("-", "_")
-    return next(
-        (c for c in sorted(folder.iterdir()) if c.is_dir() and c.name.lower().replace("-", "_") == wanted),
-        None,
-    )
 
 
 def _read_folder(folder: Path, name: str, request: Request, options: dict[str, str]) -> Raw:

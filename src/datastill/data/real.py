@@ -47,6 +47,7 @@ class RealSet:
     #: only: what distils must not read it.
     bias: Tensor | None = field(default=None, repr=False)
     attribute: Attribute | None = None  #: what the bias of a biased set is and what its values are called
+    places: tuple[str, ...] = ()  #: folders that the images are read from; nothing is written into them
 
     def __post_init__(self) -> None:
         if len(self.labels) != len(self.store):

@@ -15,6 +15,9 @@ from datastill.data.real import RealSet
 from datastill.data.store import MemmapStore, Store
 from datastill.store.files import make_folder, write_error
 
+#: What lies in a folder of shared images.
+SHARED_FILES = ("train.npy", "test.npy")
+
 
 class SharedStore(MemmapStore):
     """A memory-mapped store that travels to another process as its path."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from datastill.core.loop import Outcome, synthesise
 from datastill.core.plan import Callback, Plan, Progress, Remarks, Task, Unit, silent
 from datastill.core.registry import Method
 from datastill.core.threads import threads_for
+from datastill.data.places import places_of
 from datastill.debias.reweight import weighted_set
 from datastill.distillation.budget import within
 from datastill.distillation.job import CONFIG, Job, as_begun, hyper_of, prepare_job
@@ -28,10 +28,19 @@ from datastill.distillation.parallel import blocks_of, in_processes
 from datastill.launch import check_workers
 from datastill.models import resolve_network
 from datastill.report.card import write_card_and_preview
-from datastill.store.artifact import MANIFEST, DistilledSet
+from datastill.store.artifact import MANIFEST, TENSORS, DistilledSet
 from datastill.store.checkpoint import Checkpointer, plain, refuse_other
-from datastill.store.files import digest, make_folder, read_json, read_tensors, write_json, write_tensors
+from datastill.store.files import digest, read_sealed, read_tensors, write_sealed, write_tensors
+from datastill.store.folders import held, remove_made
+from datastill.store.outputs import RUN, refuse_out
 from datastill.surrogates.debiased import DebiasedSurrogates
+
+#: What a run that prepares nothing leaves in its folder.
+_RUN_FILES = (
+    CONFIG, MANIFEST, TENSORS, "losses.safetensors", "snapshots.safetensors", "README.md", "preview.png", "report.html",
+    "comparison.png", "animation.gif", "evaluation.json", "checkpoints/block-*.safetensors", "checkpoints/block-*.done",
+    "checkpoints/images-*/*.npy", ".datastill.*",
+)  # fmt: skip
 
 
 def distill(
@@ -102,7 +111,7 @@ def distill(
     """
     folder = Path(out) if out is not None else None
     if folder is not None:
-        check_out(folder, resume)
+        check_out(folder, resume, real)
     DebiasedSurrogates.parse(surrogates)  # refused before weights take their time
     weighed = None
     if debias != "none":
@@ -147,6 +156,20 @@ class Spread:
         """Whether blocks run as units, one torch thread each."""
         return self.workers > 1 or self.shard is not None
 
+    @contextlib.contextmanager
+    def holding(self, folder: Path | None) -> Iterator[None]:
+        """Hold the run's folder, with the other shares of the run only.
+
+        Raises:
+            InputError: another command is at work in it.
+        """
+        with contextlib.ExitStack() as stack:
+            if folder is not None:
+                stack.enter_context(held(folder, shared=self.shard is not None))
+            if folder is not None and self.shard is not None:
+                stack.enter_context(held(folder, name=f".datastill.share-{self.shard[0]}-of-{self.shard[1]}.lock"))
+            yield
+
     def check(self, folder: Path | None) -> None:
         """Refuse what cannot be.
 
@@ -179,7 +202,8 @@ def run_job(
             torch.set_num_threads(int(stored.get("threads", torch.get_num_threads())))
         elif spread.pooled:
             torch.set_num_threads(1)
-        return _run_plan(job, plan, folder, stored, callbacks, checkpoint_seconds, spread)
+        with spread.holding(folder):
+            return _run_plan(job, plan, folder, stored, callbacks, checkpoint_seconds, spread)
 
 
 def _run_apart(
@@ -205,7 +229,7 @@ def _stored(folder: Path | None) -> dict[str, Any] | None:
     """The configuration of the run that the folder holds, or None."""
     if folder is None or not (folder / CONFIG).is_file():
         return None
-    stored = read_json(folder / CONFIG)
+    stored = read_sealed(folder / CONFIG)
     if not isinstance(stored, dict):
         raise InputError(f"{folder / CONFIG} is damaged; remove the folder to start again.")
     return stored
@@ -224,11 +248,11 @@ def _run_plan(
     fallbacks = compilation.fallbacks()
     checkpointer = None
     if folder is not None:
-        _check_apart(folder, job.task.real.source)
-        make_folder(folder)
+        if (folder / CONFIG).is_file() != (stored is not None):
+            raise InputError(f"{folder} was taken by another command just now; choose another --out, or add --resume.")
         if stored is not None:
             refuse_other(config, stored, folder)
-        write_json(folder / CONFIG, config)
+        write_sealed(folder / CONFIG, config)
         checkpointer = Checkpointer(folder / "checkpoints", config, checkpoint_seconds)
     try:
         prepared, prepare_seconds = _prepare(plan, job.task)
@@ -259,26 +283,13 @@ def _run_plan(
     return distilled
 
 
-def check_out(folder: Path, resume: bool) -> None:
-    """Refuse a folder that a run cannot go into; makes nothing."""
+def check_out(folder: Path, resume: bool, real: Any = None) -> None:
+    """Refuse a folder that a run on this real set cannot go into; makes nothing."""
     if (folder / MANIFEST).is_file() and not resume:
         raise InputError(f"{folder} already holds a finished run; choose another --out or remove it.")
     if (folder / CONFIG).is_file() and not resume:
         raise InputError(f"{folder} holds an unfinished run; add --resume to go on, or choose another --out.")
-    if not (folder / CONFIG).is_file() and folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no run; choose another --out to overwrite nothing.")
-    above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not above.is_dir():
-        raise InputError(f"Cannot make the folder {folder}: a file of that name is in the way; choose another --out.")
-    if not os.access(above, os.W_OK):
-        raise InputError(f"Cannot write {folder}: {above} is not yours to write; choose another --out.")
-
-
-def _check_apart(folder: Path, source: str) -> None:
-    """A run inside its own data would be read as images of another class next time."""
-    inside = source and Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve())
-    if inside:
-        raise InputError(f"{folder} lies inside the data ({source}); choose an --out outside it.")
+    refuse_out(folder, places_of(real), RUN)
 
 
 def _prepare(plan: Plan, task: Task) -> tuple[dict[str, dict[str, Tensor]], float]:
@@ -292,7 +303,7 @@ def _prepare(plan: Plan, task: Task) -> tuple[dict[str, dict[str, Tensor]], floa
         name = unit.name
         path = prepared_path(unit, task)
         if path is not None and path.is_file():
-            prepared[name], meta = read_tensors(path)
+            prepared[name], meta = read_tensors(path, resuming=True)
             total += float(meta.get("seconds", 0.0))
             continue
         watch = Stopwatch()
@@ -309,6 +320,19 @@ def _forget(folder: Path) -> None:
     (folder / CONFIG).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # units that were prepared stay
         folder.rmdir()
+
+
+def remove_run(folder: Path) -> None:
+    """Remove the folder of a run that prepared nothing, if every file in it is a run's.
+
+    Raises:
+        InputError: it is no run, or holds something else; nothing was removed.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} is no run of datastill and stays; move it, or choose another --out.")
+    if (folder / CONFIG).is_file():
+        _stored(folder)
+    remove_made(folder, _RUN_FILES)
 
 
 def prepared_path(unit: Unit, task: Task) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from datastill.core import compilation
+from datastill.core.errors import InputError
 from datastill.core.plan import Progress
 from datastill.core.precision import casting
 from datastill.core.threads import threads_for
@@ -16,7 +18,7 @@ from datastill.data.cache import cache_folder
 from datastill.evaluation.arms import TestSplit, arm_macs, run_arm
 from datastill.evaluation.protocols import get_protocol
 from datastill.evaluation.scores import Arm
-from datastill.store.files import digest, read_json, write_json
+from datastill.store.files import digest, read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -47,8 +49,8 @@ def whole_set(
     sets = [real.fingerprint, real.test.fingerprint]
     key = digest([*sets, factory.describe(), asdict(schedule), seed, device.type, precision, compiled])
     path = cache_folder() / "ceilings" / f"{key}.json"
-    if path.is_file():
-        record = read_json(path)
+    with contextlib.suppress(InputError, KeyError):  # damaged: trained again
+        record = read_sealed(path)
         per_class = [math.nan if v is None else v for v in record["per_class"]]
         return Arm("whole set", _double(record["accuracies"]), _double(per_class), seconds=record["seconds"])
     with threads_for(factory.macs), casting(device, precision):
@@ -65,7 +67,9 @@ def whole_set(
             compiled=compiled,
         )
     record = arm.to_dict()
-    write_json(path, {"accuracies": arm.accuracies.tolist(), "per_class": record["per_class"], "seconds": arm.seconds})
+    write_sealed(
+        path, {"accuracies": arm.accuracies.tolist(), "per_class": record["per_class"], "seconds": arm.seconds}
+    )
     return arm
 
 

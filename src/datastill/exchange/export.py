@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +14,11 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError, nearest
+from datastill.data.places import places_of
 from datastill.store.artifact import DistilledSet
-from datastill.store.files import make_folder, write_error, write_tensors
+from datastill.store.files import write_tensors
+from datastill.store.folders import refuse_taken, whole_folder
+from datastill.store.outputs import refuse_out
 
 #: Pixels that come back this close are the same: what a Space's arithmetic loses in float32.
 SAME = 1e-6
@@ -61,13 +60,14 @@ def export(distilled: DistilledSet, folder: str | Path, format: str) -> Exported
     if format not in _WRITERS:
         raise InputError(f"There is no export format {format!r}. {nearest(format, _WRITERS)}")
     target = Path(folder).resolve()
-    _refuse_used(target)
+    refuse_taken(target)
+    refuse_out(target, places_of(distilled.manifest["data"].get("source", "")))
     images, labels = distilled.images.detach().cpu(), distilled.targets.detach().cpu()
     if format != "tensors":
         _refuse_unfit(images, labels, format)
     read_back, stored, error, clipped = _as_read(distilled, images, format)
     again = _rewrap(distilled, read_back, labels, format, error)
-    with _whole_folder(target) as temporary:
+    with whole_folder(target) as temporary:
         _WRITERS[format](temporary, again, stored, labels)
         _write_card(temporary, again, format)
     return Exported(target, format, error <= SAME, error, clipped, again)
@@ -90,16 +90,6 @@ def safe_names(names: Sequence[str]) -> list[str]:
         taken.add(candidate.casefold())
         made.append(candidate)
     return made
-
-
-def _refuse_used(target: Path) -> None:
-    try:
-        used = target.exists() and (not target.is_dir() or any(target.iterdir()))
-    except OSError as error:
-        raise InputError(f"{target} cannot be read ({error.strerror}); choose another folder.") from error
-    if used:
-        what = "is not empty" if target.is_dir() else "is a file"
-        raise InputError(f"{target} {what}; choose a new or empty folder for the export.")
 
 
 def _refuse_unfit(images: Tensor, labels: Tensor, format: str) -> None:
@@ -205,24 +195,3 @@ def _png(stored: Tensor) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-@contextlib.contextmanager
-def _whole_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `target`; rename it onto `target` on success, remove it on failure."""
-    make_folder(target.parent)
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    except OSError as error:
-        raise write_error(target, error) from error
-    inside = temporary / target.name  # made with the user's permissions, which mkdtemp's own folder has not
-    try:
-        inside.mkdir()
-        yield inside
-        if target.is_dir():
-            target.rmdir()
-        os.rename(inside, target)
-    except OSError as error:
-        raise write_error(target, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -14,13 +14,19 @@ from datastill.core.cost import environment
 from datastill.core.errors import InputError
 from datastill.core.space import Space
 from datastill.data import load_real
+from datastill.data.places import places_of
 from datastill.decoders.pixels import Pixels
 from datastill.evaluation.protocols import get_protocol
 from datastill.exchange.formats import FORMATS, Released, read_released
 from datastill.exchange.spaces import outside, stated_space
 from datastill.models import resolve_network
-from datastill.store.artifact import MANIFEST, DistilledSet
+from datastill.report.card import PICTURE
+from datastill.report.pictures import png, preview
+from datastill.store.artifact import MANIFEST, DistilledSet, load_distilled
 from datastill.store.checkpoint import plain
+from datastill.store.files import write_bytes
+from datastill.store.folders import whole_folder
+from datastill.store.outputs import IMPORTED, NEW, refuse_out
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -92,6 +98,8 @@ def import_released(
     wanted = _selected(select, len(found.experiments))
     many = not isinstance(select, int)
     folders = _folders(out, wanted, many)
+    if out is not None:
+        refuse_out(out, places_of(data), IMPORTED if many else NEW)
     get_protocol(protocol)
     real = _real(data)
     for k in wanted:
@@ -109,7 +117,7 @@ def import_released(
         kind = {**about, "seed": seed + (k if many else 0), "notes": notes}
         sets.append(_distilled(found, k, real, stored, target, kind))
     for one, folder in zip(sets, folders):
-        one.save(folder)
+        _save(one, folder)
     return sets if many else sets[0]
 
 
@@ -127,10 +135,27 @@ def _folders(out: str | Path | None, wanted: list[int], many: bool) -> list[Path
     if out is None:
         return []
     folders = [Path(out) / str(k) for k in wanted] if many else [Path(out)]
-    for folder in folders:
+    for folder in folders if not many else ():
         if (folder / MANIFEST).exists():
             raise InputError(f"{folder} already holds a distilled set; choose another --out or remove it.")
     return folders
+
+
+def _save(one: DistilledSet, folder: Path) -> None:
+    """Write the set and its picture, whole or not at all; one of several that is there from before a kill stays.
+
+    Raises:
+        InputError: the folder holds another set.
+    """
+    if (folder / MANIFEST).is_file():
+        there = load_distilled(folder)
+        if any(there.manifest.get(name) != one.manifest[name] for name in ("imported", "space", "seed")):
+            raise InputError(f"{folder} already holds a distilled set; choose another --out or remove it.")
+    else:
+        with whole_folder(folder) as work:
+            one.save(work)
+            write_bytes(work / PICTURE, png(preview(one)))
+    one.folder = folder
 
 
 def _real(data: Any) -> RealSet:

@@ -20,7 +20,7 @@ from datastill.experiments.settings import Settings
 from datastill.experiments.sources import RealSets
 from datastill.store.artifact import DistilledSet
 from datastill.store.checkpoint import plain
-from datastill.store.files import digest, read_tensors, write_json, write_tensors
+from datastill.store.files import digest, read_tensors, write_sealed, write_tensors
 
 FORMAT = "datastill-cell"
 CELLS, RESULTS = "cells", "results"
@@ -185,7 +185,7 @@ def run_cell(work: Work, cell: Cell, target: Path) -> None:
         "peak_memory_bytes": peak_memory_bytes(job.task.device),
     }
     record = record_of(work, cell, distilled, result, cost) | rate
-    write_json(target, record | environment(job.task.device))
+    write_sealed(target, record | environment(job.task.device))
 
 
 def record_of(

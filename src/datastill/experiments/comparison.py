@@ -9,6 +9,7 @@ from typing import Any
 
 from datastill.core.allocator import keep_freed_memory
 from datastill.core.errors import InputError, Interrupted
+from datastill.data.places import places_of
 from datastill.evaluation.protocols import Protocol
 from datastill.experiments.cells import perform, readable
 from datastill.experiments.grid import lay_out, units_of
@@ -16,7 +17,10 @@ from datastill.experiments.result import Comparison, load_comparison
 from datastill.experiments.settings import Settings, make_settings
 from datastill.experiments.sources import RealSets, real_sets
 from datastill.launch import Done, Failure, UnitsFailed, check_workers, one_thread, run_units
+from datastill.store.artifact import MANIFEST
 from datastill.store.files import write_text
+from datastill.store.folders import held
+from datastill.store.outputs import COMPARISON, refuse_out
 
 ERRORS = "errors"
 
@@ -88,6 +92,8 @@ def compare(
     """
     keep_freed_memory()
     check_workers(workers)
+    if out is not None:
+        refuse_comparison(Path(out), real)
     reals = real_sets(real)
     asked = make_settings(
         methods, reals, ipc=ipc, seeds=seeds, network=network, protocol=protocol, networks=networks,
@@ -106,7 +112,20 @@ def compare(
         raise Interrupted("Stopped; nothing is kept, since no folder was given (out=...).") from stop
 
 
+def refuse_comparison(out: Path, real: Any) -> None:
+    """Refuse a folder that a comparison on these real sets cannot go into; makes nothing."""
+    if (out / MANIFEST).is_file():
+        raise InputError(f"{out} holds a distilled set; choose another --out for the comparison.")
+    sources = real if isinstance(real, list) else [real]
+    refuse_out(out, [place for source in sources for place in places_of(source)], COMPARISON)
+
+
 def _compare(asked: Settings, reals: RealSets, out: Path, workers: int, progress: Progress) -> Comparison:
+    with held(out):
+        return _compare_in(asked, reals, out, workers, progress)
+
+
+def _compare_in(asked: Settings, reals: RealSets, out: Path, workers: int, progress: Progress) -> Comparison:
     with one_thread():
         work, cells = lay_out(asked, reals, out)
         units = units_of(work, cells)

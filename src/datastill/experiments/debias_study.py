@@ -14,13 +14,16 @@ from datastill.core.errors import InputError
 from datastill.core.plan import Callback, Progress, silent
 from datastill.core.registry import get_method
 from datastill.data.biased.coloured import Nearest, nearest_colour
+from datastill.data.places import places_of
 from datastill.debias.reweight import way_of
 from datastill.distillation.distill import distill
 from datastill.distillation.job import prepare_job
 from datastill.distillation.overrides import takes_surrogates
 from datastill.evaluation.evaluate import evaluate
 from datastill.store.artifact import MANIFEST, DistilledSet, load_distilled
-from datastill.store.files import digest, read_json, write_json
+from datastill.store.files import digest, read_sealed, write_sealed
+from datastill.store.folders import held
+from datastill.store.outputs import STUDY, refuse_out
 from datastill.surrogates.debiased import DebiasedSurrogates
 from datastill.training.debiased import DebiasedTraining
 
@@ -131,13 +134,26 @@ class DebiasStudy:
                 f"{real.name} does not know the bias of its images, which the study scores by; take a biased set such "
                 "as cmnist:ratio=0.05, or use `datastill distill --debias kde` on your own data."
             )
+        refuse_out(out, places_of(real), STUDY)
+        with held(out):
+            return self._run(real, out, progress, callbacks, on_cell)
+
+    def _run(
+        self,
+        real: RealSet,
+        out: Path,
+        progress: Progress,
+        callbacks: Sequence[Callback],
+        on_cell: Callable[[dict[str, Any]], None] | None,
+    ) -> list[dict[str, Any]]:
         records, where = [], pick_device(self.device).type
+        assert real.test is not None
         for cell in self.fitting(real):
             key = digest([cell.record, real.fingerprint, real.test.fingerprint, where])
             path = out / "cells" / f"{cell.name}-{key}.json"
             if not path.is_file():
-                write_json(path, self._measure(cell, real, out, progress, callbacks))
-            records.append(read_json(path))
+                write_sealed(path, self._measure(cell, real, out, progress, callbacks))
+            records.append(read_sealed(path))
             if on_cell is not None:
                 on_cell(records[-1])
         return records

@@ -15,9 +15,8 @@ from datastill.experiments.rates import choose_rate, may_come_without
 from datastill.experiments.settings import Settings
 from datastill.experiments.sources import RealSets
 from datastill.launch import Unit
-from datastill.store.artifact import MANIFEST
 from datastill.store.checkpoint import refuse_other
-from datastill.store.files import make_folder, read_json, write_json
+from datastill.store.files import read_sealed, write_sealed
 
 FORMAT = "datastill-comparison-plan"
 PLAN = "plan.json"
@@ -45,7 +44,7 @@ def lay_out(settings: Settings, reals: RealSets, out: Path) -> tuple[Work, list[
     unnamed = [replace(cell, seed=seed) for seed in settings.seeds for cell in groups]
     cells = [named(cell, work.job(cell), settings) for cell in unnamed]
     if stored is None:
-        write_json(out / PLAN, _record(config, work, cells))
+        write_sealed(out / PLAN, _record(config, work, cells))
     return work, cells
 
 
@@ -71,12 +70,9 @@ def units_of(work: Work, cells: list[Cell]) -> list[Unit]:
 
 
 def _stored(config: dict[str, Any], out: Path) -> dict[str, Any] | None:
-    if (out / MANIFEST).is_file():
-        raise InputError(f"{out} holds a distilled set; choose another --out for the comparison.")
-    make_folder(out)
     if not (out / PLAN).is_file():
         return None
-    stored = read_json(out / PLAN)
+    stored = read_sealed(out / PLAN)
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise InputError(f"{out / PLAN} is not the plan of a comparison; choose another --out.")
     refuse_other(config, stored["config"], out / PLAN)

@@ -21,7 +21,7 @@ from datastill.evaluation.protocols import Protocol
 from datastill.evaluation.rates import learned_rate, with_rate
 from datastill.experiments.tuning import tune, validation_of
 from datastill.sampling.inits import random_indices
-from datastill.store.files import read_json, write_json
+from datastill.store.files import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from datastill.distillation.job import Job
@@ -71,7 +71,7 @@ def choose_rate(work: Work, cell: Cell, target: Path) -> None:
         "images": len(validation.test),
         "seconds": round(time.perf_counter() - started, 3),
     }
-    write_json(target, record)
+    write_sealed(target, record)
 
 
 def chosen(path: Path) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def chosen(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is gone or damaged.
     """
-    record = read_json(path)
+    record = read_sealed(path)
     if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(record.get("lr"), float):
         raise InputError(f"{path} does not hold a learning rate; remove it to choose one again.")
     return record

@@ -17,7 +17,7 @@ from datastill.evaluation.scores import Arm, Evaluation
 from datastill.experiments.cells import CELLS, RESULTS
 from datastill.experiments.grid import FORMAT as PLAN_FORMAT
 from datastill.experiments.grid import PLAN
-from datastill.store.files import read_json, write_json, write_text
+from datastill.store.files import read_sealed, write_json, write_text
 
 FORMAT = "datastill-comparison"
 BASELINE = "random"
@@ -216,7 +216,7 @@ def load_comparison(folder: str | Path) -> Comparison:
     folder = Path(folder)
     if not (folder / PLAN).is_file():
         raise InputError(f"{folder} holds no comparison (no {PLAN}); give the folder that `datastill compare` made.")
-    plan = read_json(folder / PLAN)
+    plan = read_sealed(folder / PLAN)
     if not isinstance(plan, dict) or plan.get("format") != PLAN_FORMAT:
         raise InputError(f"{folder / PLAN} is not the plan of a comparison.")
     cells: dict[tuple[str, int, str], dict[int, Any]] = {}
@@ -225,7 +225,7 @@ def load_comparison(folder: str | Path) -> Comparison:
         path = folder / RESULTS / f"{cell['name']}.json"
         key = cell["data"], cell["ipc"], cell["method"]
         if path.is_file():
-            cells.setdefault(key, {})[cell["seed"]] = read_json(path)
+            cells.setdefault(key, {})[cell["seed"]] = read_sealed(path)
         else:
             missing.append(f"{cell['data']}, {cell['method']}, ipc {cell['ipc']}, seed {cell['seed']}")
     return Comparison(plan["config"], rows_of(cells), missing, folder, plan["command"], plan["settled"])

@@ -31,7 +31,7 @@ from datastill.labels.bank_header import make_header, read_layout
 from datastill.labels.bank_labels import Array, LabelCode
 from datastill.labels.bank_layout import Layout
 from datastill.labels.labeller import Labeller
-from datastill.store.files import digest, read_json
+from datastill.store.files import digest, read_json, refuse_changed
 from datastill.training.soft_schedule import batches_of
 
 
@@ -129,7 +129,8 @@ class LabelBank:
                 logits = labeller(trace.apply(images[index.to(images.device)].to(where)))
                 writer.add({"index": index.numpy(), **_drawn(trace, trace_seed, layout), **layout.code.encode(logits)})
                 progress("labels", done + 1, total, {})
-            return cls(Path(folder), writer.finish(header))
+            header = writer.finish(header)
+        return cls(Path(folder), header)
 
     @classmethod
     def open(cls, folder: str | Path, *, verify: bool = True) -> LabelBank:
@@ -147,6 +148,7 @@ class LabelBank:
             raise InputError(f"{folder} is no label bank: it has no {HEADER}.")
         bank = cls(folder, read_json(folder / HEADER))
         bank._arrays()
+        refuse_changed(folder / HEADER, bank.header)
         if verify:
             refuse_damaged(folder, bank.header["files"], bank.layout)
         return bank

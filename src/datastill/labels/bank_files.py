@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +15,8 @@ import numpy as np
 from datastill.core.errors import InputError
 from datastill.labels.bank_labels import Array
 from datastill.labels.bank_layout import Layout
-from datastill.store.files import make_folder, write_error, write_json
+from datastill.store.files import make_folder, sealed, write_error, write_json
+from datastill.store.folders import refuse_taken, whole_folder
 
 HEADER = "bank.json"
 
@@ -34,8 +33,7 @@ class BankWriter:
     """
 
     def __init__(self, folder: Path, layout: Layout) -> None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"{folder} is there already; delete it or choose another place for the label bank.")
+        refuse_taken(folder)
         make_folder(folder.parent)
         free = shutil.disk_usage(folder.parent).free
         if free < layout.nbytes:
@@ -45,12 +43,9 @@ class BankWriter:
             )
         self.folder, self.layout = folder, layout
         self._arrays: dict[str, _ArrayFile] = {}
-        try:
-            self._hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-            self._inside = self._hidden / folder.name  # has the permissions of an ordinary folder
-            self._inside.mkdir()
-        except OSError as error:
-            raise write_error(folder, error) from error
+        self._finished = False
+        self._whole = whole_folder(folder)
+        self._inside = self._whole.__enter__()
 
     def add(self, rows: Mapping[str, Array]) -> None:
         """Append rows to arrays: (rows, ...) each, in the dtype of its field or one that fits into it."""
@@ -63,17 +58,17 @@ class BankWriter:
             raise write_error(self.folder, error) from error
 
     def finish(self, header: dict[str, Any]) -> dict[str, Any]:
-        """Write the header, with a hash of every array, and give the folder its name.
+        """Write the header, with a hash of every array; at the block's end the folder has its name.
 
         Returns:
             The header as it was written.
         """
         try:
-            header = {**header, "files": {f"{name}.npy": array.close() for name, array in self._arrays.items()}}
+            header = sealed({**header, "files": {f"{name}.npy": array.close() for name, array in self._arrays.items()}})
             write_json(self._inside / HEADER, header)
-            os.replace(self._inside, self.folder)
         except OSError as error:
             raise write_error(self.folder, error) from error
+        self._finished = True
         return header
 
     def __enter__(self) -> BankWriter:
@@ -84,7 +79,9 @@ class BankWriter:
     ) -> None:
         for array in self._arrays.values():
             array.file.close()
-        shutil.rmtree(self._hidden, ignore_errors=True)
+        if kind is None and not self._finished:
+            kind, error = RuntimeError, RuntimeError("the header was not written")
+        self._whole.__exit__(kind, error, trace)
 
 
 class _ArrayFile:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from datastill.core.errors import InputError
 from datastill.core.plan import Codes, Companion, Decoder
 from datastill.core.space import Space
-from datastill.store.files import read_json, read_tensors, write_json, write_tensors
+from datastill.store.files import CHECKSUM, damaged, read_json, read_tensors, sealed, write_json, write_tensors
 
 if TYPE_CHECKING:
     from datastill import Exported
@@ -125,6 +125,7 @@ class DistilledSet:
         write_tensors(folder / TENSORS, tensors, {"format": FORMAT})
         manifest = {**self.manifest, "format": FORMAT, "version": VERSION, "space": self.space.to_dict()}
         manifest["files"] = {TENSORS: _sha256(folder / TENSORS)}
+        manifest["files"][MANIFEST] = _own_checksum(manifest)
         write_json(folder / MANIFEST, manifest)
         self.manifest, self.folder = manifest, folder
         return folder
@@ -160,6 +161,8 @@ def load_distilled(folder: str | Path) -> DistilledSet:
         folder=folder,
     )
     _check_shapes(distilled, folder)
+    if manifest["files"].get(MANIFEST, known := _own_checksum(manifest)) != known:
+        raise damaged(folder / MANIFEST)
     return distilled
 
 
@@ -221,6 +224,12 @@ def decoder_of(record: Mapping[str, Any]) -> Decoder:
         return cast("Decoder", module.DECODER(**options))
     except TypeError as error:
         raise InputError(f"The manifest's decoder {name!r} has options that this datastill does not know.") from error
+
+
+def _own_checksum(manifest: Mapping[str, Any]) -> str:
+    """Over a manifest's content, but for this checksum itself; manifests of older versions have none."""
+    files = {name: sha for name, sha in manifest["files"].items() if name != MANIFEST}
+    return str(sealed({**manifest, "files": files})[CHECKSUM])
 
 
 def _sha256(path: Path) -> str:

@@ -28,7 +28,7 @@ def read_snapshot(path: Path) -> Snapshot:
     Raises:
         InputError: the file is damaged, or no checkpoint.
     """
-    tensors, header = read_tensors(path)
+    tensors, header = read_tensors(path, resuming=True)
     groups: dict[str, dict[str, Tensor]] = {}
     for full, tensor in tensors.items():
         group, _, name = full.partition("/")

@@ -6,8 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
+from datastill.store.unfinished import locked_temporary, remove_rests
+
+#: The name of a checksum in JSON objects and in the metadata of tensors.
+CHECKSUM = "checksum"
 
 
 @contextlib.contextmanager
@@ -27,11 +31,10 @@ def atomic_path(target: Path) -> Iterator[Path]:
     target = Path(target)
     make_folder(target.parent)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        os.close(handle)
+        remove_rests(target)
+        handle, temporary = locked_temporary(target)
     except OSError as error:
         raise write_error(target, error) from error
-    temporary = Path(name)
     try:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
@@ -40,6 +43,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         raise write_error(target, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def write_error(target: Path, error: OSError) -> InputError:
@@ -75,7 +79,52 @@ def write_text(target: Path, text: str) -> None:
 
 def write_json(target: Path, record: Any) -> None:
     """Write JSON atomically; NaN is refused, since it is not JSON."""
-    write_text(target, json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(target, as_json(record))
+
+
+def as_json(record: Any) -> str:
+    """A record as the text of a JSON file."""
+    return json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with a checksum over all that it says; `read_sealed` compares it."""
+    plain = {name: value for name, value in record.items() if name != CHECKSUM}
+    return {**plain, CHECKSUM: hashlib.sha256(_canonical(json.loads(json.dumps(plain)))).hexdigest()}
+
+
+def write_sealed(target: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON object with its checksum, atomically: what a later run reads and goes on from."""
+    write_json(target, sealed(record))
+
+
+def read_sealed(path: Path) -> Any:
+    """Read what `write_sealed` wrote, without the checksum. A record without one, of an older datastill, is taken.
+
+    Raises:
+        InputError: it cannot be read, or is not what was written.
+    """
+    record = read_json(path)
+    refuse_changed(path, record)
+    return {k: v for k, v in record.items() if k != CHECKSUM} if isinstance(record, dict) else record
+
+
+def refuse_changed(path: Path, record: Any) -> None:
+    """Compare a record with the checksum in it; for readers that first say what exactly is wrong with a record.
+
+    Raises:
+        InputError: it is not what was written.
+    """
+    if isinstance(record, dict) and record.get(CHECKSUM, known := sealed(record)[CHECKSUM]) != known:
+        raise damaged(path)
+
+
+def damaged(path: Path) -> InputError:
+    """The sentence for a file that is not what was written."""
+    return InputError(
+        f"{path} is not what was written: its checksum differs, so it was changed or damaged; remove it to have it "
+        "made again, or put the sound file back."
+    )
 
 
 def read_json(path: Path) -> Any:
@@ -89,26 +138,71 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(target: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> None:
-    """Write named tensors as safetensors, atomically. Serialised in memory, so a full disk is one clean error."""
+    """Write named tensors as safetensors with a checksum, atomically.
+
+    Serialised in memory, so a full disk is one clean error. Equal tensors give equal bytes.
+    """
     from safetensors.torch import save
 
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    write_bytes(target, save(plain, metadata=dict(meta or {})))
+    data = memoryview(save(plain, metadata=dict(meta or {})))
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(bytes(data[8:start]))
+    about = header.pop("__metadata__", {})
+    about[CHECKSUM] = _checksum(header, about, [data[start:]])
+    text = json.dumps({"__metadata__": dict(sorted(about.items())), **header}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_path(target) as temporary, temporary.open("wb") as file:
+        for part in (len(text).to_bytes(8, "little"), text, data[start:]):
+            file.write(part)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read named tensors and their metadata; anything but a sound safetensors file is refused."""
+def read_tensors(path: Path, *, resuming: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read named tensors and their metadata; anything but a sound safetensors file is refused.
+
+    Args:
+        resuming: a run goes on from them; a file without a checksum, of an older datastill, is taken with a warning.
+
+    Raises:
+        InputError: there is no such file, it is of another format, or not what was written.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
         raise InputError(f"{path} does not exist.")
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            tensors, meta = {n: file.get_tensor(n) for n in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        known = meta.pop(CHECKSUM, None)
+        if known is not None and known != _checksum_of(path):
+            raise damaged(path)
     except (SafetensorError, OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"{path} is not a sound safetensors file ({error}); it is cut short, damaged or of another format."
         ) from error
+    if resuming and known is None:
+        warnings.warn(f"{path} carries no checksum: an older datastill wrote it. It is taken as it is.", stacklevel=3)
+    return tensors, meta
+
+
+def _checksum(header: Any, about: Mapping[str, str], parts: Iterable[bytes | memoryview]) -> str:
+    """SHA-256 over names, dtypes, shapes, metadata and the bytes of the tensors."""
+    sha = hashlib.sha256(_canonical([header, {name: text for name, text in about.items() if name != CHECKSUM}]))
+    for part in parts:
+        sha.update(part)
+    return sha.hexdigest()
+
+
+def _checksum_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return _checksum(header, header.pop("__metadata__", {}), iter(lambda: file.read(1 << 22), b""))
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True).encode()
 
 
 def digest(value: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import Diverged, InputError
-from datastill.store.files import atomic_path, read_json
+from datastill.store.files import CHECKSUM, as_json, atomic_path, read_json, refuse_changed, sealed
 from datastill.surrogates.experts.layout import Layout
 
 FORMAT = "datastill-expert"
@@ -151,11 +150,11 @@ def read_record(folder: Path, expert: int, config: str, snapshots: int, layout: 
         InputError: it is damaged, belongs to another buffer, or its rows are missing or cut short.
     """
     path = record_path(folder, expert)
-    found = read_json(path)
+    whole = read_json(path)
     try:
+        found = {k: tuple(map(float, v)) if isinstance(v, list) else v for k, v in whole.items() if k != CHECKSUM}
         if found.pop("format") != FORMAT or found.pop("version") != VERSION:
             raise ValueError("another format")
-        found = {k: tuple(map(float, v)) if isinstance(v, list) else v for k, v in found.items()}
         record = ExpertRecord(**found)
         wanted = record.snapshots * layout.width * DTYPES[record.dtype].itemsize
         if len(record.squared_steps) != record.snapshots - 1:
@@ -164,6 +163,7 @@ def read_record(folder: Path, expert: int, config: str, snapshots: int, layout: 
         raise InputError(f"{path} is not the record of an expert ({error}); {_again(folder, expert)}.") from error
     if (record.expert, record.config, record.snapshots) != (expert, config, snapshots):
         raise InputError(f"{path} belongs to another buffer than {folder / 'meta.json'}; {_again(folder, expert)}.")
+    refuse_changed(path, whole)
     rows = bin_path(folder, expert)
     size = rows.stat().st_size if rows.is_file() else 0
     if size != wanted:
@@ -218,9 +218,9 @@ def stored_bytes(folder: Path, records: Iterable[ExpertRecord]) -> int:
 
 
 def write_record(target: Path, record: Mapping[str, Any]) -> None:
-    """Write JSON, durably."""
+    """Write JSON with its checksum, durably."""
     with durable(target) as file:
-        file.write((json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+        file.write(as_json(sealed(record)).encode())
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from datastill.core.cost import pick_device
 from datastill.core.errors import InputError
 from datastill.core.precision import casting
 from datastill.store.checkpoint import plain, refuse_other
-from datastill.store.files import digest, make_folder
+from datastill.store.files import digest
 from datastill.surrogates.experts.files import write_record
 from datastill.surrogates.experts.identity import about, shared_identity
 from datastill.surrogates.experts.layout import Layout
@@ -129,19 +129,12 @@ def begin(job: Job) -> None:
         refuse_other(job.config, read_meta(folder)["config"], folder)
         open_buffer(folder)
         return
-    source = Path(job.real.source) if job.real.source else None
-    if source is not None and source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
-        raise InputError(f"{folder} lies inside the data ({source}); choose an --out outside it.")
-    make_folder(folder)
-    if any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no experts; choose another --out to overwrite nothing.")
     if job.layout.statistics:
         warnings.warn(
             f"{job.network} keeps running statistics: they are stored beside its parameters, but trajectory matching "
             "matches parameters alone, and published results are of networks without them (norm=instance).",
             stacklevel=3,
         )
-    remove_rests(folder / META)
     write_record(folder / META, new_meta(job.config, job.layout, about(job.network, job.real)))
 
 
@@ -151,10 +144,3 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
         bound = "" if least is None else f" of at least {least}"
         raise InputError(f"{name} must be a whole number{bound}, not {value!r}.")
     return value
-
-
-def remove_rests(*targets: Path) -> None:
-    """Remove what a kill left of attempts to write some files."""
-    for target in targets:
-        for rest in target.parent.glob(f".{target.name}.*.tmp"):
-            rest.unlink(missing_ok=True)

@@ -6,10 +6,7 @@ weights-only reader, which runs nothing. What it does not say (network, Space, d
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +15,11 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
+from datastill.data.places import places_of
 from datastill.store.checkpoint import plain
-from datastill.store.files import digest, make_folder, write_error
+from datastill.store.files import digest
+from datastill.store.folders import whole_folder
+from datastill.store.outputs import refuse_out
 from datastill.store.pt_reader import Contents, read_pt
 from datastill.surrogates.experts.files import write_expert, write_record
 from datastill.surrogates.experts.identity import about, shared_identity
@@ -46,21 +46,9 @@ def import_reference_buffer(
         InputError: a file cannot be used, does not fit the network, or holds one snapshot many times over.
     """
     files, target = _files(paths), Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} already exists; choose another --out or remove it.")
-    make_folder(target.parent)
-    try:
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise write_error(target, error) from error
-    try:
+    refuse_out(target, places_of(real))
+    with whole_folder(target) as work:
         _import(files, network, real, work)
-        os.chmod(work, 0o755)
-        os.replace(work, target)
-    except OSError as error:
-        raise write_error(target, error) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return open_buffer(target)
 
 

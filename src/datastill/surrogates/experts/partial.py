@@ -20,6 +20,7 @@ from datastill.core.errors import InputError
 from datastill.core.snapshot import Snapshot
 from datastill.store.checkpoint import read_snapshot, write_snapshot
 from datastill.store.files import make_folder, write_error
+from datastill.store.unfinished import remove_rests
 from datastill.surrogates.experts.files import DTYPES
 
 _FLOAT = DTYPES["float32"]
@@ -115,8 +116,7 @@ class Partial:
         """Remove its files, those that a kill left half-written too."""
         for path in (self.rows_path, self.state_path, self.pulse_path):
             path.unlink(missing_ok=True)
-            for rest in path.parent.glob(f".{path.name}.*.tmp"):
-                rest.unlink(missing_ok=True)
+            remove_rests(path)
 
     def _put(self, epoch: int, row: Tensor) -> None:
         data = _bytes(row)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
-from datastill.store.files import digest, read_json
+from datastill.store.files import CHECKSUM, digest, read_json, refuse_changed
 from datastill.surrogates.experts.files import (
     ExpertRecord,
     expert_numbers,
@@ -189,7 +189,8 @@ def read_meta(path: Path) -> dict[str, Any]:
             raise ValueError("its numbers do not agree")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path / META} does not describe expert trajectories ({error}); it is damaged.") from error
-    return dict(meta)
+    refuse_changed(path / META, meta)
+    return {name: value for name, value in meta.items() if name != CHECKSUM}
 
 
 def _epoch_means(records: list[ExpertRecord], epoch: int) -> dict[str, float | int | None]:

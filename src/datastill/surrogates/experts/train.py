@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datastill.core.errors import Interrupted
+from datastill.core.errors import InputError, Interrupted
 from datastill.core.interrupt import StopRequest, stop_between_steps
 from datastill.core.plan import Progress, silent
 from datastill.core.precision import casting
 from datastill.core.rng import Rng
+from datastill.data.places import places_of
+from datastill.data.shared import SHARED_FILES
 from datastill.launch import Done, Unit, check_workers, run_units
 from datastill.store.files import digest
+from datastill.store.folders import held, remove_made
+from datastill.store.outputs import EXPERTS, refuse_out
+from datastill.store.unfinished import remove_rests
 from datastill.surrogates.experts.files import expert_numbers, record_path, write_expert
 from datastill.surrogates.experts.handout import portable, unpacked
-from datastill.surrogates.experts.job import Job, begin, make_job, remove_rests, whole
+from datastill.surrogates.experts.job import Job, begin, make_job, whole
 from datastill.surrogates.experts.policies import Epoch, TrainingSet
 from datastill.surrogates.experts.store import PARTIAL, ExpertBuffer, open_buffer
 from datastill.surrogates.experts.watch import Pulse, watching
@@ -75,6 +79,14 @@ def train_experts(
     check_workers(workers)
     whole("experts", experts, 1)
     job = make_job(real, network, Path(out), lossy=lossy, span=whole("span", span, 1), **settings)
+    refuse_out(job.folder, places_of(real), EXPERTS)
+    with held(job.folder):
+        return _train(job, experts, workers, progress, on_done)
+
+
+def _train(
+    job: Job, experts: int, workers: int, progress: Progress, on_done: Callable[[Done], Any] | None
+) -> ExpertBuffer:
     begin(job)
     units = [Unit(f"expert {k}", (k,), record_path(job.folder, k), "expert") for k in range(experts)]
     missing = sum(not unit.finished for unit in units)
@@ -92,7 +104,8 @@ def train_experts(
 def train_expert(work: Job | bytes, expert: int, target: Path) -> None:
     """Train one expert, from where it was left, and write its files; a unit of `launch`."""
     job = unpacked(work) if isinstance(work, bytes) else work
-    remove_rests(target, target.with_suffix(".bin"))
+    for path in (target, target.with_suffix(".bin")):
+        remove_rests(path)
     with stop_between_steps() as stop:
         _Training(job, expert, stop).run()
         if stop.requested:  # asked while the last files were written: this unit is done, and no other one begins
@@ -203,6 +216,7 @@ def _tidy(job: Job) -> None:
     for expert in expert_numbers(job.folder):
         job.partial(expert).remove()
     for folder in partial.glob("images-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(InputError):  # what somebody else put there stays
+            remove_made(folder, SHARED_FILES)
     with contextlib.suppress(OSError):
         partial.rmdir()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from datastill.core.errors import InputError
 from datastill.core.space import Space
 from datastill.models import resolve_network
-from datastill.store.files import digest, read_json, read_tensors, write_json, write_tensors
+from datastill.store.files import CHECKSUM, digest, read_json, read_tensors, refuse_changed, write_sealed, write_tensors
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -142,7 +142,7 @@ class Teacher:
         tensors = {f"weight/{n}": t for n, t in self.network.state_dict().items()}
         tensors.update({f"space/{n}": t for n, t in self.space.tensors.items()})
         write_tensors(folder / TENSORS, tensors, {"format": FORMAT})
-        write_json(folder / RECORD, {"format": FORMAT, "version": 1, **self.describe()})
+        write_sealed(folder / RECORD, {"format": FORMAT, "version": 1, **self.describe()})
         return folder
 
     def describe(self) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def load_teacher(folder: str | Path, network: nn.Module | None = None) -> Teache
     space = Space.from_dict(
         record["space"], {n.removeprefix("space/"): t for n, t in tensors.items() if n.startswith("space/")}
     )
-    known = ("format", "version", "id", "network", "space", "classes", "channels", "size", "bytes")
+    known = ("format", "version", "id", "network", "space", "classes", "channels", "size", "bytes", CHECKSUM)
     teacher = Teacher(
         module,
         space,
@@ -224,6 +224,7 @@ def load_teacher(folder: str | Path, network: nn.Module | None = None) -> Teache
     )
     if teacher.id != record["id"]:
         raise InputError(f"The weights in {folder} are not those of its record; they were changed or damaged.")
+    refuse_changed(folder / RECORD, record)
     return teacher
 
 
