@@ -24,6 +24,7 @@ from datastill.data.decode import CorruptImage, ImageError
 from datastill.data.raw import LabelId, Request, Split
 from datastill.data.store import DecodeStore, MemmapStore, MemoryStore, Store, SubsetStore
 from datastill.store.files import atomic_path, digest, read_sealed, write_sealed
+from datastill.store.opening import map_array
 
 VERSION = 1  #: of the decoding: raise it whenever the same bytes would give other pixels
 IN_MEMORY_BYTES = 1 << 30  #: storage="auto" maps larger sets from disk
@@ -108,8 +109,8 @@ def _open(entry: Path, storage: str) -> tuple[Record, Store] | None:
             return None
         if storage == "memmap" or (storage == "auto" and store.array.nbytes > IN_MEMORY_BYTES):  # type: ignore[attr-defined]
             return record, store
-        pixels = np.load(entry.with_suffix(".npy"))
-    except (OSError, ValueError, EOFError, SyntaxError):
+        pixels = np.array(map_array(entry.with_suffix(".npy")))
+    except (InputError, OSError, ValueError):
         return None
     if pixels.dtype != np.uint8 or zlib.crc32(pixels.data) != record.checksum:
         return None

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from datastill.core.errors import Diverged, InputError
 from datastill.store.files import CHECKSUM, as_json, atomic_path, read_json, refuse_changed, sealed
+from datastill.store.opening import open_regular, refuse_sparse
 from datastill.surrogates.experts.layout import Layout
 
 FORMAT = "datastill-expert"
@@ -165,7 +166,7 @@ def read_record(folder: Path, expert: int, config: str, snapshots: int, layout: 
         raise InputError(f"{path} belongs to another buffer than {folder / 'meta.json'}; {_again(folder, expert)}.")
     refuse_changed(path, whole)
     rows = bin_path(folder, expert)
-    size = rows.stat().st_size if rows.is_file() else 0
+    size = refuse_sparse(rows) if rows.is_file() else 0
     if size != wanted:
         what = "is missing" if not rows.is_file() else f"has {size:,} bytes and should have {wanted:,}"
         raise InputError(f"{rows} {what}: it was cut short or damaged; {_again(folder, expert)}.")
@@ -181,7 +182,7 @@ def read_rows(folder: Path, record: ExpertRecord, width: int, epochs: Sequence[i
     dtype, path = DTYPES[record.dtype], bin_path(folder, record.expert)
     out, size = np.empty((len(epochs), width), dtype=np.float32), width * dtype.itemsize
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             for k, epoch in enumerate(epochs):
                 file.seek(epoch * size)
                 data = file.read(size)
@@ -201,7 +202,7 @@ def refuse_damaged(folder: Path, record: ExpertRecord) -> None:
     """
     path = bin_path(folder, record.expert)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}).") from error

@@ -20,6 +20,7 @@ from datastill.core.errors import InputError
 from datastill.core.snapshot import Snapshot
 from datastill.store.checkpoint import read_snapshot, write_snapshot
 from datastill.store.files import make_folder, write_error
+from datastill.store.opening import open_regular
 from datastill.store.unfinished import remove_rests
 from datastill.surrogates.experts.files import DTYPES
 
@@ -103,7 +104,7 @@ class Partial:
             InputError: there are fewer.
         """
         try:
-            with open(self.rows_path, "rb") as file:
+            with open_regular(self.rows_path) as file:
                 for _ in range(count):
                     data = file.read(self.width * _FLOAT.itemsize)
                     if len(data) < self.width * _FLOAT.itemsize:
