@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from datastill.core.errors import InputError
 from datastill.data.decode import CorruptImage, ImageError
 from datastill.data.raw import LabelId, Request, Split
 from datastill.data.store import DecodeStore, MemmapStore, MemoryStore, Store, SubsetStore
+from datastill.store import schema
 from datastill.store.files import atomic_path, digest, read_sealed, write_sealed
 from datastill.store.opening import map_array
 
@@ -51,6 +53,16 @@ class Record:
     names: list[str] | None = None
     skipped: dict[str, str] = field(default_factory=dict)  #: position -> name of an image that is left out
     checksum: int | None = None  #: CRC-32 of the pixels in the .npy, which holds zeros for skipped images
+
+
+class Stored(schema.Record):
+    """What a `Record` may be in its file."""
+
+    shape: Annotated[list[schema.Side], Field(min_length=3, max_length=3)]
+    labels: list[schema.Whole | schema.Text]
+    names: list[schema.Text] | None = None
+    skipped: dict[str, schema.Text] = Field(default_factory=dict)
+    checksum: schema.Count | None = None
 
 
 def cache_folder() -> Path:
@@ -119,10 +131,10 @@ def _open(entry: Path, storage: str) -> tuple[Record, Store] | None:
 
 def _read(entry: Path) -> Record | None:
     try:
-        record = Record(**read_sealed(entry))
-        record.shape = tuple(int(s) for s in record.shape)  # type: ignore[assignment]
-        return record if len(record.shape) == 3 and isinstance(record.labels, list) else None
-    except (OSError, InputError, TypeError, ValueError):
+        record = Record(**read_sealed(entry, Stored))
+        record.shape = tuple(record.shape)  # type: ignore[assignment]
+        return record
+    except (InputError, TypeError):
         return None
 
 

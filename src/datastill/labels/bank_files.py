@@ -13,13 +13,12 @@ from typing import IO, Any
 import numpy as np
 
 from datastill.core.errors import InputError
+from datastill.labels.bank_header import HEADER
 from datastill.labels.bank_labels import Array
 from datastill.labels.bank_layout import Layout
 from datastill.store.files import make_folder, sealed, write_error, write_json
 from datastill.store.folders import refuse_taken, whole_folder
 from datastill.store.opening import map_array, open_regular
-
-HEADER = "bank.json"
 
 _CHUNK = 2**22
 

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,7 +28,7 @@ from datastill.store.files import (
     write_json,
     write_tensors,
 )
-from datastill.store.manifest import FORMAT, VERSION, Manifest
+from datastill.store.manifest import FORMAT, VERSION, Manifest, refuse_unfit_space
 from datastill.store.opening import open_regular, refuse_claim, stored_bytes
 from datastill.store.schema import SPACE, Kind, Shape
 
@@ -239,18 +239,8 @@ def _refuse_claims(path: Path, shapes: Mapping[str, Shape], manifest: Mapping[st
     if image != manifest.get("shape", image):
         raise InputError(f"The images in {path} are {image} and do not fit {where}: {manifest['shape']}.")
     refuse_claim(path, 4 * count * math.prod(image), stored_bytes(path), "would be rendered to at most")
-    _refuse_unfit_space(path, shapes, manifest["space"], image)
-
-
-def _refuse_unfit_space(
-    path: Path, shapes: Mapping[str, Shape], space: Mapping[str, Any], image: Sequence[int]
-) -> None:
-    """A mean and a std for each channel, or none; for whitening its three tensors, of the size of an image."""
-    size = math.prod(image)
-    wanted = {"centre": (1, *image), "whiten": (size, size), "unwhiten": (size, size)} if space["kind"] == "zca" else {}
-    found = {name.removeprefix("space/"): s.sizes for name, s in shapes.items() if name.startswith("space/")}
-    if found != wanted or len(space["mean"]) not in (0, image[0]):
-        raise InputError(f"The Space of {path.parent / MANIFEST} does not fit images of {list(image)}; it is damaged.")
+    space = {name.removeprefix("space/"): shape.sizes for name, shape in shapes.items() if name.startswith("space/")}
+    refuse_unfit_space(where, manifest["space"], space, image)
 
 
 def _check_shapes(distilled: DistilledSet, folder: Path) -> None:

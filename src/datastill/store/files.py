@@ -207,6 +207,14 @@ def read_tensors(
     return tensors, meta
 
 
+def seconds_of(meta: Mapping[str, str]) -> float:
+    """How long making a file took, as its metadata say; 0 where they say nothing that can be."""
+    with contextlib.suppress(ValueError):
+        seconds = float(meta.get("seconds", ""))
+        return seconds if 0 <= seconds < 1e12 else 0.0
+    return 0.0
+
+
 @contextlib.contextmanager
 def _sound(path: Path) -> Iterator[None]:
     """Whatever a file provokes in the reader of the format is one refusal."""

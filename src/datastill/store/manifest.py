@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from datastill.core.errors import InputError
 from datastill.store.schema import (
     Count,
     Name,
@@ -40,6 +43,26 @@ class SpaceRecord(Record):
         if len(self.mean) != len(self.std) or (self.kind == "normalised" and not self.mean):
             raise ValueError("a mean and a std for each channel are expected")
         return self
+
+
+def refuse_unfit_space(
+    where: object, space: Mapping[str, Any], tensors: Mapping[str, Sequence[int]], image: Sequence[int]
+) -> None:
+    """Refuse a Space that does not fit images (c, h, w).
+
+    Args:
+        where: which file says so.
+        space: its record.
+        tensors: the shapes of its tensors: for whitening three of the size of an image, else none.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    size = math.prod(image)
+    wanted = {"centre": (1, *image), "whiten": (size, size), "unwhiten": (size, size)} if space["kind"] == "zca" else {}
+    found = {name: tuple(sizes) for name, sizes in tensors.items()}
+    if found != wanted or len(space["mean"]) not in (0, image[0]):
+        raise InputError(f"The Space of {where} does not fit images of {list(image)}; it was changed or damaged.")
 
 
 class Classes(Record):

@@ -10,15 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from datastill.core.errors import Diverged, InputError
 from datastill.store.files import CHECKSUM, as_json, atomic_path, read_json, refuse_changed, sealed
 from datastill.store.opening import open_regular, refuse_sparse
+from datastill.store.schema import Count, Fraction, Name, Number, Record, Seconds, Sha256, Whole
 from datastill.surrogates.experts.layout import Layout
 
 FORMAT = "datastill-expert"
@@ -29,6 +31,32 @@ DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dt
 
 #: The largest relative error that rounding to float16 may bring into the step of a segment.
 LOSSY_LIMIT = 1e-2
+
+
+class ExpertFile(Record):
+    """What `expert_00000.json` may say."""
+
+    format: Name
+    version: Whole
+    expert: Count
+    config: Name
+    dtype: Literal["float32", "float16"]
+    snapshots: Annotated[int, Field(ge=2, le=10_000_000)]
+    sha256: Sha256
+    squared_steps: list[Number]
+    train_loss: list[Number] | None = None
+    train_accuracy: list[Fraction] | None = None
+    test_accuracy: list[Fraction] | None = None
+    seed: Whole | None = None
+    seconds: Seconds | None = None
+
+    def refuse_other_lengths(self, epochs: int) -> None:
+        """Raise ValueError unless every list has a number for each epoch."""
+        if len(self.squared_steps) != epochs:
+            raise ValueError("not one step for each epoch")
+        for values in (self.train_loss, self.train_accuracy, self.test_accuracy):
+            if values and len(values) != epochs:
+                raise ValueError("not one loss and accuracy for each epoch")
 
 
 @dataclass(frozen=True)
@@ -152,14 +180,14 @@ def read_record(folder: Path, expert: int, config: str, snapshots: int, layout: 
     """
     path = record_path(folder, expert)
     whole = read_json(path)
+    checked = ExpertFile.of(whole, path)
     try:
         found = {k: tuple(map(float, v)) if isinstance(v, list) else v for k, v in whole.items() if k != CHECKSUM}
         if found.pop("format") != FORMAT or found.pop("version") != VERSION:
             raise ValueError("another format")
         record = ExpertRecord(**found)
+        checked.refuse_other_lengths(record.snapshots - 1)
         wanted = record.snapshots * layout.width * DTYPES[record.dtype].itemsize
-        if len(record.squared_steps) != record.snapshots - 1:
-            raise ValueError("not one step for each epoch")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not the record of an expert ({error}); {_again(folder, expert)}.") from error
     if (record.expert, record.config, record.snapshots) != (expert, config, snapshots):
