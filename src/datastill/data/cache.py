@@ -52,7 +52,7 @@ class Record:
     labels: list[LabelId]  #: of every listed image, the skipped ones too
     names: list[str] | None = None
     skipped: dict[str, str] = field(default_factory=dict)  #: position -> name of an image that is left out
-    checksum: int | None = None  #: CRC-32 of the pixels in the .npy, which holds zeros for skipped images
+    crc: int | None = None  #: CRC-32 of the pixels in the .npy, which holds zeros for skipped images
 
 
 class Stored(schema.Record):
@@ -62,7 +62,7 @@ class Stored(schema.Record):
     labels: list[schema.Whole | schema.Text]
     names: list[schema.Text] | None = None
     skipped: dict[str, schema.Text] = Field(default_factory=dict)
-    checksum: schema.Count | None = None
+    crc: schema.Count | None = None
 
 
 def cache_folder() -> Path:
@@ -113,7 +113,7 @@ def materialise(
 def _open(entry: Path, storage: str) -> tuple[Record, Store] | None:
     """A sound cache entry, or None where it is absent or damaged."""
     record = _read(entry)
-    if record is None or record.checksum is None:
+    if record is None or record.crc is None:
         return None
     try:
         store: Store = MemmapStore(entry.with_suffix(".npy"))
@@ -124,7 +124,7 @@ def _open(entry: Path, storage: str) -> tuple[Record, Store] | None:
         pixels = np.array(map_array(entry.with_suffix(".npy")))
     except (InputError, OSError, ValueError):
         return None
-    if pixels.dtype != np.uint8 or zlib.crc32(pixels.data) != record.checksum:
+    if pixels.dtype != np.uint8 or zlib.crc32(pixels.data) != record.crc:
         return None
     return record, MemoryStore(torch.from_numpy(pixels))
 
@@ -150,7 +150,7 @@ def _write(entry: Path, items: Listing, skip_bad: bool) -> None:
             # plain writes: a memory map would end the process on a full disk
             file.write(chunk.data)
             checksum = zlib.crc32(chunk.data, checksum)
-    record.checksum = checksum
+    record.crc = checksum
     write_sealed(entry, record.__dict__)
 
 

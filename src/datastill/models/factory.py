@@ -51,9 +51,7 @@ def refuse_outsized(build: Callable[[], Any], name: str, options: Mapping[str, A
     most, what = limit
     depth = options.get("depth", 0)
     if isinstance(depth, int) and depth > _DEEPEST:
-        raise InputError(
-            f"{what} names a network {name} of depth {depth:,}; at most {_DEEPEST:,} is built so."
-        )
+        raise InputError(f"{what} names a network {name} of depth {depth:,}; at most {_DEEPEST:,} is built so.")
     try:
         with isolated(0), torch.device("meta"):
             count = sum(p.numel() for p in build().parameters())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import math
 import re
@@ -29,7 +28,7 @@ from datastill.store.files import (
     write_tensors,
 )
 from datastill.store.manifest import FORMAT, VERSION, Manifest, refuse_unfit_space
-from datastill.store.opening import open_regular, refuse_claim, stored_bytes
+from datastill.store.opening import refuse_claim, sha256_of, stored_bytes
 from datastill.store.schema import SPACE, Kind, Shape
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ class DistilledSet:
         tensors.update({f"space/{n}": t for n, t in self.space.tensors.items()})
         write_tensors(folder / TENSORS, tensors, {"format": FORMAT})
         manifest = {**self.manifest, "format": FORMAT, "version": VERSION, "space": self.space.to_dict()}
-        manifest["files"] = {TENSORS: _sha256(folder / TENSORS)}
+        manifest["files"] = {TENSORS: sha256_of(folder / TENSORS)}
         manifest["files"][MANIFEST] = _own_checksum(manifest)
         write_json(folder / MANIFEST, manifest)
         self.manifest, self.folder = manifest, folder
@@ -165,7 +164,7 @@ def load_distilled(folder: str | Path) -> DistilledSet:
     path = folder / TENSORS
     _refuse_claims(path, read_shapes(path), manifest)
     tensors, _ = read_tensors(path, KINDS)
-    if _sha256(path) != manifest["files"][TENSORS]:
+    if sha256_of(path) != manifest["files"][TENSORS]:
         raise InputError(f"{path} is not the file that its manifest describes; it was changed or damaged.")
     groups: dict[str, dict[str, Tensor]] = {"codes": {}, "extra": {}, "space": {}}
     for full, tensor in tensors.items():
@@ -245,7 +244,7 @@ def _refuse_claims(path: Path, shapes: Mapping[str, Shape], manifest: Mapping[st
 
 def _check_shapes(distilled: DistilledSet, folder: Path) -> None:
     """Labels and images as they are, once their shapes are known to agree."""
-    y, classes = distilled.labels, len(distilled.class_names)
+    y = distilled.labels
     made_for = distilled.extra.get("classes") if y.ndim > 1 else y
     if made_for is not None:
         _refuse_uneven(made_for, len(y), distilled, folder)
@@ -255,7 +254,7 @@ def _check_shapes(distilled: DistilledSet, folder: Path) -> None:
         images, targets = distilled.images, distilled.targets
     except (KeyError, RuntimeError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"The tensors in {folder} do not fit its manifest ({error}); it is damaged.") from error
-    if len(images) != len(targets) or not bool(torch.isfinite(images).all()) or not classes:
+    if len(images) != len(targets) or not bool(torch.isfinite(images).all()):
         raise InputError(f"The images and labels in {folder} do not fit its manifest; it is damaged.")
 
 
@@ -295,8 +294,3 @@ def _own_checksum(manifest: Mapping[str, Any]) -> str:
     """Over a manifest's content, but for this checksum itself; manifests of older versions have none."""
     files = {name: sha for name, sha in manifest["files"].items() if name != MANIFEST}
     return str(sealed({**manifest, "files": files})[CHECKSUM])
-
-
-def _sha256(path: Path) -> str:
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
@@ -93,6 +94,16 @@ def refuse_claim(what: object, claimed: int, stored: int, words: str) -> None:
             f"{what} {words} {claimed / 1e6:,.0f} MB and holds {stored / 1e6:,.3f} MB; more than {TIMES} times as much "
             "is refused."
         )
+
+
+def sha256_of(path: str | Path) -> str:
+    """The hash of a regular file, which is not read whole into memory.
+
+    Raises:
+        InputError: as `open_regular`.
+    """
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_small(path: str | Path, most: int = LARGEST_JSON) -> bytes:

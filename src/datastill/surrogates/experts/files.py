@@ -182,6 +182,7 @@ def read_record(folder: Path, expert: int, config: str, snapshots: int, layout: 
     whole = read_json(path)
     checked = ExpertFile.of(whole, path)
     try:
+        found: dict[str, Any]
         found = {k: tuple(map(float, v)) if isinstance(v, list) else v for k, v in whole.items() if k != CHECKSUM}
         if found.pop("format") != FORMAT or found.pop("version") != VERSION:
             raise ValueError("another format")
