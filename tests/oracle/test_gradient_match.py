@@ -17,6 +17,7 @@ from datastill.core.errors import InputError
 from datastill.core.loop import gradients
 from datastill.core.plan import Block, Grads, HardLabels, Plan, Synthetic, Task
 from datastill.core.rng import Rng, isolated
+from datastill.core.runtime import Runtime
 from datastill.data import RealSet
 from datastill.decoders.pixels import Pixels
 from datastill.engines import class_gradients as engines
@@ -448,7 +449,7 @@ def test_in_the_loop_in_both_precisions() -> None:
     images = torch.randn(6, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     made = []
     for precision in ("float32", "bf16"):
-        task = Task(real, 2, factory, precision=precision)
+        task = Task(real, 2, factory, runtime=Runtime(precision=precision))
         plan = Plan(
             Given(images),
             Pixels(),

@@ -13,7 +13,7 @@ import torch
 from datastill import distill, load_real
 from datastill.core.errors import InputError
 from datastill.data.real import RealSet
-from datastill.evaluation import arms, evaluate
+from datastill.evaluation import evaluate, metrics
 from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.experiments import CrossMatrix, cross_architecture
 from datastill.experiments.tuning import RATES, tune, validation_of, with_rate
@@ -88,9 +88,9 @@ def test_rates_are_tuned_on_training_images_alone(
     assert all(image.numpy().tobytes() in rows for image in held)
     assert int(validation.test.counts.min()) > 10
     read: list[int] = []
-    whole = arms.TestSplit.of.__func__  # type: ignore[attr-defined]
+    whole = metrics.TestSplit.of.__func__  # type: ignore[attr-defined]
     monkeypatch.setattr(
-        arms.TestSplit, "of", classmethod(lambda cls, real: (read.append(len(real.test)), whole(cls, real))[1])
+        metrics.TestSplit, "of", classmethod(lambda cls, real: (read.append(len(real.test)), whole(cls, real))[1])
     )
     rate, tried = tune(sets[:1], validation, QUICK, NETWORKS[0], 0.02)
     assert set(tried) == {*RATES, 0.02}

@@ -14,7 +14,7 @@ from datastill import distill, load_real
 from datastill.core.errors import InputError
 from datastill.core.rng import Rng
 from datastill.data import RealSet
-from datastill.evaluation import arms, evaluate
+from datastill.evaluation import evaluate, metrics
 from datastill.evaluation.protocols import Protocol
 from datastill.evaluation.rates import validation_of, with_rate
 from datastill.experiments import CellsFailed, Comparison, compare, load_comparison
@@ -123,9 +123,9 @@ def test_no_test_image_is_read_before_the_rate_is_chosen(
     asked: dict[str, Any], digits: RealSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    whole = arms.TestSplit.of.__func__  # type: ignore[attr-defined]
+    whole = metrics.TestSplit.of.__func__  # type: ignore[attr-defined]
     monkeypatch.setattr(
-        arms.TestSplit, "of", classmethod(lambda cls, real: (read.append(len(real.test)), whole(cls, real))[1])
+        metrics.TestSplit, "of", classmethod(lambda cls, real: (read.append(len(real.test)), whole(cls, real))[1])
     )
     compare("random", digits, out=tmp_path, **{**asked, "ipc": 1, "seeds": 1, "settings": None})
     held = chosen(tmp_path)[1]["images"]

@@ -31,6 +31,7 @@ from datastill.core.errors import DatastillError, Diverged, InputError, Interrup
 from datastill.core.plan import Block, HardLabels, Plan, Task
 from datastill.core.registry import Method
 from datastill.core.rng import Rng, isolated
+from datastill.core.runtime import Runtime
 from datastill.core.space import Space
 from datastill.core.update import Sgd as PixelSgd
 from datastill.data.real import RealSet
@@ -385,7 +386,7 @@ class TestTraining:
         with pytest.raises(InputError, match="no precision 'fp8'"):
             make_job(real, network, tmp_path, precision="fp8")
         unit, task = ExpertsUnit(experts=1, epochs=2), Task(real, 1, network)
-        assert unit.key(task) != unit.key(replace(task, precision="bf16"))
+        assert unit.key(task) != unit.key(replace(task, runtime=Runtime(precision="bf16")))
 
     def test_progress_is_told_from_workers(self, tmp_path, real, network):
         told: list[tuple[str, float, float]] = []

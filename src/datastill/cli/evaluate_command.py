@@ -63,7 +63,7 @@ def score(options: EvaluateOptions) -> int:
     from datastill.data.places import places_of
     from datastill.evaluation import evaluate
     from datastill.evaluation.ceiling import ceiling_macs
-    from datastill.evaluation.evaluate import network_for, real_for
+    from datastill.evaluation.inputs import network_for, real_for
     from datastill.report import write_run
     from datastill.store.artifact import load_distilled
     from datastill.store.files import write_json

@@ -41,7 +41,7 @@ def main(args: list[str]) -> int:
 def store(options: RelabelOptions) -> int:
     """Label every view, and say what that takes."""
     from datastill.cli.progress import Display
-    from datastill.evaluation.evaluate import real_for
+    from datastill.evaluation.inputs import real_for
     from datastill.evaluation.soft import relabel
     from datastill.store.artifact import load_distilled
 

@@ -105,6 +105,7 @@ def train(options: TrainOptions) -> int:
     from datastill.cli.progress import Display
     from datastill.core.cost import pick_device
     from datastill.core.plan import Task
+    from datastill.core.runtime import Runtime
     from datastill.core.threads import threads_for
     from datastill.data.places import places_of
     from datastill.models import resolve_network
@@ -125,9 +126,11 @@ def train(options: TrainOptions) -> int:
         1,
         factory,
         options.seed,
-        pick_device(options.device),
-        progress=display.update,
-        compile=options.compile and not factory.couples_samples,
+        Runtime(
+            pick_device(options.device),
+            progress=display.update,
+            compiled=options.compile and not factory.couples_samples,
+        ),
     )
     squeeze = Squeeze(options.passes, options.lr, batch=options.batch)
     with display.bars(), threads_for(factory.macs):

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from datastill.core.batch import Batch
+from datastill.core.runtime import Progress as Progress
+from datastill.core.runtime import Runtime
+from datastill.core.runtime import silent as silent
 
 if TYPE_CHECKING:
     from datastill.core.context import Context
@@ -24,27 +27,36 @@ if TYPE_CHECKING:
 Codes = dict[str, Tensor]
 
 
-#: Told what is being done, how much of it is done, how much there is, and numbers worth showing.
-Progress = Callable[[str, float, float, dict[str, float]], None]
-
-
-def silent(task: str, done: float, total: float, numbers: dict[str, float]) -> None:
-    """No progress."""
-
-
 @dataclass(frozen=True)
 class Task:
-    """What is to be distilled: the data, the size, the network, the seed, the device."""
+    """What is to be distilled: the data, the size, the network, the seed; and where that is computed."""
 
     real: RealSet
     ipc: int
     network: NetworkFactory
     seed: int = 0
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    precision: str = "float32"  #: of the networks' arithmetic: "float32" or "bf16"
-    progress: Progress = field(default=silent, compare=False)  #: told how a preparation goes
+    runtime: Runtime = field(default_factory=Runtime)
     folder: Path | None = None  #: where prepared units are kept; None keeps them in memory only
-    compile: bool = False  #: whether first-order passes run as compiled code (`core.compilation`)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the computation runs."""
+        return self.runtime.device
+
+    @property
+    def precision(self) -> str:
+        """Of the networks' arithmetic: "float32" or "bf16"."""
+        return self.runtime.precision
+
+    @property
+    def progress(self) -> Progress:
+        """Told how a preparation goes."""
+        return self.runtime.progress
+
+    @property
+    def compile(self) -> bool:
+        """Whether first-order passes run as compiled code (`core.compilation`)."""
+        return self.runtime.compiled
 
     @property
     def classes(self) -> int:
@@ -189,6 +201,11 @@ class Augment(Protocol):
 
 class Labels(Protocol):
     """Labels while synthesising, and at the end."""
+
+    @property
+    def kind(self) -> str:
+        """What the final ones are: "classes", "probabilities", "logits", "regression" or "pairs"."""
+        ...
 
     def during(self, context: Context) -> Tensor:
         """Of the block's stored images in this step, (n,) or (n, C); the surrogate of the step is there."""
@@ -336,6 +353,8 @@ class ClassMajor:
 @dataclass(frozen=True)
 class HardLabels:
     """Labels that stay as they are."""
+
+    kind: ClassVar[str] = "classes"
 
     def during(self, context: Context) -> Tensor:
         """The block's labels."""

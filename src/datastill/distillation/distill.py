@@ -353,6 +353,7 @@ def _artifact(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, co
         "seed": task.seed,
         "classes": {"names": list(real.class_names), "label_ids": list(real.label_ids)},
         "labels": "hard" if outcome.y.ndim == 1 else "soft",
+        "label_kind": plan.labels.kind,
         "shape": list(real.shape),
         "space": real.space.to_dict(),
         "decoder": plan.decoder.describe(),

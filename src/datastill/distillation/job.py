@@ -16,12 +16,11 @@ from torch import Tensor
 
 from datastill.core import compilation
 from datastill.core.allocator import keep_freed_memory
-from datastill.core.cost import pick_device
 from datastill.core.errors import InputError
 from datastill.core.plan import Plan, Progress, Task, chunk_for, silent
-from datastill.core.precision import casting
 from datastill.core.recipes import Recipe, find_recipe, get_recipe
 from datastill.core.registry import Method, get_method, with_overrides
+from datastill.core.runtime import Runtime
 from datastill.data import check_ipc, load_real
 from datastill.models import resolve_network
 from datastill.store.checkpoint import plain
@@ -56,7 +55,6 @@ class Job:
     recipe: str
     published: Recipe | None
     notes: tuple[str, ...] = ()
-    compile: str = "auto"  #: as asked for; `task.compile` says what came of it
     debias: dict[str, Any] | None = None  #: how the real images were weighted against a bias, for the manifest
     surrogates: DebiasedSurrogates | None = None  #: networks to match on instead of the method's
     unscaled: Method | None = None  #: the method before `auto` scaled it; None where it did not
@@ -122,14 +120,11 @@ def prepare_job(
     if network is None:
         network = with_overrides(start, hyper).usual_network()
     factory = resolve_network(network, channels=data.shape[0], classes=data.classes, size=data.shape[1:])
-    where = pick_device(device)
-    casting(where, precision)
-    task = Task(data, ipc, factory, seed, where, precision, progress, folder)
+    runtime = Runtime.of(device, precision, compile, progress)
+    task = Task(data, ipc, factory, seed, runtime, folder)
     settled, unscaled, found, notes = _settle(start, name, data.name, task, recipe, hyper)
-    job = Job(
-        settled, name, family, task, recipe, found, notes, compile, surrogates=resisting, unscaled=unscaled, given=hyper
-    )
-    return compiled_for(job, planned_macs(job) if compile == "auto" and where.type == "cpu" else 0.0)
+    job = Job(settled, name, family, task, recipe, found, notes, surrogates=resisting, unscaled=unscaled, given=hyper)
+    return compiled_for(job, planned_macs(job) if compile == "auto" and task.device.type == "cpu" else 0.0)
 
 
 def planned_macs(job: Job) -> float:
@@ -141,9 +136,9 @@ def planned_macs(job: Job) -> float:
 
 def compiled_for(job: Job, macs: float) -> Job:
     """The job, with compiled networks if so much work is worth it; not where layers couple samples."""
-    decided = compilation.decide(job.compile, macs, job.task.device) and not job.task.network.couples_samples
-    decided = decided and job.method.compiles
-    return replace(job, task=replace(job.task, compile=decided))
+    runtime = job.task.runtime.for_work(macs)
+    may = job.method.compiles and not job.task.network.couples_samples
+    return replace(job, task=replace(job.task, runtime=replace(runtime, compiled=runtime.compiled and may)))
 
 
 def as_begun(job: Job, config: dict[str, Any]) -> Job:
@@ -155,7 +150,7 @@ def as_begun(job: Job, config: dict[str, Any]) -> Job:
     compiled = bool(config.get("compile", False))
     if compiled:
         compilation.require()
-    return replace(job, task=replace(job.task, compile=compiled))
+    return replace(job, task=replace(job.task, runtime=replace(job.task.runtime, compiled=compiled)))
 
 
 def _instance(method: str | Method | type[Method]) -> tuple[Method, str, str]:

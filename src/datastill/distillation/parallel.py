@@ -59,7 +59,8 @@ def in_processes(
         progress("blocks", done.done, done.total, {})
 
     with shared(job.task.real, checkpointer.folder) as real:
-        task = replace(job.task, real=real, progress=silent)
+        quiet = replace(job.task.runtime, progress=silent)
+        task = replace(job.task, real=real, runtime=quiet)
         work = _Work(
             replace(job, task=task), prepared, checkpointer.folder, checkpointer.config, checkpointer.every_seconds
         )

@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 from pydantic import Field
 
-from datastill.core import compilation
 from datastill.core.errors import InputError
-from datastill.core.plan import Progress
-from datastill.core.precision import casting
-from datastill.core.threads import threads_for
+from datastill.core.runtime import Runtime
 from datastill.data.cache import cache_folder
-from datastill.evaluation.arms import TestSplit, arm_macs, run_arm
+from datastill.evaluation.conditions import Setup, macs_of
+from datastill.evaluation.metrics import TestSplit
 from datastill.evaluation.protocols import get_protocol
 from datastill.evaluation.scores import Arm
 from datastill.store.files import digest, read_sealed, write_sealed
 from datastill.store.schema import Fraction, Record, Seconds
+from datastill.training.trainers import CrossEntropy, Labeled
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -40,42 +39,26 @@ class CeilingRecord(Record):
 def ceiling_macs(real: RealSet, factory: NetworkFactory) -> float:
     """Multiply-accumulates of one ceiling network."""
     test = 0 if real.test is None else len(real.test)
-    return arm_macs([len(real)], test, get_protocol(PROTOCOL).passes, 1, factory.macs)
+    return macs_of([len(real)], test, get_protocol(PROTOCOL).passes, 1, factory.macs)
 
 
-def whole_set(
-    real: RealSet,
-    factory: NetworkFactory,
-    seed: int,
-    device: torch.device,
-    precision: str,
-    progress: Progress,
-    compile: str = "auto",
-) -> Arm:
+def whole_set(real: RealSet, factory: NetworkFactory, seed: int, runtime: Runtime) -> Arm:
     """One network on the whole real set; kept in the cache under a hash of all that it depends on."""
     schedule = get_protocol(PROTOCOL).schedule(real.name, real.shape)
     assert real.test is not None
-    compiled = compilation.decide(compile, ceiling_macs(real, factory), device)
+    runtime = runtime.for_work(ceiling_macs(real, factory))
     sets = [real.fingerprint, real.test.fingerprint]
-    key = digest([*sets, factory.describe(), asdict(schedule), seed, device.type, precision, compiled])
+    key = digest(
+        [*sets, factory.describe(), asdict(schedule), seed, runtime.device.type, runtime.precision, runtime.compiled]
+    )
     path = cache_folder() / "ceilings" / f"{key}.json"
     with contextlib.suppress(InputError):  # damaged: trained again
         record = read_sealed(path, CeilingRecord)
         per_class = [math.nan if v is None else v for v in record["per_class"]]
         return Arm("whole set", _double(record["accuracies"]), _double(per_class), seconds=record["seconds"])
-    with threads_for(factory.macs), casting(device, precision):
-        arm = run_arm(
-            "whole set",
-            [(lambda index: real.batch(index).x, real.labels)],
-            TestSplit.of(real),
-            schedule,
-            factory,
-            networks=1,
-            seed=seed,
-            device=device,
-            progress=progress,
-            compiled=compiled,
-        )
+    setup = Setup(factory, TestSplit.of(real), 1, seed, runtime)
+    images = Labeled(lambda index: real.batch(index).x, real.labels)
+    arm = setup.run("whole set", [images], [CrossEntropy(schedule)])
     record = arm.to_dict()
     write_sealed(
         path, {"accuracies": arm.accuracies.tolist(), "per_class": record["per_class"], "seconds": arm.seconds}

@@ -8,8 +8,33 @@ from typing import TYPE_CHECKING
 from datastill.core.errors import InputError, nearest
 
 if TYPE_CHECKING:
+    from datastill.data.real import RealSet
+    from datastill.evaluation.metrics import Metric
+    from datastill.labels.bank import LabelBank
+    from datastill.labels.labeller import Labeller
+    from datastill.training.debiased import DebiasedTraining
     from datastill.training.hard import Schedule
     from datastill.training.soft import SoftSchedule
+    from datastill.training.trainers import Trainer
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What training on one set takes besides its protocol.
+
+    Attributes:
+        patches: patches along each axis that a stored image consists of (RDED): they are shuffled, and a crop is as
+            large as one of them at least.
+        labeller: the teacher that labels on line; `bank` holds labels that were stored, and goes first.
+        stacked: train networks side by side; None decides by device.
+        training: a way that resists a bias, in the place of all but the protocol's augmentation.
+    """
+
+    patches: int = 1
+    labeller: Labeller | None = None
+    bank: LabelBank | None = None
+    stacked: bool | None = None
+    training: DebiasedTraining | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +59,47 @@ class Protocol:
     cutmix: float = 0.0  #: probability of CutMix for each batch; none where "auto" augments nothing
     soft: str = ""  #: a recipe of `training.soft`: train on a teacher's labels, with lr, batch and passes from here
     learned_lr: bool = False  #: whether a set that learned a learning rate is trained on at that rate instead of `lr`
+    accepts: tuple[str, ...] = ("classes", "probabilities")  #: kinds of labels that it trains on
+
+    @property
+    def metric(self) -> Metric:
+        """What the networks are scored by."""
+        from datastill.evaluation.metrics import Accuracy
+
+        return Accuracy()
+
+    def trainer(self, real: RealSet, rate: float | None = None, extras: Extras | None = None) -> Trainer:
+        """How networks are trained on a set that stands for `real`.
+
+        A protocol of another kind is a subclass that gives another trainer.
+
+        Args:
+            rate: learning rate in the place of the protocol's.
+        """
+        from datastill.training.trainers import CrossEntropy, Debiased, TeacherLabels
+
+        extras = extras or Extras()
+        if self.soft:
+            schedule = self.soft_schedule(real.name, real.shape, rate, extras.patches)
+            return TeacherLabels(schedule, extras.labeller, extras.bank)
+        plain = self.schedule(real.name, real.shape, rate)
+        if extras.training is not None:
+            return Debiased(extras.training, plain.augment)
+        return CrossEntropy(plain, extras.stacked)
+
+    def check_debiased(self) -> None:
+        """Refuse what de-biased training cannot take over: more than a schedule and simple augmentation.
+
+        Raises:
+            InputError: the protocol trains on a teacher's labels, or mixes images.
+        """
+        if self.soft:
+            raise InputError(f"{self.name} trains on a teacher's labels; de-biased training takes a protocol without.")
+        if self.cutmix or self.augment_mode != "single":
+            raise InputError(
+                f"{self.name} mixes images (CutMix) or takes several operations at once, which de-biased training does "
+                "not; take dc-v1, dc-v1-dsa or dsa-quick-v1."
+            )
 
     def soft_schedule(
         self, data_name: str, shape: tuple[int, int, int], lr: float | None = None, patches: int = 1
@@ -163,6 +229,18 @@ _PROTOCOLS = {
 def protocols() -> dict[str, Protocol]:
     """All protocols by name."""
     return dict(_PROTOCOLS)
+
+
+def register_protocol(protocol: Protocol) -> Protocol:
+    """Make a protocol known by its name; returned as it is.
+
+    Raises:
+        InputError: another one has that name: results under one name must mean one thing.
+    """
+    if _PROTOCOLS.get(protocol.name, protocol) != protocol:
+        raise InputError(f"There is another protocol {protocol.name!r}; a changed recipe gets a new name.")
+    _PROTOCOLS[protocol.name] = protocol
+    return protocol
 
 
 def get_protocol(name: str) -> Protocol:

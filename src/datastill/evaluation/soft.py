@@ -33,10 +33,6 @@ class Labelling:
     banks: Sequence[LabelBank | None]
     notes: list[str] = field(default_factory=list)
 
-    def on_line(self) -> Labelling:
-        """The same teachers without banks, which belong to the images of their set alone."""
-        return Labelling(self.labellers, [None] * len(self.labellers))
-
 
 def labelling(
     sets: Sequence[DistilledSet],
@@ -186,5 +182,9 @@ def relabel(
 
 def schedule_of(one: DistilledSet, protocol: Protocol, data: RealSet, rate: float | None = None) -> SoftSchedule:
     """How networks are trained on a set under a soft protocol; one made of patches has them shuffled."""
-    patches = int(one.manifest.get("student", {}).get("patches", 1))
-    return protocol.soft_schedule(data.name, data.shape, rate, patches)
+    return protocol.soft_schedule(data.name, data.shape, rate, patches_of(one))
+
+
+def patches_of(one: DistilledSet) -> int:
+    """Patches along each axis that a stored image consists of; 1 where it is whole."""
+    return int(one.manifest.get("student", {}).get("patches", 1))

@@ -13,7 +13,7 @@ from torch import Tensor
 from datastill.core.errors import InputError
 from datastill.data.real import RealSet
 from datastill.evaluation import evaluate
-from datastill.evaluation.evaluate import Distilled, _load, real_for
+from datastill.evaluation.inputs import Distilled, load_sets, real_for
 from datastill.evaluation.protocols import Protocol
 from datastill.evaluation.scores import spread_over, t_interval
 from datastill.experiments.settings import pick_protocol
@@ -262,9 +262,9 @@ def _by_method(given: Sequence[Distilled] | Mapping[str, Sequence[Distilled]]) -
     """Sets by method, all of one size and, within a method, of different seeds."""
     found: dict[str, list[DistilledSet]] = {}
     if isinstance(given, Mapping):
-        found = {str(method): _load(sets) for method, sets in given.items()}
+        found = {str(method): load_sets(sets) for method, sets in given.items()}
     else:
-        for one in _load(given):
+        for one in load_sets(given):
             found.setdefault(str(one.manifest["method"]), []).append(one)
     if not found:
         raise InputError("There is no distilled set to evaluate.")

@@ -33,6 +33,8 @@ class ExpertLabels:
         InputError: no experts to average over.
     """
 
+    kind = "probabilities"
+
     def __init__(self, experts: Experts, count: int = 10) -> None:
         if count < 1:
             raise InputError(f"Final labels are a mean over at least one expert, not {count}.")

@@ -98,6 +98,11 @@ class DistilledSet:
         return y if y.ndim == 1 else y.argmax(1)
 
     @property
+    def label_kind(self) -> str:
+        """What the labels are: "classes", "probabilities", "logits", "regression" or "pairs"."""
+        return str(self.manifest.get("label_kind") or ("classes" if self.labels.ndim == 1 else "probabilities"))
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, by position."""
         return tuple(self.manifest["classes"]["names"])

@@ -51,7 +51,8 @@ def rehearse(squeeze: Squeeze, task: Task, seconds: float = 0.5) -> tuple[Teache
             raise _Enough
 
     with contextlib.suppress(_Enough):
-        replace(squeeze, passes=_MOST).fit(replace(task, progress=silent), network, on_batch)
+        quiet = replace(task, runtime=replace(task.runtime, progress=silent))
+        replace(squeeze, passes=_MOST).fit(quiet, network, on_batch)
     real = task.real
     size = (real.shape[1], real.shape[2])
     stand_in = Untrained(network.eval(), real.space, real.class_names, real.shape[0], size, str(task.network))

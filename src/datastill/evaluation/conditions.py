@@ -1,0 +1,93 @@
+"""One condition of a comparison: train several networks on several sets, and score each on the test split."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from datastill.core import compilation
+from datastill.core.rng import Rng
+from datastill.core.runtime import Runtime
+from datastill.evaluation.metrics import Accuracy, Metric, TestSplit
+from datastill.evaluation.scores import Arm, Groups
+from datastill.training.trainers import Labeled, Trained, Trainer
+
+if TYPE_CHECKING:
+    from datastill.models.factory import NetworkFactory
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the conditions of an evaluation share.
+
+    The weights and orders of network k on set s depend on (seed, s, k) alone, so that conditions pair.
+
+    Attributes:
+        test: what networks are scored on; None where they are only trained.
+        networks: fresh networks per set.
+        seed: of their weights, orders and augmentations.
+    """
+
+    factory: NetworkFactory
+    test: TestSplit | None
+    networks: int
+    seed: int
+    runtime: Runtime
+    metric: Metric = field(default_factory=Accuracy)
+
+    def train(self, trainer: Trainer, data: Labeled, s: int, name: str, sets: int) -> Trained:
+        """The networks of set s; `name` and the number of sets are told to whoever watches."""
+        total = sets * self.networks
+
+        def told(done: float, numbers: dict[str, float]) -> None:
+            self.runtime.progress(name, s * self.networks + done, total, numbers)
+
+        rngs = [Rng(self.seed).child("evaluation", s, k) for k in range(self.networks)]
+        with self.runtime.computing(self.factory.macs):
+            return trainer.train(self.factory, data, rngs, self.runtime, told)
+
+    def run(self, name: str, sets: Sequence[Labeled], trainers: Sequence[Trainer]) -> Arm:
+        """Train on each set by its trainer, and score the networks after the last pass."""
+        assert self.test is not None
+        started, fallbacks = time.perf_counter(), compilation.fallbacks()
+        runtime = replace(self.runtime, compiled=self.runtime.compiled and not self.factory.couples_samples)
+        accuracies = torch.zeros(len(sets), self.networks, dtype=torch.double)
+        per_class, groups, losses = [], [], list[list[float]]()
+        for s, (data, trainer) in enumerate(zip(sets, trainers, strict=True)):
+            made, curves = self.train(trainer, data, s, name, len(sets))
+            losses += curves
+            for k, network in enumerate(made):
+                with runtime.computing(self.factory.macs):
+                    score = self.metric.score(network, self.test, runtime)
+                accuracies[s, k] = score.accuracy
+                per_class.append(score.per_class)
+                groups += [score.groups] if score.groups is not None else []
+            done, total = (s + 1) * self.networks, len(sets) * self.networks
+            runtime.progress(name, done, total, {self.metric.name: float(accuracies[s].mean())})
+        return Arm(
+            name,
+            accuracies,
+            torch.stack(per_class).mean(0),
+            torch.tensor(losses).mean(0).tolist() if losses else [],
+            time.perf_counter() - started,
+            runtime.compiled and compilation.fallbacks() == fallbacks,
+            [trainer.lr for trainer in trainers],
+            groups=Groups.of(groups) if groups else None,
+        )
+
+
+def macs_of(sizes: Sequence[int], test: int, passes: int, networks: int, macs: float) -> float:
+    """Multiply-accumulates of training `networks` networks on each set, about three passes an image, and of scoring.
+
+    Args:
+        sizes: images of each set.
+        test: test images.
+        passes: passes over a set.
+        networks: fresh networks per set.
+        macs: multiply-accumulates of one image through one network.
+    """
+    return macs * networks * sum(3.0 * passes * size + test for size in sizes)

@@ -1,0 +1,119 @@
+"""What an evaluation is given: sets that stand for one method, the real set that fits them, the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datastill.core.errors import InputError
+from datastill.data import load_real
+from datastill.models import NetworkFactory, resolve_network
+from datastill.models.factory import MOST_RECORDED, at_most
+from datastill.store.artifact import DistilledSet, load_distilled
+from datastill.store.files import digest
+
+if TYPE_CHECKING:
+    from datastill.data.real import RealSet
+
+Distilled = DistilledSet | str | Path
+
+
+def load_sets(distilled: Distilled | Sequence[Distilled]) -> list[DistilledSet]:
+    """The sets themselves, at least one.
+
+    Raises:
+        InputError: there is none, or a folder holds none.
+    """
+    many = [distilled] if isinstance(distilled, DistilledSet | str | Path) else list(distilled)
+    if not many:
+        raise InputError("There is no distilled set to evaluate.")
+    return [one if isinstance(one, DistilledSet) else load_distilled(one) for one in many]
+
+
+def real_for(distilled: DistilledSet, real: Any) -> RealSet:
+    """The real set that a caller gives, or else the one that the set names.
+
+    Raises:
+        InputError: there is none.
+    """
+    from datastill.data.real import RealSet
+
+    if isinstance(real, RealSet):
+        found = real
+    elif real is not None:
+        found = load_real(real)
+    else:
+        source = distilled.manifest["data"].get("source")
+        if not source:
+            raise InputError("The set does not know where its real data are; give them (--data PATH).")
+        found = load_real(source, **distilled.manifest["data"].get("options", {}))
+    return found
+
+
+def with_test(real: RealSet) -> RealSet:
+    """The real set, if it has a test split.
+
+    Raises:
+        InputError: it has none.
+    """
+    if real.test is None:
+        raise InputError(f"{real.name} has no test split to evaluate on.")
+    return real
+
+
+def check_alike(sets: list[DistilledSet]) -> None:
+    """Several sets stand for one method at one size: anything else would be a mean over different things."""
+    first = sets[0]
+    for one in sets[1:]:
+        for what, mine, theirs in (
+            ("method", first.manifest["method"], one.manifest["method"]),
+            ("images per class", first.ipc, one.ipc),
+            ("space", first.space.id, one.space.id),
+            ("weights against a bias", _weighed(first), _weighed(one)),
+            ("surrogates", first.manifest.get("surrogates"), one.manifest.get("surrogates")),
+        ):
+            if mine != theirs:
+                raise InputError(
+                    f"The sets differ in their {what} ({mine} and {theirs}); evaluate them one by one, or use compare."
+                )
+    if len({digest([one.codes, one.labels]) for one in sets}) < len(sets):
+        raise InputError("The same set is given more than once; each counts as evidence of its own, so give it once.")
+
+
+def _weighed(one: DistilledSet) -> str:
+    """How its real images were weighted, as it was asked for."""
+    told = one.manifest.get("debias")
+    return "none" if told is None else str(told.get("asked", told["how"]))
+
+
+def check_fit(distilled: DistilledSet, real: RealSet) -> None:
+    """Classes and shape of the images are those of the data."""
+    if tuple(distilled.class_names) != tuple(real.class_names):
+        raise InputError(
+            f"The classes of the distilled set ({', '.join(distilled.class_names[:5])}, ...) are not those of "
+            f"{real.name} ({', '.join(real.class_names[:5])}, ...), in the same order; give the data it was made from."
+        )
+    shape = tuple(distilled.images.shape[1:])
+    if shape != tuple(real.shape):
+        raise InputError(
+            f"The distilled images are {shape} (channels, height, width) and those of {real.name} are "
+            f"{tuple(real.shape)}; load the data at that size (--size)."
+        )
+
+
+def network_for(distilled: DistilledSet, real: RealSet, network: Any) -> NetworkFactory:
+    """The network that a caller gives, or else the one that the set was distilled with.
+
+    Raises:
+        InputError: it cannot be built for this data, or the caller alone has it.
+    """
+    shapes: dict[str, Any] = {"channels": real.shape[0], "classes": real.classes, "size": real.shape[1:]}
+    if network is not None:
+        return resolve_network(network, **shapes)
+    spec = distilled.manifest.get("network", {}).get("spec")
+    if spec is None and "network" in distilled.manifest:
+        name = distilled.manifest["network"].get("name", "a network of yours")
+        raise InputError(f"The set was distilled with {name}; give the network to evaluate with (network=...).")
+    with at_most(MOST_RECORDED, f"The manifest of {distilled.name}"):
+        return resolve_network(spec, **shapes)

@@ -1,0 +1,50 @@
+"""What an evaluation has to say beside its numbers, a sentence each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from datastill.evaluation.protocols import Protocol
+from datastill.evaluation.scores import Arm
+from datastill.store.artifact import DistilledSet
+from datastill.store.files import digest
+from datastill.training.debiased import DebiasedTraining
+
+if TYPE_CHECKING:
+    from datastill.data.real import RealSet
+
+
+def of_sets(sets: list[DistilledSet], real: RealSet) -> list[str]:
+    """On the sets and the data that they are scored on."""
+    notes = list(real.notes)
+    if len({digest(one.manifest["hyper"]) for one in sets}) > 1:
+        notes.append("The sets were made with different hyper-parameters.")
+    if real.test is not None and len(real.test) < 500:
+        notes.append(f"{len(real.test)} test images: one of them is {100 / len(real.test):.1f} points.")
+    made_from = {one.manifest["data"].get("fingerprint") for one in sets}
+    if made_from != {real.fingerprint}:
+        notes.append("The set was made from other data than it is evaluated on; Random comes from the latter.")
+    return notes
+
+
+def of_rates(protocol: Protocol, scored: Arm, baseline: Arm | None, learned: int) -> list[str]:
+    """Which learning rates a protocol that takes learned ones was run at."""
+    if not protocol.learned_lr:
+        return []
+    told = ", ".join(f"{rate:.4g}" for rate in scored.rates)
+    if not learned:
+        return [f"{protocol.name} takes a learned learning rate, and the set comes without one: it was run at {told}."]
+    some = "" if learned == len(scored.rates) else f" ({len(scored.rates) - learned} of them had none)"
+    notes = [f"Learning rates: {told}, learned with the sets{some}."]
+    if baseline is not None:
+        notes.append(
+            f"Random: {baseline.rates[0]:.4g}, the best of {', '.join(f'{r:.4g}' for r in baseline.tried)} on real "
+            "training images held back."
+        )
+    return notes
+
+
+def of_training(training: DebiasedTraining, protocol: Protocol, ceiling: bool) -> list[str]:
+    """That networks were not trained as the protocol says, and which of them were."""
+    but = "; those on the whole real set were trained plainly" if ceiling else ""
+    return [f"Networks were trained by {training}, not as {protocol.name} says{but}."]

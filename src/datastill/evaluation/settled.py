@@ -1,0 +1,141 @@
+"""From what a caller asks of an evaluation to sets, data, network and one trainer for each set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from datastill.core.errors import InputError
+from datastill.core.runtime import Runtime
+from datastill.evaluation.inputs import Distilled, check_alike, check_fit, load_sets, network_for, real_for
+from datastill.evaluation.protocols import Extras, Protocol, get_protocol
+from datastill.evaluation.rates import learned_rate, rates_of
+from datastill.evaluation.soft import labelling, patches_of, schedule_of
+from datastill.models import NetworkFactory
+from datastill.store.artifact import DistilledSet
+from datastill.training.debiased import DebiasedTraining
+from datastill.training.trainers import Labeled, Trainer
+
+if TYPE_CHECKING:
+    from datastill.data.real import RealSet
+
+
+@dataclass(frozen=True)
+class Variation:
+    """What a caller changes in a protocol's training.
+
+    Attributes:
+        labels: where the protocol trains on a teacher's labels: "auto" or "soft" take them; "hard" does without.
+        teacher: who labels, a `Teacher` or its folder, instead of the one that comes with each set.
+        training: "plain", or "dfa" or "selecmix" with options, see `training.debiased`.
+        stacked: train the networks of a set side by side; None decides by device.
+    """
+
+    labels: str = "auto"
+    teacher: Any = None
+    training: str = "plain"
+    stacked: bool | None = None
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What is evaluated, on what, and how networks are trained on each set.
+
+    Attributes:
+        extras: what each set's trainer takes besides the protocol; Random's has no label bank and no patches.
+        learned: the learning rates that sets learned and the protocol takes.
+        training: how networks resist a bias, where they do.
+    """
+
+    sets: list[DistilledSet]
+    data: RealSet
+    protocol: Protocol
+    factory: NetworkFactory
+    rates: list[float]
+    extras: list[Extras]
+    notes: list[str]
+    training: DebiasedTraining | None = None
+
+    @property
+    def learned(self) -> list[float]:
+        """Of the sets that have one."""
+        if not self.protocol.learned_lr:
+            return []
+        return [rate for one, rate in zip(self.sets, self.rates, strict=True) if learned_rate(one) is not None]
+
+    @property
+    def labeled(self) -> list[Labeled]:
+        """The images and labels of each set."""
+        return [Labeled(one.images, one.targets) for one in self.sets]
+
+    @property
+    def trainers(self) -> list[Trainer]:
+        """How networks are trained on each set."""
+        pairs = zip(self.rates, self.extras, strict=True)
+        return [self.protocol.trainer(self.data, rate, extras) for rate, extras in pairs]
+
+    def for_random(self, rate: float) -> list[Trainer]:
+        """How they are trained on whole real images beside each set: by the same teacher, without a bank."""
+        whole = [replace(extras, bank=None, patches=1) for extras in self.extras]
+        return [self.protocol.trainer(self.data, rate, extras) for extras in whole]
+
+
+def settle(
+    distilled: Distilled | Sequence[Distilled],
+    real: Any,
+    protocol: str | Protocol,
+    network: Any,
+    variation: Variation,
+    runtime: Runtime,
+) -> Settled:
+    """Everything that an evaluation needs, checked.
+
+    Raises:
+        InputError: see `evaluate`.
+    """
+    sets = load_sets(distilled)
+    first = sets[0]
+    data = real_for(first, real).with_space(first.space)
+    check_alike(sets)
+    for one in sets:
+        check_fit(one, data)
+    recipe = _protocol(first, protocol)
+    factory = network_for(first, data, network)
+    rates = rates_of(sets, recipe)
+    training = DebiasedTraining.parse(variation.training)
+    if training is not None:
+        recipe.check_debiased()
+    _check_labels(sets, recipe, variation)
+    extras = [Extras(patches_of(one), stacked=variation.stacked, training=training) for one in sets]
+    notes: list[str] = []
+    if recipe.soft:
+        schedule = schedule_of(first, recipe, data, rates[0])
+        who = labelling(sets, recipe, schedule, variation.labels, variation.teacher, data, runtime.device)
+        by_set = zip(extras, who.labellers, who.banks, strict=True)
+        extras = [replace(one, labeller=labeller, bank=bank) for one, labeller, bank in by_set]
+        notes = who.notes
+    return Settled(sets, data, recipe, factory, rates, extras, notes, training)
+
+
+def _protocol(first: DistilledSet, protocol: str | Protocol) -> Protocol:
+    """The protocol itself; "auto" takes the one that the set asks for."""
+    if protocol == "auto":
+        protocol = str(first.manifest.get("student", {}).get("protocol", "dc-v1"))
+    return get_protocol(protocol) if isinstance(protocol, str) else protocol
+
+
+def _check_labels(sets: Sequence[DistilledSet], protocol: Protocol, variation: Variation) -> None:
+    """Labels are of a kind that the protocol trains on, and asked for as it has them."""
+    if variation.labels not in ("auto", "soft", "hard"):
+        raise InputError(f"Labels are auto, soft (teacher probabilities) or hard, not {variation.labels!r} (--labels).")
+    if not protocol.soft and (variation.labels != "auto" or variation.teacher is not None):
+        raise InputError(
+            f"{protocol.name} trains on the labels of the set; a teacher labels under protocols such as soft-quick-v1."
+        )
+    for one in sets:
+        if one.label_kind not in protocol.accepts:
+            raise InputError(
+                f"The labels of {one.name} are {one.label_kind}, and {protocol.name} trains on "
+                f"{' or '.join(protocol.accepts)}; name a protocol for them (--protocol)."
+            )
