@@ -18,7 +18,7 @@ from datastill.core.errors import InputError
 from datastill.store.unfinished import locked_temporary, remove_rests
 
 #: The name of a checksum in JSON objects and in the metadata of tensors.
-CHECKSUM = "checksum"
+CHECKSUM = "content_sha256"
 
 
 @contextlib.contextmanager
