@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import random
 import sys
 
 from datastill._version import __version__
-from datastill.core.errors import DatastillError, InputError, nearest
+from datastill.core.errors import DatastillError, InputError, Interrupted, nearest
+from datastill.core.interrupt import exit_code, stopped_by_signals, was_stopped
 
 COMMANDS = {
     "demo": "Distil the digits to one image per class in a minute, beside a random selection.",
@@ -33,20 +35,38 @@ def main(argv: list[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     state = random.getstate()  # rich draws from Python's global generator when it is imported
     try:
-        return _run(args)
+        with stopped_by_signals():
+            return _run(args)
+    except Interrupted as stop:
+        _tell(f"datastill: {stop}")
+        return exit_code()
     except DatastillError as error:
         print(f"datastill: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("datastill: stopped.", file=sys.stderr)
-        return 130
+        return _stopped()
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2 if stop.code else 0
+    except Exception:  # an import that is stopped half-way may raise anything
+        if not was_stopped():
+            raise
+        return _stopped()
     finally:
         random.setstate(state)
+
+
+def _stopped() -> int:
+    _tell("datastill: stopped; the same command (distill: with --resume) goes on.")
+    return exit_code()
+
+
+def _tell(text: str) -> None:
+    """To a terminal that may have been closed."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _run(args: list[str]) -> int:

@@ -258,13 +258,14 @@ def _run_plan(
         if folder is not None and stored is None:
             _forget(folder)
         raise
+    except KeyboardInterrupt as stop:
+        raise _stopped(stop, folder) from stop
     try:
         if spread.pooled and checkpointer is not None:
             _run_apart(job, plan, prepared, checkpointer, spread)
         outcome = synthesise(plan, job.task, callbacks=callbacks, checkpointer=checkpointer, prepared=prepared)
-    except Interrupted as stop:
-        hint = f" What was done is in {folder}; add --resume to go on." if folder is not None else " Nothing was saved."
-        raise Interrupted(f"{stop}{hint}") from stop
+    except (Interrupted, KeyboardInterrupt) as stop:
+        raise _stopped(stop, folder) from stop
     except Diverged as stop:
         hint = f" The last good images are in {folder / 'checkpoints'}." if folder is not None else ""
         raise Diverged(f"{stop}{hint}") from stop
@@ -311,6 +312,12 @@ def _prepare(plan: Plan, task: Task) -> tuple[dict[str, dict[str, Tensor]], floa
         if path is not None:
             write_tensors(path, prepared[name], {"seconds": str(seconds)})
     return prepared, total
+
+
+def _stopped(stop: BaseException, folder: Path | None) -> Interrupted:
+    """What was done, and how to go on."""
+    hint = f"What was done is in {folder}; add --resume to go on." if folder is not None else "Nothing was saved."
+    return Interrupted(f"{str(stop) or 'Stopped.'} {hint}")
 
 
 def _forget(folder: Path) -> None:

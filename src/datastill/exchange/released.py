@@ -27,6 +27,7 @@ from datastill.store.checkpoint import plain
 from datastill.store.files import write_bytes
 from datastill.store.folders import whole_folder
 from datastill.store.outputs import IMPORTED, NEW, refuse_out
+from datastill.store.unfinished import remove_rests
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -148,6 +149,7 @@ def _save(one: DistilledSet, folder: Path) -> None:
         InputError: the folder holds another set.
     """
     if (folder / MANIFEST).is_file():
+        remove_rests(folder)
         there = load_distilled(folder)
         if any(there.manifest.get(name) != one.manifest[name] for name in ("imported", "space", "seed")):
             raise InputError(f"{folder} already holds a distilled set; choose another --out or remove it.")

@@ -148,9 +148,9 @@ class LabelBank:
             raise InputError(f"{folder} is no label bank: it has no {HEADER}.")
         bank = cls(folder, read_json(folder / HEADER))
         bank._arrays()
-        refuse_changed(folder / HEADER, bank.header)
         if verify:
             refuse_damaged(folder, bank.header["files"], bank.layout)
+        refuse_changed(folder / HEADER, bank.header)
         return bank
 
     def __len__(self) -> int:

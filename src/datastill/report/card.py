@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,10 @@ def write_card_and_preview(
     folder = Path(folder)
     text, picture = card(distilled, evaluation), png(preview(distilled))
     write_bytes(folder / PICTURE, picture)
-    write_text(folder / CARD, text)
+    if not (folder / CARD).is_file() or "datastill" in (folder / CARD).read_text(encoding="utf-8", errors="replace"):
+        write_text(folder / CARD, text)
+    else:
+        warnings.warn(f"{folder / CARD} is not a card of datastill and stays as it is.", stacklevel=3)
     return folder / CARD, folder / PICTURE
 
 

@@ -136,9 +136,10 @@ class DistilledSet:
         """Write the artifact; the manifest, which names the tensors' hash, is written last.
 
         Raises:
-            InputError: the folder cannot be written.
+            InputError: the folder cannot be written, or holds a manifest that is not of a distilled set.
         """
         folder = Path(folder)
+        _refuse_foreign(folder)
         for name, companion in self.companions.items():
             companion.save(folder / name)
         tensors = {f"codes/{n}": t for n, t in self.codes.items()}
@@ -293,6 +294,16 @@ def decoder_of(record: Mapping[str, Any]) -> Decoder:
         raise
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"The manifest's decoder {name!r} has options that this datastill does not know.") from error
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Other programs call their files manifest.json too, and none of them is overwritten."""
+    try:
+        record = read_json(folder / MANIFEST)
+    except InputError:
+        return
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise InputError(f"{folder / MANIFEST} is not of a distilled set; choose another folder to overwrite nothing.")
 
 
 def _own_checksum(manifest: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from datastill.store.schema import Kind, Record, Shape, as_record, refuse_not_fi
 from datastill.store.unfinished import locked_temporary, remove_rests
 
 #: The name of a checksum in JSON objects and in the metadata of tensors.
-CHECKSUM = "checksum"
+CHECKSUM = "content_sha256"
 #: Bytes of the header of a safetensors file; 100,000 tensors have about a tenth of it.
 LARGEST_HEADER = 16 << 20
 

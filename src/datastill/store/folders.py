@@ -33,7 +33,6 @@ def whole_folder(target: str | Path) -> Iterator[Path]:
     target = Path(target).absolute()
     refuse_taken(target)
     make_folder(target.parent)
-    remove_rests(target)
     try:
         hidden = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=TEMPORARY, dir=target.parent))
     except OSError as error:
@@ -53,18 +52,19 @@ def whole_folder(target: str | Path) -> Iterator[Path]:
 
 
 def refuse_taken(target: Path) -> None:
-    """Refuse a target that is a file, or a folder with anything in it.
+    """Refuse a target that is a file, or a folder with anything in it; what a kill left beside it is removed.
 
     Raises:
         InputError: it is.
     """
+    remove_rests(target)
     try:
         used = target.exists() and (not target.is_dir() or any(target.iterdir()))
     except OSError as error:
         raise InputError(f"{target} cannot be read ({error.strerror}); choose another folder.") from error
     if used:
         what = "is there already and is not empty" if target.is_dir() else "is there already and is a file"
-        raise InputError(f"{target} {what}; choose a new or empty folder, or remove it.")
+        raise InputError(f"{target} {what}; choose another --out, a new or empty folder.")
 
 
 @contextlib.contextmanager
