@@ -142,6 +142,8 @@ def _teller(display: Display) -> Any:
     import sys
 
     from datastill.core.cost import describe_seconds
+    from datastill.experiments.cells import RESULTS
+    from datastill.experiments.records import CellRecord, RateRecord
     from datastill.store.files import read_sealed
 
     in_terminal = sys.stderr.isatty()
@@ -153,7 +155,8 @@ def _teller(display: Display) -> Any:
                 return
         outcome = f"failed: {done.failure.sentence}" if done.failure else "prepared"
         if done.failure is None and done.unit.target.suffix == ".json":
-            record = read_sealed(done.unit.target)
+            schema = CellRecord if done.unit.target.parent.name == RESULTS else RateRecord
+            record = read_sealed(done.unit.target, schema)
             outcome = f"{100 * record['accuracy']:.1f} %" if "accuracy" in record else f"lr {record['lr']:g}"
         left = f", about {describe_seconds(done.seconds_left)} left" if done.done < done.total else ""
         display.say(f"[{done.done}/{done.total}] {done.unit.name}: {outcome} ({done.seconds:.1f} s{left})")

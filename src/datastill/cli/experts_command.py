@@ -194,6 +194,7 @@ def _teller(display: Display, out: Path) -> Any:
     """A line for every expert that ends."""
     from datastill.core.cost import describe_seconds
     from datastill.store.files import read_sealed
+    from datastill.surrogates.experts.files import ExpertFile
 
     in_terminal = sys.stderr.isatty()
 
@@ -201,7 +202,7 @@ def _teller(display: Display, out: Path) -> Any:
         if done.failure is not None:
             display.say(f"[{done.done}/{done.total}] {done.unit.name}: failed: {done.failure.sentence}")
         elif not in_terminal:
-            record = read_sealed(done.unit.target)
+            record = read_sealed(done.unit.target, ExpertFile)
             left = f", about {describe_seconds(done.seconds_left)} left" if done.done < done.total else ""
             display.say(
                 f"[{done.done}/{done.total}] {done.unit.name}: training loss {record['train_loss'][-1]:.3g}, "

@@ -163,13 +163,34 @@ def run_block(
     running = _start(plan, task, block, callbacks, prepared or {})
     stored = checkpointer.read(block.key) if checkpointer is not None else None
     if stored is not None:
-        running.restore(stored)
+        _restore(running, stored)
     else:
         for callback in callbacks:
             callback.start(running.context)
     if stored is None or not stored.meta["finished"]:
         _run_steps(running, checkpointer, stop_after)
     return running
+
+
+def _restore(running: _Running, stored: Snapshot) -> None:
+    """Go on from a snapshot; one that does not fit, whoever made it, is refused in a sentence."""
+    context, codes = running.context, stored.group("codes")
+    try:
+        if {n: (t.shape, t.dtype) for n, t in codes.items()} != {
+            n: (t.shape, t.dtype) for n, t in context.codes.items()
+        }:
+            raise ValueError("its images have another shape or type")
+        running.restore(stored)
+        if context.step > context.steps or len(running.losses) != context.step:
+            raise ValueError("its steps are not those of its losses")
+    except InputError:
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise InputError(
+            f"The checkpoint of block {context.block.key} does not fit this run ({reason}); remove it to start the "
+            "block again."
+        ) from error
 
 
 def _start(

@@ -134,6 +134,14 @@ class Decoder(Protocol):
         """Gradients of the codes for gradients of the decoded images."""
         ...
 
+    def rendered(self, shapes: Mapping[str, Sequence[int]], ipc: int, classes: int) -> tuple[int, int, int, int]:
+        """What `decode` makes of codes of these shapes at most, without making it: images, channels, height, width.
+
+        Raises:
+            InputError: the decoder has no use for such codes.
+        """
+        ...
+
     def project(self, codes: Codes, context: Context, when: str) -> None:
         """Bring codes back into their valid set, in place; `when` is "step" or "outer"."""
         ...

@@ -14,16 +14,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from datastill.core.errors import InputError
 from datastill.data.decode import CorruptImage, ImageError
 from datastill.data.raw import LabelId, Request, Split
 from datastill.data.store import DecodeStore, MemmapStore, MemoryStore, Store, SubsetStore
+from datastill.store import schema
 from datastill.store.files import atomic_path, digest, read_sealed, write_sealed
+from datastill.store.opening import map_array
 
 VERSION = 1  #: of the decoding: raise it whenever the same bytes would give other pixels
 IN_MEMORY_BYTES = 1 << 30  #: storage="auto" maps larger sets from disk
@@ -49,7 +52,17 @@ class Record:
     labels: list[LabelId]  #: of every listed image, the skipped ones too
     names: list[str] | None = None
     skipped: dict[str, str] = field(default_factory=dict)  #: position -> name of an image that is left out
-    checksum: int | None = None  #: CRC-32 of the pixels in the .npy, which holds zeros for skipped images
+    crc: int | None = None  #: CRC-32 of the pixels in the .npy, which holds zeros for skipped images
+
+
+class Stored(schema.Record):
+    """What a `Record` may be in its file."""
+
+    shape: Annotated[list[schema.Side], Field(min_length=3, max_length=3)]
+    labels: list[schema.Whole | schema.Text]
+    names: list[schema.Text] | None = None
+    skipped: dict[str, schema.Text] = Field(default_factory=dict)
+    crc: schema.Count | None = None
 
 
 def cache_folder() -> Path:
@@ -100,7 +113,7 @@ def materialise(
 def _open(entry: Path, storage: str) -> tuple[Record, Store] | None:
     """A sound cache entry, or None where it is absent or damaged."""
     record = _read(entry)
-    if record is None or record.checksum is None:
+    if record is None or record.crc is None:
         return None
     try:
         store: Store = MemmapStore(entry.with_suffix(".npy"))
@@ -108,20 +121,20 @@ def _open(entry: Path, storage: str) -> tuple[Record, Store] | None:
             return None
         if storage == "memmap" or (storage == "auto" and store.array.nbytes > IN_MEMORY_BYTES):  # type: ignore[attr-defined]
             return record, store
-        pixels = np.load(entry.with_suffix(".npy"))
-    except (OSError, ValueError, EOFError, SyntaxError):
+        pixels = np.array(map_array(entry.with_suffix(".npy")))
+    except (InputError, OSError, ValueError):
         return None
-    if pixels.dtype != np.uint8 or zlib.crc32(pixels.data) != record.checksum:
+    if pixels.dtype != np.uint8 or zlib.crc32(pixels.data) != record.crc:
         return None
     return record, MemoryStore(torch.from_numpy(pixels))
 
 
 def _read(entry: Path) -> Record | None:
     try:
-        record = Record(**read_sealed(entry))
-        record.shape = tuple(int(s) for s in record.shape)  # type: ignore[assignment]
-        return record if len(record.shape) == 3 and isinstance(record.labels, list) else None
-    except (OSError, InputError, TypeError, ValueError):
+        record = Record(**read_sealed(entry, Stored))
+        record.shape = tuple(record.shape)  # type: ignore[assignment]
+        return record
+    except (InputError, TypeError):
         return None
 
 
@@ -137,7 +150,7 @@ def _write(entry: Path, items: Listing, skip_bad: bool) -> None:
             # plain writes: a memory map would end the process on a full disk
             file.write(chunk.data)
             checksum = zlib.crc32(chunk.data, checksum)
-    record.checksum = checksum
+    record.crc = checksum
     write_sealed(entry, record.__dict__)
 
 

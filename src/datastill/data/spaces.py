@@ -13,6 +13,7 @@ from datastill.data.cache import cache_folder
 from datastill.data.store import Store, as_pixels
 from datastill.data.zca import fit_zca
 from datastill.store.files import digest, read_tensors, write_tensors
+from datastill.store.schema import SPACE
 
 #: Per-channel mean and std of the training pixels, as published code has them. CIFAR-10's std is the
 #: mean of per-image stds, not the true one (.2470 .2435 .2616); kept, so that published numbers compare.
@@ -57,7 +58,7 @@ def cached_zca(store: Store, base: Space) -> Space:
     """
     entry = cache_folder() / "zca" / f"{digest([store.content(), base.id, list(store.shape)])}.safetensors"
     with contextlib.suppress(InputError):
-        tensors, _ = read_tensors(entry)
+        tensors, _ = read_tensors(entry, {"*": SPACE})
         if set(tensors) == {"centre", "whiten", "unwhiten"}:
             return Space("zca", base.mean, base.std, base.source, tensors)
     fitted = fit_zca((as_pixels(chunk) for chunk in store.chunks()), base_space=base)

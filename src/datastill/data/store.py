@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
+from datastill.store.opening import map_array
 
 CHUNK_BYTES = 32 << 20  #: how much is read at once where a whole store is walked
 
@@ -86,7 +87,9 @@ class MemmapStore(Store):
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.array = np.load(self.path, mmap_mode="r")
+        self.array = map_array(self.path)
+        if self.array.ndim != 4:
+            raise InputError(f"{self.path} holds {self.array.shape} and no images (n, c, h, w).")
         _, c, h, w = self.array.shape
         self.shape = (c, h, w)
 

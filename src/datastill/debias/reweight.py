@@ -28,6 +28,7 @@ from datastill.debias.diagnosis import conflict_mass, describe_weights
 from datastill.debias.kde import density, inverse_density, median_variance, spread_variance
 from datastill.debias.oracle import group_weights
 from datastill.store.files import digest, read_tensors, write_tensors
+from datastill.store.schema import Kind, Number, Record, Text, as_record
 from datastill.training.extractor import Extractor, with_options
 
 if TYPE_CHECKING:
@@ -188,6 +189,21 @@ def _value(name: str, text: str) -> Any:
     return typed_option(text, default, f"--debias {name}")
 
 
+class KernelRecord(Record):
+    """The kernel and the variance that it took."""
+
+    variance: Number
+
+
+class WeightsRecord(Record):
+    """What is kept beside weights."""
+
+    kernel: KernelRecord
+    rule: Text | None
+    extractor: dict[str, Any]
+    rules: dict[str, Number | None]
+
+
 def _by_density(
     real: RealSet, seed: int, device: torch.device, progress: Progress, folder: Path | None, options: dict[str, Any]
 ) -> tuple[Tensor, dict[str, Any]]:
@@ -196,8 +212,11 @@ def _by_density(
     key = {**extractor.key(real, seed, device), "kernel": asdict(kernel)}
     path = None if folder is None else Path(folder) / f"weights-{digest(key)}.safetensors"
     if path is not None and path.is_file():
-        tensors, meta = read_tensors(path)
-        return tensors["weights"], json.loads(meta["report"])
+        tensors, meta = read_tensors(path, {"weights": Kind(("F64", "F32"), (1,))})
+        weights, report = tensors.get("weights"), as_record(meta.get("report", ""), path, WeightsRecord)
+        if weights is None or len(weights) != len(real) or bool((weights < 0).any()):
+            raise InputError(f"{path} does not hold a weight for each image; remove it to have them computed again.")
+        return weights, report
     z = extractor.run(real, seed, device, progress).to(device)
     weights, variance = kernel.weights(z, real.labels, seed)
     report = {

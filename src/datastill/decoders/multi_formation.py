@@ -8,7 +8,7 @@ those of the next.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,7 @@ from datastill.core.context import Context
 from datastill.core.errors import InputError, nearest
 from datastill.core.plan import Codes, Synthetic
 from datastill.core.space import Space
+from datastill.decoders import stored_shape
 
 Mode = Literal["single", "multi", "bound"]
 Clamp = Literal["none", "step", "outer"]
@@ -65,7 +66,7 @@ class MultiFormation:
 
     def encode(self, images: Tensor) -> Codes:
         """Stored images, given in the Space, as a leaf: un-normalised where codes are pixels. Not cut into tiles."""
-        self._refuse_unfit(images)
+        self._refuse_unfit(images.shape[1:])
         if self.mean is None:
             return {"images": images.clone()}
         return {"images": images * self._channels("std", images) + self._channels("mean", images)}
@@ -77,7 +78,7 @@ class MultiFormation:
     def decode(self, codes: Codes, y: Tensor, record: Any = None) -> Synthetic:
         """Tiles as whole images in the Space, and the labels of their stored images, (n,) or (n, C)."""
         images = codes["images"]
-        self._refuse_unfit(images)
+        self._refuse_unfit(images.shape[1:])
         parts = [self._formed(images, y, factor, rows) for factor, rows in self._uses(y)]
         x = torch.cat([x for x, _ in parts]) if len(parts) > 1 else parts[0][0]
         labels = torch.cat([labels for _, labels in parts])
@@ -91,6 +92,14 @@ class MultiFormation:
             leaf = codes["images"].detach().requires_grad_()
             x = self.decode({"images": leaf}, y).x
             return {"images": torch.autograd.grad(x, leaf, grads)[0]}
+
+    def rendered(self, shapes: Mapping[str, Sequence[int]], ipc: int, classes: int) -> tuple[int, int, int, int]:
+        """Every tile as a whole image; in mode "bound", whose shares labels decide, as if the bound were none."""
+        n, *image = stored_shape(shapes)
+        c, h, w = image
+        self._refuse_unfit((c, h, w))
+        factors = range(1, self.factor + 1) if self.mode == "multi" else [self.factor]
+        return n * sum(f * f for f in factors), c, h, w
 
     def project(self, codes: Codes, context: Context, when: str) -> None:
         """Clamp to valid pixels when it is time; a skipped step that ends an outer iteration leaves that clamp out."""
@@ -161,8 +170,8 @@ class MultiFormation:
     def _channels(self, name: str, like: Tensor) -> Tensor:
         return torch.tensor(getattr(self, name), dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
 
-    def _refuse_unfit(self, images: Tensor) -> None:
-        c, h, w = images.shape[1:]
+    def _refuse_unfit(self, image: Sequence[int]) -> None:
+        c, h, w = image
         for f in range(2 if self.mode != "single" else self.factor, self.factor + 1):
             for side in (h, w):
                 tile_edges(side, f)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from datastill.core.context import Context
 from datastill.core.plan import Codes, Synthetic
+from datastill.decoders import stored_shape
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,10 @@ class Pixels:
     def backward(self, codes: Codes, y: Tensor, record: Any, grads: Tensor) -> Codes:
         """The identity."""
         return {"images": grads}
+
+    def rendered(self, shapes: Mapping[str, Sequence[int]], ipc: int, classes: int) -> tuple[int, int, int, int]:
+        """As they are stored."""
+        return stored_shape(shapes)
 
     def project(self, codes: Codes, context: Context, when: str) -> None:
         """Clamp to [0, 1] as seen in the Space, if asked."""

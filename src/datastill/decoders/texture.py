@@ -5,6 +5,7 @@ The canvas is a torus: a crop that leaves it on one side comes in again on the o
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from datastill.core.context import Context
 from datastill.core.errors import InputError
 from datastill.core.plan import Codes, Synthetic
 from datastill.core.rng import Rng
+from datastill.decoders import stored_shape
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Texture:
 
     def encode(self, images: Tensor) -> Codes:
         """Canvases as a leaf of their own."""
-        self._side(images)
+        self._side(*images.shape[2:])
         return {"images": images.clone()}
 
     def draw(self, generator: torch.Generator) -> int:
@@ -49,7 +51,7 @@ class Texture:
     def decode(self, codes: Codes, y: Tensor, record: int | None = None) -> Synthetic:
         """Crops by the record, or all tiles, with the labels of their canvases."""
         canvas = codes["images"]
-        h, w = self._side(canvas)
+        h, w = self._side(*canvas.shape[2:])
         if record is None:
             corners = torch.cartesian_prod(torch.arange(self.factor) * h, torch.arange(self.factor) * w).view(-1, 2)
             starts = corners[:, None].expand(-1, len(canvas), -1)
@@ -67,6 +69,11 @@ class Texture:
             x = self.decode({"images": leaf}, y, record).x
             return {"images": torch.autograd.grad(x, leaf, grads)[0]}
 
+    def rendered(self, shapes: Mapping[str, Sequence[int]], ipc: int, classes: int) -> tuple[int, int, int, int]:
+        """All tiles of every canvas."""
+        n, c, height, width = stored_shape(shapes)
+        return n * self.factor**2, c, *self._side(height, width)
+
     def project(self, codes: Codes, context: Context, when: str) -> None:
         """Nothing: pixels are not clamped."""
 
@@ -74,9 +81,8 @@ class Texture:
         """For the manifest and the run's hash."""
         return {"decoder": "texture", **asdict(self)}
 
-    def _side(self, canvas: Tensor) -> tuple[int, int]:
-        """Height and width of an image."""
-        height, width = canvas.shape[2:]
+    def _side(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of an image of a canvas."""
         if height % self.factor or width % self.factor:
             raise InputError(
                 f"A canvas of {height} x {width} pixels does not hold {self.factor} x {self.factor} images."

@@ -15,7 +15,7 @@ from datastill.core.loop import run_block
 from datastill.core.plan import Task
 from datastill.core.registry import NOMINAL_MACS_PER_SECOND, Method, nominal_seconds, with_overrides
 from datastill.core.threads import threads_for
-from datastill.distillation.job import CONFIG, Job, _changes, compiled_for, prepare_job, steps_of
+from datastill.distillation.job import CONFIG, Job, RunRecord, _changes, compiled_for, prepare_job, steps_of
 from datastill.distillation.overrides import planned
 from datastill.store.files import read_sealed
 
@@ -174,7 +174,7 @@ def within(job: Job, seconds: float, folder: Path | None, resume: bool) -> Job:
     if not steps_of(job.method) and not isinstance(job.method, Rehearsed):
         return job
     if resume and folder is not None and (folder / CONFIG).is_file():
-        return _as_stored(job, read_sealed(folder / CONFIG).get("hyper", {}))
+        return _as_stored(job, read_sealed(folder / CONFIG, RunRecord).get("hyper", {}))
     job = compiled_for(job, seconds * NOMINAL_MACS_PER_SECOND["cpu"])
     if isinstance(job.method, Rehearsed):
         return _prepared_within(job, seconds)

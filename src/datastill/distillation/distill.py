@@ -22,7 +22,7 @@ from datastill.core.threads import threads_for
 from datastill.data.places import places_of
 from datastill.debias.reweight import weighted_set
 from datastill.distillation.budget import within
-from datastill.distillation.job import CONFIG, Job, as_begun, hyper_of, prepare_job
+from datastill.distillation.job import CONFIG, Job, RunRecord, as_begun, hyper_of, prepare_job
 from datastill.distillation.overrides import planned
 from datastill.distillation.parallel import blocks_of, in_processes
 from datastill.launch import check_workers
@@ -30,7 +30,7 @@ from datastill.models import resolve_network
 from datastill.report.card import write_card_and_preview
 from datastill.store.artifact import MANIFEST, TENSORS, DistilledSet
 from datastill.store.checkpoint import Checkpointer, plain, refuse_other
-from datastill.store.files import digest, read_sealed, read_tensors, write_sealed, write_tensors
+from datastill.store.files import digest, read_sealed, read_tensors, seconds_of, write_sealed, write_tensors
 from datastill.store.folders import held, remove_made
 from datastill.store.outputs import RUN, refuse_out
 from datastill.surrogates.debiased import DebiasedSurrogates
@@ -201,7 +201,7 @@ def run_job(
     plan = planned(job)
     with threads_for((plan.network or job.task.network).macs):
         if stored is not None:  # the caller's number comes back afterwards
-            torch.set_num_threads(int(stored.get("threads", torch.get_num_threads())))
+            torch.set_num_threads(int(stored.get("threads") or torch.get_num_threads()))
         elif spread.pooled:
             torch.set_num_threads(1)
         with spread.holding(folder):
@@ -231,10 +231,8 @@ def _stored(folder: Path | None) -> dict[str, Any] | None:
     """The configuration of the run that the folder holds, or None."""
     if folder is None or not (folder / CONFIG).is_file():
         return None
-    stored = read_sealed(folder / CONFIG)
-    if not isinstance(stored, dict):
-        raise InputError(f"{folder / CONFIG} is damaged; remove the folder to start again.")
-    return stored
+    stored = read_sealed(folder / CONFIG, RunRecord)
+    return dict(stored)
 
 
 def _run_plan(
@@ -306,7 +304,7 @@ def _prepare(plan: Plan, task: Task) -> tuple[dict[str, dict[str, Tensor]], floa
         path = prepared_path(unit, task)
         if path is not None and path.is_file():
             prepared[name], meta = read_tensors(path, resuming=True)
-            total += float(meta.get("seconds", 0.0))
+            total += seconds_of(meta)
             continue
         watch = Stopwatch()
         prepared[name] = unit.run(task)

@@ -7,9 +7,10 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from datastill.core import compilation
@@ -24,6 +25,7 @@ from datastill.data import check_ipc, load_real
 from datastill.models import resolve_network
 from datastill.store.checkpoint import plain
 from datastill.store.files import digest
+from datastill.store.schema import Record
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -32,6 +34,14 @@ if TYPE_CHECKING:
 #: Seconds at the nominal speed that `recipe="auto"` scales a method to.
 AUTO_SECONDS = 120.0
 CONFIG = "config.json"
+
+
+class RunRecord(Record):
+    """What `config.json` of a run says, as far as it is used; all of it is compared."""
+
+    hyper: dict[str, Any]
+    compile: bool = False
+    threads: Annotated[int, Field(ge=1, le=4_096)] | None = None
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+from pydantic import Field
 
 from datastill.core import compilation
 from datastill.core.errors import InputError
@@ -19,12 +20,21 @@ from datastill.evaluation.arms import TestSplit, arm_macs, run_arm
 from datastill.evaluation.protocols import get_protocol
 from datastill.evaluation.scores import Arm
 from datastill.store.files import digest, read_sealed, write_sealed
+from datastill.store.schema import Fraction, Record, Seconds
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
     from datastill.models import NetworkFactory
 
 PROTOCOL = "ceiling-v1"
+
+
+class CeilingRecord(Record):
+    """What is kept of a ceiling: one network, so one row of one accuracy."""
+
+    accuracies: Annotated[list[Annotated[list[Fraction], Field(min_length=1)]], Field(min_length=1, max_length=1)]
+    per_class: Annotated[list[Fraction | None], Field(min_length=1)]
+    seconds: Seconds
 
 
 def ceiling_macs(real: RealSet, factory: NetworkFactory) -> float:
@@ -49,8 +59,8 @@ def whole_set(
     sets = [real.fingerprint, real.test.fingerprint]
     key = digest([*sets, factory.describe(), asdict(schedule), seed, device.type, precision, compiled])
     path = cache_folder() / "ceilings" / f"{key}.json"
-    with contextlib.suppress(InputError, KeyError):  # damaged: trained again
-        record = read_sealed(path)
+    with contextlib.suppress(InputError):  # damaged: trained again
+        record = read_sealed(path, CeilingRecord)
         per_class = [math.nan if v is None else v for v in record["per_class"]]
         return Arm("whole set", _double(record["accuracies"]), _double(per_class), seconds=record["seconds"])
     with threads_for(factory.macs), casting(device, precision):

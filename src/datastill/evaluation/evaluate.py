@@ -27,6 +27,7 @@ from datastill.evaluation.rates import RATES, TRAININGS, best_rate, learned_rate
 from datastill.evaluation.scores import Arm, Evaluation
 from datastill.evaluation.soft import Labelling, labelling, schedule_of
 from datastill.models import NetworkFactory, resolve_network
+from datastill.models.factory import MOST_RECORDED, at_most
 from datastill.sampling.inits import random_indices
 from datastill.store.artifact import DistilledSet, load_distilled
 from datastill.store.files import digest
@@ -317,7 +318,8 @@ def network_for(distilled: DistilledSet, real: RealSet, network: Any) -> Network
     if spec is None and "network" in distilled.manifest:
         name = distilled.manifest["network"].get("name", "a network of yours")
         raise InputError(f"The set was distilled with {name}; give the network to evaluate with (network=...).")
-    return resolve_network(spec, **shapes)
+    with at_most(MOST_RECORDED, f"The manifest of {distilled.name}"):
+        return resolve_network(spec, **shapes)
 
 
 def _made(one: DistilledSet) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from datastill.data.spaces import CONVENTIONAL, conventional, measure
 from datastill.data.store import as_pixels
 from datastill.data.zca import LARGEST
 from datastill.store.files import digest, read_tensors, write_tensors
+from datastill.store.schema import SPACE
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -101,7 +102,7 @@ def absolute_zca(real: RealSet, eps: float) -> Space:
     key = digest([source, real.store.content(), list(real.shape)])
     entry = cache_folder() / "zca" / f"{key}.safetensors"
     with contextlib.suppress(InputError):
-        tensors, _ = read_tensors(entry)
+        tensors, _ = read_tensors(entry, {"*": SPACE})
         if set(tensors) == {"centre", "whiten", "unwhiten"}:
             return Space("zca", source=source, tensors=tensors)
     fitted = Space("zca", source=source, tensors=_fit(real, size, eps))

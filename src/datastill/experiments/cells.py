@@ -20,7 +20,7 @@ from datastill.experiments.settings import Settings
 from datastill.experiments.sources import RealSets
 from datastill.store.artifact import DistilledSet
 from datastill.store.checkpoint import plain
-from datastill.store.files import digest, read_tensors, write_sealed, write_tensors
+from datastill.store.files import digest, read_tensors, seconds_of, write_sealed, write_tensors
 
 FORMAT = "datastill-cell"
 CELLS, RESULTS = "cells", "results"
@@ -220,4 +220,4 @@ def record_of(
 
 
 def _seconds_of(path: Path) -> float:
-    return float(read_tensors(path)[1].get("seconds", 0.0))
+    return seconds_of(read_tensors(path)[1])

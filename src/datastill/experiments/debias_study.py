@@ -20,6 +20,7 @@ from datastill.distillation.distill import distill
 from datastill.distillation.job import prepare_job
 from datastill.distillation.overrides import takes_surrogates
 from datastill.evaluation.evaluate import evaluate
+from datastill.experiments.records import StudyCell
 from datastill.store.artifact import MANIFEST, DistilledSet, load_distilled
 from datastill.store.files import digest, read_sealed, write_sealed
 from datastill.store.folders import held
@@ -153,7 +154,7 @@ class DebiasStudy:
             path = out / "cells" / f"{cell.name}-{key}.json"
             if not path.is_file():
                 write_sealed(path, self._measure(cell, real, out, progress, callbacks))
-            records.append(read_sealed(path))
+            records.append(read_sealed(path, StudyCell))
             if on_cell is not None:
                 on_cell(records[-1])
         return records

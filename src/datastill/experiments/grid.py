@@ -12,6 +12,7 @@ from datastill.distillation.budget import within
 from datastill.distillation.job import hyper_of
 from datastill.experiments.cells import Cell, Settled, Work, job_of, named, prepare, prepared_units, run_cell
 from datastill.experiments.rates import choose_rate, may_come_without
+from datastill.experiments.records import PlanRecord
 from datastill.experiments.settings import Settings
 from datastill.experiments.sources import RealSets
 from datastill.launch import Unit
@@ -75,6 +76,7 @@ def _stored(config: dict[str, Any], out: Path) -> dict[str, Any] | None:
     stored = read_sealed(out / PLAN)
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise InputError(f"{out / PLAN} is not the plan of a comparison; choose another --out.")
+    PlanRecord.of(stored, out / PLAN)
     refuse_other(config, stored["config"], out / PLAN)
     return stored
 

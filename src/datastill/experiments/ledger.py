@@ -11,6 +11,7 @@ from datastill.core.errors import InputError
 from datastill.core.recipes import Recipe, find_recipe
 from datastill.experiments.cells import FORMAT as CELL
 from datastill.experiments.rates import FOLDER as RATES
+from datastill.experiments.records import CellRecord, EvaluationRecord
 from datastill.experiments.result import BASELINE, Row
 from datastill.report.words import training
 from datastill.store.files import digest, read_json
@@ -56,7 +57,7 @@ def read_ledger(folder: str | Path) -> tuple[list[Entry], list[Path]]:
     `datastill evaluate` wrote makes a row of its own, and one for the Random beside it.
 
     Raises:
-        InputError: there is no folder, or no result in it.
+        InputError: there is no folder, or no result in it, or a result is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -89,11 +90,13 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not isinstance(stored, dict):
         return
     if stored.get("format") == CELL:
+        CellRecord.of(stored, path)
         alike = ("method", "ipc", "protocol", "hyper", "network")
         key = [*(stored[name] for name in alike), stored["real"]["fingerprint"], len(stored["accuracies"])]
         key += [stored["lr"]] if "lr_tried" in stored else []
         yield digest(key), stored
     elif {"distilled", "made", "protocol", "network", "data"} <= stored.keys() and stored["made"]:
+        EvaluationRecord.of(stored, path)
         for name in ("distilled", "random"):
             arm = stored.get(name) or {"accuracies": []}
             for made, accuracies in zip(stored["made"], arm["accuracies"], strict=False):

@@ -19,6 +19,7 @@ from datastill.core.errors import InputError
 from datastill.distillation.distill import run_job
 from datastill.evaluation.protocols import Protocol
 from datastill.evaluation.rates import learned_rate, with_rate
+from datastill.experiments.records import RateRecord
 from datastill.experiments.tuning import tune, validation_of
 from datastill.sampling.inits import random_indices
 from datastill.store.files import read_sealed, write_sealed
@@ -83,6 +84,7 @@ def chosen(path: Path) -> dict[str, Any]:
     record = read_sealed(path)
     if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(record.get("lr"), float):
         raise InputError(f"{path} does not hold a learning rate; remove it to choose one again.")
+    RateRecord.of(record, path)
     return record
 
 

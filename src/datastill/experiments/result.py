@@ -17,6 +17,7 @@ from datastill.evaluation.scores import Arm, Evaluation
 from datastill.experiments.cells import CELLS, RESULTS
 from datastill.experiments.grid import FORMAT as PLAN_FORMAT
 from datastill.experiments.grid import PLAN
+from datastill.experiments.records import ComparedCell, PlanRecord
 from datastill.store.files import read_sealed, write_json, write_text
 
 FORMAT = "datastill-comparison"
@@ -219,13 +220,14 @@ def load_comparison(folder: str | Path) -> Comparison:
     plan = read_sealed(folder / PLAN)
     if not isinstance(plan, dict) or plan.get("format") != PLAN_FORMAT:
         raise InputError(f"{folder / PLAN} is not the plan of a comparison.")
+    PlanRecord.of(plan, folder / PLAN)
     cells: dict[tuple[str, int, str], dict[int, Any]] = {}
     missing = []
     for cell in plan["cells"]:
         path = folder / RESULTS / f"{cell['name']}.json"
         key = cell["data"], cell["ipc"], cell["method"]
         if path.is_file():
-            cells.setdefault(key, {})[cell["seed"]] = read_sealed(path)
+            cells.setdefault(key, {})[cell["seed"]] = read_sealed(path, ComparedCell)
         else:
             missing.append(f"{cell['data']}, {cell['method']}, ipc {cell['ipc']}, seed {cell['seed']}")
     return Comparison(plan["config"], rows_of(cells), missing, folder, plan["command"], plan["settled"])
@@ -240,6 +242,8 @@ def rows_of(cells: Mapping[tuple[str, int, str], Mapping[int, Any]]) -> list[Row
 
 
 def _arm(name: str, records: Sequence[Mapping[str, Any]]) -> Arm:
+    if len({(len(record["accuracies"]), len(record["per_class"])) for record in records}) > 1:
+        raise InputError(f"The results of {name} are of different numbers of networks or classes; one is damaged.")
     accuracies = torch.tensor([record["accuracies"] for record in records], dtype=torch.double)
     return Arm(name, accuracies, _per_class(records))
 

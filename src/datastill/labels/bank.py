@@ -168,7 +168,14 @@ class LabelBank:
             for name, field in self._fields.items()
         }
         index = torch.from_numpy(rows["index"].astype(np.int64))
-        return BankBatch(index, self._trace(rows, stop - start), self.layout.code.decode(rows, self.layout.classes))
+        try:
+            logits = self.layout.code.decode(rows, self.layout.classes)
+            trace = self._trace(rows, stop - start)
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise self._damaged(batch, str(error).split("\n")[0]) from error
+        if int(index.max()) >= self.layout.count or not bool(torch.isfinite(logits).all()):
+            raise self._damaged(batch, "a position that is none, or logits that are not finite")
+        return BankBatch(index, trace, logits)
 
     def dataset(self, images: Tensor, epochs: int | None = None) -> BankDataset:
         """The batches of so many epochs as a torch Dataset; None means the stored ones.
@@ -214,6 +221,9 @@ class LabelBank:
         if not self._maps:
             self._maps = map_arrays(self.folder, self.layout)
         return self._maps
+
+    def _damaged(self, batch: int, what: str) -> InputError:
+        return InputError(f"Batch {batch} of the label bank {self.folder} is damaged ({what}); make it again.")
 
     def _trace(self, rows: Mapping[str, Array], count: int) -> Trace:
         if self.layout.encoding == "seed":

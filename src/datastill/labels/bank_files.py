@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +14,12 @@ from typing import IO, Any
 import numpy as np
 
 from datastill.core.errors import InputError
+from datastill.labels.bank_header import HEADER
 from datastill.labels.bank_labels import Array
 from datastill.labels.bank_layout import Layout
 from datastill.store.files import make_folder, sealed, write_error, write_json
 from datastill.store.folders import refuse_taken, whole_folder
-
-HEADER = "bank.json"
+from datastill.store.opening import map_array, open_regular
 
 _CHUNK = 2**22
 
@@ -124,12 +125,12 @@ def map_arrays(folder: Path, layout: Layout) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     for name, field in layout.fields().items():
         path = folder / f"{name}.npy"
+        if not os.path.lexists(path):
+            raise InputError(f"{path} is missing; the label bank is incomplete and must be made again.")
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError as error:
-            raise InputError(f"{path} is missing; the label bank is incomplete and must be made again.") from error
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{path} is cut short or damaged ({error}); make the label bank again.") from error
+            array = map_array(path)
+        except InputError as error:
+            raise InputError(f"{error} Make the label bank again.") from error
         if array.dtype != np.dtype(field.dtype) or array.shape != layout.shape(field):
             raise InputError(
                 f"{path} holds {array.dtype} {array.shape}, not {np.dtype(field.dtype)} {layout.shape(field)} "
@@ -149,7 +150,7 @@ def refuse_damaged(folder: Path, hashes: Mapping[str, str], layout: Layout) -> N
         path = folder / f"{name}.npy"
         sha = hashlib.sha256()
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 while chunk := file.read(_CHUNK):
                     sha.update(chunk)
         except OSError as error:

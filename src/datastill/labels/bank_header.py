@@ -6,9 +6,10 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from datastill._version import __version__
@@ -18,11 +19,69 @@ from datastill.core.space import Space
 from datastill.labels.bank_labels import LabelCode
 from datastill.labels.bank_layout import Layout
 from datastill.store.files import digest
+from datastill.store.manifest import SpaceRecord
+from datastill.store.opening import stored_bytes
+from datastill.store.schema import Fraction, Name, Number, Positive, Record, Sha256, Side, Whole
 
 FORMAT, VERSION = "datastill-label-bank", 1
 
+HEADER = "bank.json"
+
 #: How a stored seed becomes numbers; a bank of another generator is refused.
 RNG = "torch-cpu-mt19937"
+
+
+class Images(Record):
+    """The images that are labelled."""
+
+    shape: Annotated[list[Positive], Field(min_length=4, max_length=4)]
+    hash: Name
+
+
+class Labels(Record):
+    """How logits are stored, see `LabelCode`."""
+
+    dtype: Name
+    top_k: Positive | None = None
+    temperature: Number | None = None
+
+
+class LabellerRecord(Record):
+    """How labels are made, see `Labeller.describe`."""
+
+    mode: Name
+    combine: Name
+
+
+class Augmentation(Record):
+    """How batches are augmented, see `TraceSpec`."""
+
+    version: Positive
+    crop: Name
+    min_scale: Fraction
+    max_scale: Fraction
+    flip: bool
+    mix: Name
+    alpha: Number
+    pad: Annotated[int, Field(ge=0, le=65_536)]
+    shuffle: Side
+
+
+class HeaderRecord(Record):
+    """What `bank.json` says."""
+
+    images: Images
+    space: SpaceRecord | None = None
+    teacher: dict[str, Any] = Field(default_factory=dict)
+    labeller: LabellerRecord
+    classes: Positive
+    epochs: Annotated[int, Field(ge=1, le=10_000_000)]
+    batch: Positive
+    seed: Whole
+    augmentation: Augmentation
+    encoding: Name
+    labels: Labels
+    files: dict[str, Sha256]
 
 
 def make_header(
@@ -82,14 +141,26 @@ def read_layout(folder: Path, header: Any) -> Layout:
             f"The label bank {folder} is of version {header.get('version')} with {header.get('rng')}; "
             f"this datastill reads version {VERSION} with {RNG}."
         )
+    HeaderRecord.of(header, folder / HEADER)
     try:
         count, _, height, width = (int(v) for v in header["images"]["shape"])
         spec, code = TraceSpec.from_description(header["augmentation"]), LabelCode(**header["labels"])
         classes, epochs, batch = (int(header[name]) for name in ("classes", "epochs", "batch"))
-        if {"mode", "combine"} - set(header["labeller"]) or "hash" not in header["images"] or "files" not in header:
-            raise KeyError("labeller, hash or files")
+        _refuse_claims(folder, count, epochs)
         return Layout(count, (height, width), classes, epochs, batch, spec, header["encoding"], code)
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"The header of the label bank {folder} is damaged ({error}); make it again.") from error
+
+
+def _refuse_claims(folder: Path, count: int, epochs: int) -> None:
+    """There is at least a byte of every image in every epoch; batches are not counted on a header's word."""
+    index = folder / "index.npy"
+    if index.exists() and stored_bytes(index) < count * epochs:
+        raise InputError(
+            f"The header of the label bank {folder} is damaged: it tells of {epochs:,} epochs of {count:,} images, and "
+            f"{index.name} holds fewer; make the label bank again."
+        )
+    if not index.exists():
+        raise InputError(f"{index} is missing; the label bank is incomplete and must be made again.")

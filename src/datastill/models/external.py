@@ -13,7 +13,7 @@ from torch import nn
 from datastill.core.errors import InputError, MissingExtra, nearest
 from datastill.models._torchvision import import_torchvision
 from datastill.models.anatomy import Embed, Size
-from datastill.models.factory import NetworkFactory
+from datastill.models.factory import NetworkFactory, refuse_outsized
 from datastill.models.user import factory_of
 
 RESERVED = ("weights", "weights_backbone", "pretrained", "num_classes", "in_chans")
@@ -45,6 +45,7 @@ def external_factory(
         raise InputError(f"{library} has no classification network {name!r}. {hint}")
     build = _build_torchvision if library == "torchvision" else _build_timm
     whole = partial(build, name, channels, classes, dict(options))
+    refuse_outsized(whole, f"{library}/{name}", options)
     return factory_of(
         whole,
         f"{library}/{name}",

@@ -2,15 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
+
+from datastill.core.errors import InputError
 from datastill.core.rng import isolated
 from datastill.models.anatomy import Size, count_macs, probe_images, shapes_digest
 from datastill.models.base import Network, couples_samples, probe_coupling
 from datastill.models.layers import StackedNetwork
+
+#: Parameters of a network that a file may name; the caller may name a larger one.
+MOST_RECORDED = 200_000_000
+#: Layers of a network that a file may name.
+_DEEPEST = 1_000
+
+_LIMIT: ContextVar[tuple[int, str] | None] = ContextVar("limit", default=None)
+
+
+@contextmanager
+def at_most(parameters: int, what: str) -> Iterator[None]:
+    """Inside, a named network is resolved only where it has at most so many parameters.
+
+    Args:
+        parameters: their number.
+        what: who names the network, for the error.
+    """
+    before = _LIMIT.set((parameters, what))
+    try:
+        yield
+    finally:
+        _LIMIT.reset(before)
+
+
+def refuse_outsized(build: Callable[[], Any], name: str, options: Mapping[str, Any]) -> None:
+    """Count a network's parameters where `at_most` bounds them, without memory for any.
+
+    Raises:
+        InputError: there are more.
+    """
+    if (limit := _LIMIT.get()) is None:
+        return
+    most, what = limit
+    depth = options.get("depth", 0)
+    if isinstance(depth, int) and depth > _DEEPEST:
+        raise InputError(f"{what} names a network {name} of depth {depth:,}; at most {_DEEPEST:,} is built so.")
+    try:
+        with isolated(0), torch.device("meta"):
+            count = sum(p.numel() for p in build().parameters())
+    except InputError:
+        raise
+    except (OverflowError, MemoryError) as error:
+        raise InputError(f"{what} names a network {name} that cannot be built ({error}).") from error
+    except Exception:  # some networks of libraries look at values, which there are none of
+        return
+    if count > most:
+        raise InputError(
+            f"{what} names a network {name} of {count:,} parameters, and at most {most:,} are built on its word; name "
+            "the network yourself if you mean it."
+        )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import nn
 from datastill.core.errors import InputError, nearest
 from datastill.models.anatomy import Embed, Size
 from datastill.models.external import external_factory
-from datastill.models.factory import NetworkFactory
+from datastill.models.factory import NetworkFactory, refuse_outsized
 from datastill.models.layers import StackedNetwork, require_positive
 from datastill.models.resnet import ResNet18, ResNet18AP
 from datastill.models.user import (
@@ -161,6 +161,7 @@ def _zoo(name: str, given: Mapping[str, Any], shape: Mapping[str, Any], embed: E
             raise InputError(f"The network {name} has no option {option!r}. {known}")
     options = {**defaults, **given}
     build = partial(kind, **shape, **options)
+    refuse_outsized(build, name, options)
     if embed is not None:
         return factory_of(build, name, **shape, embed=embed, options=options)
     factory = NetworkFactory(name, **shape, build=build, options=options, defaults=defaults)

@@ -14,12 +14,14 @@ from datastill.report.pictures import animation, comparison, png
 from datastill.report.snapshots import FILE, Snapshots, Timeline, load_snapshots
 from datastill.store.artifact import MANIFEST, DistilledSet
 from datastill.store.files import read_tensors, write_bytes
+from datastill.store.schema import Kind
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
     from datastill.evaluation.scores import Evaluation
 
 LOSSES = "losses.safetensors"
+LOSS_KINDS = {"losses": Kind(("F32", "F64"), (1, 2), finite=False)}
 
 
 def write_run(
@@ -48,7 +50,7 @@ def write_run(
     """
     folder = Path(folder)
     if losses is None and (folder / LOSSES).is_file():
-        losses = read_tensors(folder / LOSSES)[0].get("losses")
+        losses = read_tensors(folder / LOSSES, LOSS_KINDS)[0].get("losses")
     if snapshots is None and (folder / FILE).is_file():
         snapshots = load_snapshots(folder)
     timeline = snapshots.timeline if isinstance(snapshots, Snapshots) else snapshots

@@ -14,11 +14,18 @@ from torch.nn import functional
 from datastill.core.errors import InputError
 from datastill.core.plan import Callback
 from datastill.store.files import read_tensors, write_tensors
+from datastill.store.schema import Kind
 
 if TYPE_CHECKING:
     from datastill.core.context import Context
 
 FILE = "snapshots.safetensors"
+KINDS = {
+    "steps": Kind(("I64",), (1,)),
+    "pixels": Kind(("U8", "F16", "F32"), (5,)),
+    "labels": Kind(("I64",), (1,)),
+    "total": Kind(("I64",), (0,)),
+}
 #: Larger images are averaged down to this side: a timeline is looked at, not trained on.
 SIDE = 64
 #: Numbers per snapshot; with a dozen float16 snapshots at most about 25 MB in a checkpoint.
@@ -154,7 +161,7 @@ def load_snapshots(folder: str | Path) -> Timeline:
         InputError: there is no such file, or it is damaged.
     """
     path = Path(folder) / FILE
-    tensors, _ = read_tensors(path)
+    tensors, _ = read_tensors(path, KINDS)
     missing = [name for name in ("steps", "pixels", "labels", "total") if name not in tensors]
     if missing:
         raise InputError(f"{path} is not a timeline of datastill ({missing[0]} is missing).")

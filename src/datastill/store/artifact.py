@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,15 +17,33 @@ from torch.utils.data import Dataset
 from datastill.core.errors import InputError
 from datastill.core.plan import Codes, Companion, Decoder
 from datastill.core.space import Space
-from datastill.store.files import CHECKSUM, damaged, read_json, read_tensors, sealed, write_json, write_tensors
+from datastill.store.files import (
+    CHECKSUM,
+    damaged,
+    read_json,
+    read_shapes,
+    read_tensors,
+    sealed,
+    write_json,
+    write_tensors,
+)
+from datastill.store.manifest import FORMAT, VERSION, Manifest, refuse_unfit_space
+from datastill.store.opening import refuse_claim, sha256_of, stored_bytes
+from datastill.store.schema import SPACE, Kind, Shape
 
 if TYPE_CHECKING:
     from datastill import Exported
 
-FORMAT = "datastill-distilled-set"
-VERSION = 1
 TENSORS = "synthetic.safetensors"
 MANIFEST = "manifest.json"
+#: What the tensors may be: labels are class positions or probabilities.
+KINDS = {
+    "codes/*": Kind(("F32",), finite=False),  # what they render to is looked at
+    "labels": Kind(("I64", "F32"), (1, 2)),
+    "extra/classes": Kind(("I64",), (1,)),
+    "extra/*": Kind(),
+    "space/*": SPACE,
+}
 
 
 @dataclass
@@ -124,7 +142,7 @@ class DistilledSet:
         tensors.update({f"space/{n}": t for n, t in self.space.tensors.items()})
         write_tensors(folder / TENSORS, tensors, {"format": FORMAT})
         manifest = {**self.manifest, "format": FORMAT, "version": VERSION, "space": self.space.to_dict()}
-        manifest["files"] = {TENSORS: _sha256(folder / TENSORS)}
+        manifest["files"] = {TENSORS: sha256_of(folder / TENSORS)}
         manifest["files"][MANIFEST] = _own_checksum(manifest)
         write_json(folder / MANIFEST, manifest)
         self.manifest, self.folder = manifest, folder
@@ -144,8 +162,9 @@ def load_distilled(folder: str | Path) -> DistilledSet:
         )
     manifest = _checked(read_json(folder / MANIFEST), folder)
     path = folder / TENSORS
-    tensors, _ = read_tensors(path)
-    if _sha256(path) != manifest["files"][TENSORS]:
+    _refuse_claims(path, read_shapes(path), manifest)
+    tensors, _ = read_tensors(path, KINDS)
+    if sha256_of(path) != manifest["files"][TENSORS]:
         raise InputError(f"{path} is not the file that its manifest describes; it was changed or damaged.")
     groups: dict[str, dict[str, Tensor]] = {"codes": {}, "extra": {}, "space": {}}
     for full, tensor in tensors.items():
@@ -186,28 +205,71 @@ def _checked(manifest: Any, folder: Path) -> dict[str, Any]:
     missing = [name for name in needed if name not in manifest]
     if missing or TENSORS not in files:
         raise InputError(f"{where} is incomplete: {', '.join(missing) or TENSORS} is missing.")
-    return cast("dict[str, Any]", manifest)
+    Manifest.of(manifest, where)
+    return manifest
+
+
+def _refuse_claims(path: Path, shapes: Mapping[str, Shape], manifest: Mapping[str, Any]) -> None:
+    """Compare what the tensors are said to be with each other and with the manifest, before any is read.
+
+    Raises:
+        InputError: they do not agree, or the decoder would render far more than the file holds.
+    """
+    where = path.parent / MANIFEST
+    labels = shapes.get("labels", Shape("", ()))
+    codes = {name.removeprefix("codes/"): shape.sizes for name, shape in shapes.items() if name.startswith("codes/")}
+    n, classes = next(iter(labels.sizes), 0), len(manifest["classes"]["names"])
+    ipc, rest = divmod(n, classes)
+    if rest or ipc != manifest["ipc"]:
+        raise InputError(
+            f"{where} says {manifest['ipc']} images of each of {classes} classes, and {path} holds {n} labels; the "
+            "two do not fit, so the set was changed or damaged."
+        )
+    if (labels.dtype, len(labels.sizes)) not in (("I64", 1), ("F32", 2)):
+        raise InputError(
+            f"The labels in {path} are {labels.dtype} of {len(labels.sizes)} dimensions: it is damaged, since labels "
+            "are positions (I64 of one dimension) or probabilities (F32 of two)."
+        )
+    if len(labels.sizes) == 2 and labels.sizes[1] != classes:
+        raise InputError(f"The labels in {path} are of {labels.sizes[1]} classes and do not fit {where}: {classes}.")
+    if {next(iter(sizes), 0) for sizes in codes.values()} != {n}:
+        raise InputError(f"The codes and labels in {path} do not fit together: there is not one label for each image.")
+    count, *image = decoder_of(manifest["decoder"]).rendered(codes, ipc, classes)
+    if image != manifest.get("shape", image):
+        raise InputError(f"The images in {path} are {image} and do not fit {where}: {manifest['shape']}.")
+    refuse_claim(path, 4 * count * math.prod(image), stored_bytes(path), "would be rendered to at most")
+    space = {name.removeprefix("space/"): shape.sizes for name, shape in shapes.items() if name.startswith("space/")}
+    refuse_unfit_space(where, manifest["space"], space, image)
 
 
 def _check_shapes(distilled: DistilledSet, folder: Path) -> None:
-    classes = len(distilled.class_names)
+    """Labels and images as they are, once their shapes are known to agree."""
     y = distilled.labels
+    made_for = distilled.extra.get("classes") if y.ndim > 1 else y
+    if made_for is not None:
+        _refuse_uneven(made_for, len(y), distilled, folder)
+    if y.ndim > 1 and (bool((y < 0).any()) or bool(((y.sum(1) - 1).abs() > 1e-2).any())):
+        raise InputError(f"The soft labels in {folder} are not probabilities that sum to 1; the set is damaged.")
     try:
         images, targets = distilled.images, distilled.targets
-    except (KeyError, RuntimeError, IndexError, TypeError) as error:
+    except (KeyError, RuntimeError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"The tensors in {folder} do not fit its manifest ({error}); it is damaged.") from error
-    made_for = distilled.extra.get("classes", torch.zeros(len(y), dtype=torch.int64))
-    sound = (
-        images.ndim == 4
-        and made_for.shape == (len(y),)
-        and bool((made_for >= 0).all() and (made_for < classes).all())
-        and len(images) == len(targets)
-        and bool(torch.isfinite(images).all())
-        and len(y) > 0
-        and (int(y.min()) >= 0 and int(y.max()) < classes if y.ndim == 1 else y.shape[1] == classes)
-    )
-    if not sound:
+    if len(images) != len(targets) or not bool(torch.isfinite(images).all()):
         raise InputError(f"The images and labels in {folder} do not fit its manifest; it is damaged.")
+
+
+def _refuse_uneven(made_for: Tensor, stored: int, distilled: DistilledSet, folder: Path) -> None:
+    """Every class has as many stored images as the manifest says, since so many are drawn for the Random beside it."""
+    names, ipc = distilled.class_names, distilled.ipc
+    if made_for.shape != (stored,) or int(made_for.min()) < 0 or int(made_for.max()) >= len(names):
+        raise InputError(f"The labels in {folder} do not fit its manifest: it has classes 0 to {len(names) - 1} only.")
+    counts = torch.bincount(made_for, minlength=len(names))
+    other = int((counts != ipc).to(torch.int8).argmax())
+    if int(counts[other]) != ipc:
+        raise InputError(
+            f"The labels in {folder} do not fit its manifest: it says {ipc} images of each class, and {names[other]!r} "
+            f"has {int(counts[other])}; it was changed or damaged."
+        )
 
 
 def decoder_of(record: Mapping[str, Any]) -> Decoder:
@@ -222,7 +284,9 @@ def decoder_of(record: Mapping[str, Any]) -> Decoder:
     options = {key: value for key, value in record.items() if key != "decoder"}
     try:
         return cast("Decoder", module.DECODER(**options))
-    except TypeError as error:
+    except InputError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"The manifest's decoder {name!r} has options that this datastill does not know.") from error
 
 
@@ -230,8 +294,3 @@ def _own_checksum(manifest: Mapping[str, Any]) -> str:
     """Over a manifest's content, but for this checksum itself; manifests of older versions have none."""
     files = {name: sha for name, sha in manifest["files"].items() if name != MANIFEST}
     return str(sealed({**manifest, "files": files})[CHECKSUM])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

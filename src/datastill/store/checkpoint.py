@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
 from torch import Tensor
 
 from datastill.core.errors import InputError
 from datastill.core.snapshot import Snapshot
 from datastill.store.files import read_tensors, write_tensors
+from datastill.store.schema import Count, Record, Seconds, as_record
 
 
 def write_snapshot(path: Path, snapshot: Snapshot) -> None:
@@ -22,8 +24,23 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> None:
     write_tensors(path, flat, {"meta": json.dumps(snapshot.meta)})
 
 
-def read_snapshot(path: Path) -> Snapshot:
+class BlockRecord(Record):
+    """What the checkpoint of a block says of itself."""
+
+    step: Count
+    finished: bool
+    skipped: Count
+    in_a_row: Count
+    seconds: Seconds
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+def read_snapshot(path: Path, schema: type[Record] | None = None) -> Snapshot:
     """Read what `write_snapshot` wrote.
+
+    Args:
+        path: the file.
+        schema: what its plain numbers may be.
 
     Raises:
         InputError: the file is damaged, or no checkpoint.
@@ -33,10 +50,11 @@ def read_snapshot(path: Path) -> Snapshot:
     for full, tensor in tensors.items():
         group, _, name = full.partition("/")
         groups.setdefault(group, {})[name] = tensor
-    try:
-        meta = json.loads(header["meta"])
-    except (KeyError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not a datastill checkpoint; remove it to start again.") from error
+    if "meta" not in header:
+        raise InputError(f"{path} is not a datastill checkpoint; remove it to start again.")
+    meta = as_record(header["meta"], path, schema)
+    if not isinstance(meta, dict):
+        raise InputError(f"{path} is not a datastill checkpoint; remove it to start again.")
     return Snapshot(groups, meta)
 
 
@@ -77,7 +95,7 @@ class Checkpointer:
         path = self.path(block)
         if not path.exists():
             return None
-        snapshot = read_snapshot(path)
+        snapshot = read_snapshot(path, BlockRecord)
         refuse_other(self.config, snapshot.meta.get("config", {}), path)
         return snapshot
 

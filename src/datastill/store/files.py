@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
+from datastill.store.opening import open_regular, read_small, refuse_sparse
+from datastill.store.schema import Kind, Record, Shape, as_record, refuse_not_finite, refuse_other_kinds
 from datastill.store.unfinished import locked_temporary, remove_rests
 
 #: The name of a checksum in JSON objects and in the metadata of tensors.
 CHECKSUM = "checksum"
+#: Bytes of the header of a safetensors file; 100,000 tensors have about a tenth of it.
+LARGEST_HEADER = 16 << 20
 
 
 @contextlib.contextmanager
@@ -98,13 +102,16 @@ def write_sealed(target: Path, record: Mapping[str, Any]) -> None:
     write_json(target, sealed(record))
 
 
-def read_sealed(path: Path) -> Any:
+def read_sealed(path: Path, schema: type[Record] | None = None) -> Any:
     """Read what `write_sealed` wrote, without the checksum. A record without one, of an older datastill, is taken.
 
+    Args:
+        schema: as of `read_json`.
+
     Raises:
-        InputError: it cannot be read, or is not what was written.
+        InputError: it cannot be read, does not fit the schema, or is not what was written.
     """
-    record = read_json(path)
+    record = read_json(path, schema)
     refuse_changed(path, record)
     return {k: v for k, v in record.items() if k != CHECKSUM} if isinstance(record, dict) else record
 
@@ -127,14 +134,16 @@ def damaged(path: Path) -> InputError:
     )
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON, with the file's name in the error."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}); it may be cut short or damaged.") from error
+def read_json(path: Path, schema: type[Record] | None = None) -> Any:
+    """Read a JSON file of at most 64 MiB. What it says is given back as it stands, once it fits the schema.
+
+    Args:
+        schema: what it may say; None for what is compared and not used.
+
+    Raises:
+        InputError: it is missing, no regular file, too large, no JSON, or does not fit; the first field is named.
+    """
+    return as_record(read_small(path), path, schema)
 
 
 def write_tensors(target: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> None:
@@ -157,34 +166,78 @@ def write_tensors(target: Path, tensors: Mapping[str, Tensor], meta: Mapping[str
             file.write(part)
 
 
-def read_tensors(path: Path, *, resuming: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_shapes(path: Path) -> dict[str, Shape]:
+    """What the header of a safetensors file says of its tensors, none of which is read.
+
+    Raises:
+        InputError: as `read_tensors`.
+    """
+    from safetensors import safe_open
+
+    _refuse_claims(path)
+    with _sound(path), safe_open(str(path), framework="pt") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: Shape(part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+
+
+def read_tensors(
+    path: Path, kinds: Mapping[str, Kind] | None = None, *, resuming: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read named tensors and their metadata; anything but a sound safetensors file is refused.
 
     Args:
+        kinds: what they may be, see `refuse_other_kinds`; compared with the header before a tensor is read.
         resuming: a run goes on from them; a file without a checksum, of an older datastill, is taken with a warning.
 
     Raises:
         InputError: there is no such file, it is of another format, or not what was written.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    if not Path(path).is_file():
-        raise InputError(f"{path} does not exist.")
-    try:
+    refuse_other_kinds(path, read_shapes(path), kinds or {})
+    with _sound(path):
         with safe_open(str(path), framework="pt") as file:
             tensors, meta = {n: file.get_tensor(n) for n in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
         known = meta.pop(CHECKSUM, None)
         if known is not None and known != _checksum_of(path):
             raise damaged(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{path} is not a sound safetensors file ({error}); it is cut short, damaged or of another format."
-        ) from error
+    refuse_not_finite(path, tensors, kinds or {})
     if resuming and known is None:
         warnings.warn(f"{path} carries no checksum: an older datastill wrote it. It is taken as it is.", stacklevel=3)
     return tensors, meta
+
+
+def seconds_of(meta: Mapping[str, str]) -> float:
+    """How long making a file took, as its metadata say; 0 where they say nothing that can be."""
+    with contextlib.suppress(ValueError):
+        seconds = float(meta.get("seconds", ""))
+        return seconds if 0 <= seconds < 1e12 else 0.0
+    return 0.0
+
+
+@contextlib.contextmanager
+def _sound(path: Path) -> Iterator[None]:
+    """Whatever a file provokes in the reader of the format is one refusal."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except InputError:
+        raise
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(
+            f"{path} is not a sound safetensors file ({str(error)[:200]}); it is cut short, damaged or of another "
+            "format."
+        ) from error
+
+
+def _refuse_claims(path: Path) -> None:
+    """Refuse a file that is mostly a hole, or whose header is far longer than names and shapes need."""
+    refuse_sparse(path)
+    with open_regular(path) as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > LARGEST_HEADER:
+        raise InputError(f"{path} is not a sound safetensors file: its header claims {header / 1e6:,.0f} MB.")
 
 
 def _checksum(header: Any, about: Mapping[str, str], parts: Iterable[bytes | memoryview]) -> str:
@@ -196,7 +249,7 @@ def _checksum(header: Any, about: Mapping[str, str], parts: Iterable[bytes | mem
 
 
 def _checksum_of(path: Path) -> str:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         return _checksum(header, header.pop("__metadata__", {}), iter(lambda: file.read(1 << 22), b""))
 

@@ -15,6 +15,8 @@ import re
 import struct
 import threading
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
+from datastill.store.opening import open_regular, refuse_inflated, refuse_sparse
 
 #: The number types that are read, by numpy's name, as `struct` calls them.
 _NUMBERS = {
@@ -59,8 +62,12 @@ class Contents:
         return value.detach().clone(memory_format=torch.contiguous_format)
 
 
-def read_pt(path: str | Path) -> Contents:
+def read_pt(path: str | Path, widely: bool = False) -> Contents:
     """Read a `.pt` file with the weights-only reader; nothing in the file is run.
+
+    Args:
+        path: the file.
+        widely: whether what the caller has allowed that reader (`torch.serialization.add_safe_globals`) is read too.
 
     Raises:
         InputError: there is no such file, it is damaged, or it asks for more than tensors and numbers.
@@ -68,13 +75,14 @@ def read_pt(path: str | Path) -> Contents:
     path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(f"{path} {'is no file' if path.exists() else 'does not exist'}; give a .pt file.")
+    refuse_sparse(path)
+    with open_regular(path) as file:
+        data = file.read()
+    refuse_inflated(path, io.BytesIO(data), len(data))
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}).") from error
-    try:
-        with _narrow(), warnings.catch_warnings():
+        with contextlib.nullcontext() if widely else _narrow(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            _refuse_builders(data)
             value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # whatever a damaged or hostile file provokes in the reader is one refusal
         raise _refusal(path, error) from error
@@ -92,6 +100,17 @@ def _refusal(path: Path, error: Exception) -> InputError:
     _, _, reason = text.rpartition("WeightsUnpickler error: ")
     reason = " ".join(reason.split("\n")[0].split())[:120].rstrip(" .") or type(error).__name__
     return InputError(f"{path} is not a sound .pt file ({reason}); it is cut short, damaged or of another format.")
+
+
+def _refuse_builders(data: bytes) -> None:
+    """A `bytearray` of any size can be asked for in a few bytes, and is filled; tensors need none."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            parts = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, zlib.error, EOFError):
+        parts = [data]
+    if any(b"bytearray" in part for part in parts):
+        raise UnpicklingError("Unsupported global: GLOBAL builtins.bytearray")
 
 
 @contextlib.contextmanager

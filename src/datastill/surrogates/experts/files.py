@@ -10,14 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from datastill.core.errors import Diverged, InputError
 from datastill.store.files import CHECKSUM, as_json, atomic_path, read_json, refuse_changed, sealed
+from datastill.store.opening import open_regular, refuse_sparse
+from datastill.store.schema import Count, Fraction, Name, Number, Record, Seconds, Sha256, Whole
 from datastill.surrogates.experts.layout import Layout
 
 FORMAT = "datastill-expert"
@@ -28,6 +31,32 @@ DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dt
 
 #: The largest relative error that rounding to float16 may bring into the step of a segment.
 LOSSY_LIMIT = 1e-2
+
+
+class ExpertFile(Record):
+    """What `expert_00000.json` may say."""
+
+    format: Name
+    version: Whole
+    expert: Count
+    config: Name
+    dtype: Literal["float32", "float16"]
+    snapshots: Annotated[int, Field(ge=2, le=10_000_000)]
+    sha256: Sha256
+    squared_steps: list[Number]
+    train_loss: list[Number] | None = None
+    train_accuracy: list[Fraction] | None = None
+    test_accuracy: list[Fraction] | None = None
+    seed: Whole | None = None
+    seconds: Seconds | None = None
+
+    def refuse_other_lengths(self, epochs: int) -> None:
+        """Raise ValueError unless every list has a number for each epoch."""
+        if len(self.squared_steps) != epochs:
+            raise ValueError("not one step for each epoch")
+        for values in (self.train_loss, self.train_accuracy, self.test_accuracy):
+            if values and len(values) != epochs:
+                raise ValueError("not one loss and accuracy for each epoch")
 
 
 @dataclass(frozen=True)
@@ -151,21 +180,22 @@ def read_record(folder: Path, expert: int, config: str, snapshots: int, layout: 
     """
     path = record_path(folder, expert)
     whole = read_json(path)
+    checked = ExpertFile.of(whole, path)
     try:
+        found: dict[str, Any]
         found = {k: tuple(map(float, v)) if isinstance(v, list) else v for k, v in whole.items() if k != CHECKSUM}
         if found.pop("format") != FORMAT or found.pop("version") != VERSION:
             raise ValueError("another format")
         record = ExpertRecord(**found)
+        checked.refuse_other_lengths(record.snapshots - 1)
         wanted = record.snapshots * layout.width * DTYPES[record.dtype].itemsize
-        if len(record.squared_steps) != record.snapshots - 1:
-            raise ValueError("not one step for each epoch")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not the record of an expert ({error}); {_again(folder, expert)}.") from error
     if (record.expert, record.config, record.snapshots) != (expert, config, snapshots):
         raise InputError(f"{path} belongs to another buffer than {folder / 'meta.json'}; {_again(folder, expert)}.")
     refuse_changed(path, whole)
     rows = bin_path(folder, expert)
-    size = rows.stat().st_size if rows.is_file() else 0
+    size = refuse_sparse(rows) if rows.is_file() else 0
     if size != wanted:
         what = "is missing" if not rows.is_file() else f"has {size:,} bytes and should have {wanted:,}"
         raise InputError(f"{rows} {what}: it was cut short or damaged; {_again(folder, expert)}.")
@@ -181,7 +211,7 @@ def read_rows(folder: Path, record: ExpertRecord, width: int, epochs: Sequence[i
     dtype, path = DTYPES[record.dtype], bin_path(folder, record.expert)
     out, size = np.empty((len(epochs), width), dtype=np.float32), width * dtype.itemsize
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             for k, epoch in enumerate(epochs):
                 file.seek(epoch * size)
                 data = file.read(size)
@@ -201,7 +231,7 @@ def refuse_damaged(folder: Path, record: ExpertRecord) -> None:
     """
     path = bin_path(folder, record.expert)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}).") from error

@@ -20,10 +20,24 @@ from datastill.core.errors import InputError
 from datastill.core.snapshot import Snapshot
 from datastill.store.checkpoint import read_snapshot, write_snapshot
 from datastill.store.files import make_folder, write_error
+from datastill.store.opening import open_regular
+from datastill.store.schema import Count, Fraction, Name, Number, Record, Seconds, Sha256
 from datastill.store.unfinished import remove_rests
 from datastill.surrogates.experts.files import DTYPES
 
 _FLOAT = DTYPES["float32"]
+
+
+class PartialRecord(Record):
+    """What the state of an expert in training says."""
+
+    config: Name
+    sha256: Sha256
+    epoch: Count
+    losses: list[Number]
+    accuracies: list[Fraction]
+    test: list[Fraction]
+    seconds: Seconds
 
 
 @dataclass
@@ -67,7 +81,7 @@ class Partial:
     def resume(self) -> tuple[State, Tensor] | None:
         """The state and the last row (width,); None where there is nothing to go on from."""
         try:
-            snapshot = read_snapshot(self.state_path)
+            snapshot = read_snapshot(self.state_path, PartialRecord)
             meta = snapshot.meta
             state = State(
                 int(meta["epoch"]), meta["losses"], meta["accuracies"], meta["test"], float(meta["seconds"]),
@@ -103,7 +117,7 @@ class Partial:
             InputError: there are fewer.
         """
         try:
-            with open(self.rows_path, "rb") as file:
+            with open_regular(self.rows_path) as file:
                 for _ in range(count):
                     data = file.read(self.width * _FLOAT.itemsize)
                     if len(data) < self.width * _FLOAT.itemsize:

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from datastill.core.errors import InputError
 from datastill.store.files import CHECKSUM, digest, read_json, refuse_changed
+from datastill.store.schema import Count, Name, Record, Text, Whole
 from datastill.surrogates.experts.files import (
     ExpertRecord,
     expert_numbers,
@@ -37,6 +39,68 @@ FORMAT = "datastill-experts"
 VERSION = 1
 META = "meta.json"
 PARTIAL = "partial"
+
+
+class Policy(Record):
+    """How the experts were trained."""
+
+    name: Name
+
+
+class Config(Record):
+    """All that the experts depend on; most of it is compared and not used."""
+
+    network: dict[str, Any]
+    parameters: Count
+    space: Text
+    data: Text
+    weights: Text | None
+    epochs: Count
+    snapshots: Annotated[int, Field(ge=2, le=10_000_000)]
+    policy: Policy
+    augment: Text | None = None
+    seed: Whole | None = None
+
+
+class AboutData(Record):
+    """The real set."""
+
+    name: Text
+    images: Count = 0
+    weighted: bool = False
+
+
+class AboutSpace(Record):
+    """The Space, in words."""
+
+    kind: Text
+    source: Text = ""
+
+
+class About(Record):
+    """The same things for people."""
+
+    network: Text
+    data: AboutData
+    space: AboutSpace
+
+
+class Row(Record):
+    """The columns of a snapshot, see `Layout`."""
+
+    P: Count
+    width: Count
+    parameters: list[dict[str, Any]]
+    statistics: list[dict[str, Any]]
+
+
+class BufferFile(Record):
+    """What `meta.json` may say."""
+
+    config: Config
+    about: About
+    row: Row
+    versions: dict[str, Any]
 
 
 def open_buffer(path: str | Path) -> ExpertBuffer:
@@ -179,6 +243,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     try:
         if (meta["format"], meta["version"]) != (FORMAT, VERSION):
             raise ValueError(f"format {meta['format']!r}, version {meta['version']!r}")
+        BufferFile.of(meta, path / META)
         Layout.from_dict(meta["row"])
         shared = ("network", "parameters", "space", "data", "weights", "epochs", "snapshots", "policy")
         for section, keys in (("config", shared), ("about", ("network", "data", "space")), ("versions", ())):
@@ -187,7 +252,9 @@ def read_meta(path: Path) -> dict[str, Any]:
                 raise ValueError(f"it lacks {section}.{missing[0]}")
         if int(meta["config"]["snapshots"]) < 2 or meta["config"]["parameters"] != meta["row"]["P"]:
             raise ValueError("its numbers do not agree")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path / META} does not describe expert trajectories ({error}); it is damaged.") from error
     refuse_changed(path / META, meta)
     return {name: value for name, value in meta.items() if name != CHECKSUM}

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from datastill.core.errors import InputError
 from datastill.core.plan import Progress, silent
+from datastill.store.opening import read_small
 from datastill.surrogates.experts.files import record_path
 
 #: Seconds between two lines of an expert, and between two looks at all of them.
@@ -66,8 +68,8 @@ def _tell(folder: Path, pulses: Sequence[Path], epochs: int, progress: Progress)
         if record_path(folder, expert).is_file():
             done += epochs
             continue
-        with contextlib.suppress(OSError, ValueError):
-            now, loss, accuracy = map(float, pulse.read_text().split())
+        with contextlib.suppress(InputError, OSError, ValueError):
+            now, loss, accuracy = map(float, read_small(pulse, 1_000).split())
             done += now
             seen.append((loss, accuracy))
     numbers = {}

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
@@ -14,6 +13,7 @@ from datastill.core.space import Space, normalised
 from datastill.data.spaces import CONVENTIONAL
 from datastill.models import resolve_network
 from datastill.store.files import digest, read_tensors
+from datastill.store.pt_reader import read_pt
 from datastill.surrogates.teachers.teacher import Teacher, load_weights
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = read_pt(path, widely=True).value
     except Exception as error:
         raise InputError(
             f"{path} cannot be read as weights alone ({type(error).__name__}); save `network.state_dict()`, best as "

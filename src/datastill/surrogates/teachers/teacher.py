@@ -6,15 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from datastill.core.errors import InputError
 from datastill.core.space import Space
 from datastill.models import resolve_network
+from datastill.models.factory import at_most
 from datastill.store.files import CHECKSUM, digest, read_json, read_tensors, refuse_changed, write_sealed, write_tensors
+from datastill.store.manifest import Names, SpaceRecord, refuse_unfit_space
+from datastill.store.opening import stored_bytes
+from datastill.store.schema import SPACE, WEIGHTS, Fraction, Name, Record, Side, Text, Whole
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -24,6 +29,21 @@ RECORD = "teacher.json"
 FORMAT = "datastill-teacher"
 #: Training images that a teacher is tried on before it is used.
 TRIAL_IMAGES = 2_000
+
+
+class TeacherRecord(Record):
+    """What `teacher.json` says, beside measurements."""
+
+    format: Text
+    version: Whole
+    id: Name
+    network: Text | None
+    space: SpaceRecord
+    classes: Names
+    channels: Side
+    size: Annotated[list[Side], Field(min_length=2, max_length=2)]
+    trial_accuracy: Fraction | None = None
+    accuracy: Fraction | None = None
 
 
 @dataclass(eq=False)
@@ -200,18 +220,21 @@ def load_teacher(folder: str | Path, network: nn.Module | None = None) -> Teache
     record = read_json(folder / RECORD)
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != 1:
         raise InputError(f"{folder / RECORD} is no teacher that this datastill can read.")
-    tensors, _ = read_tensors(folder / TENSORS)
+    TeacherRecord.of(record, folder / RECORD)
+    tensors, _ = read_tensors(folder / TENSORS, {"weight/*": WEIGHTS, "space/*": SPACE})
     names = tuple(record["classes"])
     size = (int(record["size"][0]), int(record["size"][1]))
     module = network
     if module is None:
         if not record.get("network"):
             raise InputError(f"The teacher in {folder} was a module of yours; give that module (network=...).")
-        module = resolve_network(record["network"], channels=record["channels"], classes=len(names), size=size)(0)
+        with at_most(stored_bytes(folder / TENSORS) // 2, str(folder / RECORD)):
+            module = resolve_network(record["network"], channels=record["channels"], classes=len(names), size=size)(0)
     load_weights(module, {n.removeprefix("weight/"): t for n, t in tensors.items() if n.startswith("weight/")}, folder)
-    space = Space.from_dict(
-        record["space"], {n.removeprefix("space/"): t for n, t in tensors.items() if n.startswith("space/")}
-    )
+    whitening = {n.removeprefix("space/"): t for n, t in tensors.items() if n.startswith("space/")}
+    shapes = {name: tensor.shape for name, tensor in whitening.items()}
+    refuse_unfit_space(folder / RECORD, record["space"], shapes, (record["channels"], *size))
+    space = Space.from_dict(record["space"], whitening)
     known = ("format", "version", "id", "network", "space", "classes", "channels", "size", "bytes", CHECKSUM)
     teacher = Teacher(
         module,

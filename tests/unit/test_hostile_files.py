@@ -1,0 +1,274 @@
+"""Files of others that lie: refused in one sentence, at once, before what they claim is allocated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from datastill import distill, load_distilled
+from datastill.core.errors import InputError
+from datastill.exchange import read_released
+from datastill.store.artifact import MANIFEST, TENSORS
+from datastill.store.files import read_json, read_tensors, write_json
+from datastill.store.manifest import Manifest
+from datastill.store.opening import open_regular
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes and sparse files are those of POSIX")
+
+Change = Callable[[Any], Any]
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return distill("random", "digits", ipc=2).save(tmp_path_factory.mktemp("hostile") / "set")
+
+
+@pytest.fixture
+def saved(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "set"))
+
+
+def lie(folder: Path, change: Change | None = None, tensors: Change | None = None) -> None:
+    """Change an artifact as its author can: hashes are made to fit."""
+    if tensors is not None:
+        found = load_file(folder / TENSORS)
+        tensors(found)
+        save_file(found, folder / TENSORS)
+    record = json.loads((folder / MANIFEST).read_text())
+    record["files"] = {TENSORS: hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest()}
+    if change is not None:
+        change(record)
+    (folder / MANIFEST).write_text(json.dumps(record))
+
+
+def test_a_lie_that_changes_nothing_loads(saved: Path) -> None:
+    before = load_distilled(saved)
+    lie(saved, lambda r: r.update(future={"key": [1, None]}))
+    after = load_distilled(saved)
+    assert torch.equal(before.images, after.images)
+    assert after.manifest["future"] == {"key": [1, None]}
+    assert Manifest.of(after.manifest, saved).plain() == after.manifest
+
+
+@pytest.mark.parametrize("ipc", [-1, 0, 1, 3, 2**40, 2.0, "2", True, None])
+def test_images_per_class_are_those_of_the_labels(saved: Path, ipc: Any) -> None:
+    lie(saved, lambda r: r.update(ipc=ipc))
+    with pytest.raises(InputError, match=r"ipc|images of each"):
+        load_distilled(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: r["space"].update(mean=[float("nan")]), "NaN"),
+        (lambda r: r["space"].update(mean=[0.1, 0.1, 0.1], std=[1, 1, 1]), "Space"),
+        (lambda r: r["space"].update(std=[0.0]), r"space\.std"),
+        (lambda r: r["space"].update(kind="zca"), "Space"),
+        (lambda r: r.update(shape=[1, 28, 28]), "do not fit"),
+        (lambda r: r.update(shape=[1, 8]), "shape"),
+        (lambda r: r["classes"]["names"].append("eleven"), "do not fit"),
+        (lambda r: r["classes"].update(names=[*r["classes"]["names"][:9], 9]), r"names\.9"),
+        (lambda r: r["classes"].update(names=[]), "names"),
+        (lambda r: r["classes"].update(names=["\ud800"] * 10), "character"),
+        (lambda r: r.update(seed="0"), "seed"),
+        (lambda r: r.update(seed=2**63), "seed"),
+        (lambda r: r.update(seed=10**5000 if hasattr(sys, "none") else 10**400), "JSON"),
+        (lambda r: r.update(cost={"seconds": "long"}), r"cost\.seconds"),
+        (lambda r: r.update(data=[]), "data"),
+        (lambda r: r.update(notes="one"), "notes"),
+        (lambda r: r.update(hyper=None), "hyper"),
+        (lambda r: r.update(student={"lr": -1.0}), r"student\.lr"),
+        (lambda r: r.update(files={TENSORS: 7}), "files"),
+        (lambda r: r.update(decoder={"decoder": "multi_formation", "factor": 1.5}), "factor"),
+        (lambda r: r.update(decoder={"decoder": "multi_formation", "factor": 10**9, "mode": "multi"}), "cut into"),
+        (lambda r: r.update(decoder={"decoder": "texture", "factor": 3}), "canvas"),
+        (lambda r: r.update(decoder=["pixels"]), "decoder"),
+    ],
+)
+def test_a_manifest_that_lies(saved: Path, change: Change, words: str) -> None:
+    lie(saved, change)
+    with pytest.raises(InputError, match=words):
+        load_distilled(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.update(labels=torch.zeros(20, dtype=torch.int64)), "images of each class"),
+        (lambda t: t["labels"].sub_(1), "labels"),
+        (lambda t: t["labels"].add_(1), "labels"),
+        (lambda t: t["labels"].masked_fill_(t["labels"] == 3, 4), "images of each class"),
+        (lambda t: t.update(labels=t["labels"].float()), "labels"),
+        (lambda t: t.update(labels=t["labels"].int()), "labels"),
+        (lambda t: t.update(labels=t["labels"][:19].clone()), "labels"),
+        (lambda t: t.update(labels=torch.tensor(3)), "images of each"),
+        (lambda t: t.update(labels=torch.zeros(20, 10, 1)), "labels"),
+        (lambda t: t.update(labels=torch.full((20, 10), 5.0)), "probabilities"),
+        (lambda t: t.update(labels=torch.full((20, 10), torch.nan)), "NaN"),
+        (lambda t: t.update(labels=torch.full((20, 9), 1 / 9)), "9 classes"),
+        (lambda t: t.pop("labels"), "labels"),
+        (lambda t: t.pop("codes/images"), "codes"),
+        (lambda t: t.update({"codes/images": t["codes/images"][:, 0].clone()}), "height"),
+        (lambda t: t.update({"codes/images": t["codes/images"][:10].clone()}), "one label for each"),
+        (lambda t: t.update({"codes/images": torch.zeros(20, 1, 16, 16)}), "do not fit"),
+        *[
+            (lambda t, d=d: t.update({"codes/images": t["codes/images"].to(d)}), "codes/images")
+            for d in (torch.half, torch.double, torch.int64, torch.bool, torch.bfloat16, torch.float8_e4m3fn)
+        ],
+        (lambda t: t.update({"codes/images": t["codes/images"].to(torch.complex64)}), "codes/images"),
+        (lambda t: t.update({"space/whiten": torch.eye(64)}), "Space"),
+        (lambda t: t.update({"extra/selected": torch.full((20,), torch.nan)}), "extra/selected"),
+    ],
+)
+def test_tensors_that_lie(saved: Path, change: Change, words: str) -> None:
+    lie(saved, tensors=change)
+    with pytest.raises(InputError, match=words):
+        load_distilled(saved)
+
+
+def test_a_decoder_is_believed_as_far_as_the_file_goes(tmp_path: Path) -> None:
+    """640 KB at factor 64 would be 2.6 GB of images; at factor 4 it is 10 MB."""
+    made = distill("random", "digits", ipc=2)
+    made.codes = {"images": torch.zeros(20, 1, 90, 90)}
+    made.manifest.update(shape=[1, 90, 90], decoder={"decoder": "multi_formation", "factor": 3})
+    folder = made.save(tmp_path / "set")
+    assert len(load_distilled(folder).images) == 20 * 9
+    lie(folder, lambda r: r.update(decoder={"decoder": "multi_formation", "factor": 45}))
+    with pytest.raises(InputError, match="rendered"):
+        load_distilled(folder)
+
+
+def sparse(path: Path, size: int) -> Path:
+    """A file of one small block and a hole; as safetensors it claims one tensor of all of it."""
+    header = json.dumps({"codes/images": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size // 4 * 4]}})
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header.encode())
+        file.truncate(8 + len(header) + size // 4 * 4)
+    return path
+
+
+def test_sparse_files_are_refused(saved: Path, tmp_path: Path) -> None:
+    for name in (TENSORS, MANIFEST):
+        folder = Path(shutil.copytree(saved, tmp_path / name))
+        (folder / name).unlink()
+        sparse(folder / name, 3 << 30)
+        with pytest.raises(InputError, match=r"sparse|at most"):
+            load_distilled(folder)
+    with pytest.raises(InputError, match="sparse"):
+        read_released(sparse(tmp_path / "x.pt", 3 << 30))
+
+
+def test_a_large_file_that_is_there_is_read(tmp_path: Path) -> None:
+    """Whatever a file holds may be read, though half of it is a hole."""
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.ones(1000), "b": torch.zeros(1000)}, path)
+    assert set(read_tensors(path)[0]) == {"a", "b"}
+
+
+def bomb(path: Path, size: int) -> Path:
+    """A .pt file whose tensor is deflated zeros."""
+    torch.save(torch.zeros(4), path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in parts.items():
+            with archive.open(name, "w") as file:
+                for _ in range(size >> 20 if name.endswith("data/0") else 0):
+                    file.write(bytes(1 << 20))
+                file.write(data)
+    return path
+
+
+def test_deflated_tensors_are_not_unpacked(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unpacks to"):
+        read_released(bomb(tmp_path / "x.pt", 300 << 20))
+
+
+def test_a_bytearray_is_not_made(tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_bytes(b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.")
+    with pytest.raises(InputError, match="bytearray"):
+        read_released(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device", "folder"])
+def test_only_regular_files_are_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "file"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link to a pipe":
+        os.mkfifo(tmp_path / "other")
+        path.symlink_to(tmp_path / "other")
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    for read in (open_regular, read_json, read_tensors):
+        with pytest.raises(InputError, match=r"not a regular file|cannot be read"):
+            read(path)
+
+
+def test_a_link_to_a_file_is_a_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": 1})
+    (tmp_path / "b.json").symlink_to(tmp_path / "a.json")
+    assert read_json(tmp_path / "b.json") == {"a": 1}
+
+
+def test_pipes_in_the_place_of_every_file_of_a_set_end_evaluation(saved: Path) -> None:
+    """In another process, with a limit: an open pipe waits without an end."""
+    for path in [p for p in saved.rglob("*") if p.is_file()]:
+        data = path.read_bytes()
+        path.unlink()
+        os.mkfifo(path)
+        code = f"import sys; from datastill.cli import main; sys.exit(main(['inspect', {str(saved)!r}]))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        path.unlink()
+        path.write_bytes(data)
+
+
+MEMORY = """
+import resource, sys
+from datastill import load_distilled
+from datastill.core.errors import InputError
+from datastill.exchange import read_released
+import datastill.decoders.multi_formation, datastill.report, datastill.evaluation
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30),) * 2)
+for read, path in zip((load_distilled, load_distilled, read_released, read_released), sys.argv[1:]):
+    try:
+        read(path)
+    except InputError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_memory_is_bounded(saved: Path, tmp_path: Path) -> None:
+    """A process with 1 GB to spare refuses all of them."""
+    other = Path(shutil.copytree(saved, tmp_path / "other"))
+    sparse(saved / TENSORS, 3 << 30)
+    made = distill("random", "digits", ipc=2)
+    made.codes = {"images": torch.zeros(20, 1, 90, 90)}
+    made.manifest.update(shape=[1, 90, 90], decoder={"decoder": "multi_formation", "factor": 45})
+    made.save(other)
+    lists = tmp_path / "y.pt"
+    lists.write_bytes(b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.")
+    files = [saved, other, bomb(tmp_path / "x.pt", 300 << 20), lists]
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, *map(str, files)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(files), done.stdout
