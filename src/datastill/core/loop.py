@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -174,12 +174,11 @@ def run_block(
 
 def _restore(running: _Running, stored: Snapshot) -> None:
     """Go on from a snapshot; one that does not fit, whoever made it, is refused in a sentence."""
-    context, codes = running.context, stored.group("codes")
+    context = running.context
     try:
-        if {n: (t.shape, t.dtype) for n, t in codes.items()} != {
-            n: (t.shape, t.dtype) for n, t in context.codes.items()
-        }:
-            raise ValueError("its images have another shape or type")
+        for group, fresh in (("codes", context.codes), ("extra", running.extra)):
+            if _kinds(stored.group(group)) != _kinds(fresh):
+                raise ValueError(f"its {group} have other names, shapes or types")
         running.restore(stored)
         if context.step > context.steps or len(running.losses) != context.step:
             raise ValueError("its steps are not those of its losses")
@@ -191,6 +190,10 @@ def _restore(running: _Running, stored: Snapshot) -> None:
             f"The checkpoint of block {context.block.key} does not fit this run ({reason}); remove it to start the "
             "block again."
         ) from error
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def _start(

@@ -58,7 +58,13 @@ class OptimiserStepper:
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """The inverse of `state`.
+
+        Raises:
+            ValueError: it is of another leaf.
+        """
+        if any((t.shape, t.dtype) != (self.leaf.shape, self.leaf.dtype) for n, t in state.items() if n != "step"):
+            raise ValueError("the optimiser's state has another shape or type than what it moves")
         if state:
             self.optimiser.state[self.leaf] = {
                 name: value.to(self.leaf.device) if value.ndim else value for name, value in state.items()

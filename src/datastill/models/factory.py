@@ -19,8 +19,8 @@ from datastill.models.layers import StackedNetwork
 
 #: Parameters of a network that a file may name; the caller may name a larger one.
 MOST_RECORDED = 200_000_000
-#: Layers of a network that a file may name.
-_DEEPEST = 1_000
+#: The largest depth, and the largest other number, in the options of a network that a file may name.
+_DEEPEST, _LARGEST = 1_000, 10**9
 
 _LIMIT: ContextVar[tuple[int, str] | None] = ContextVar("limit", default=None)
 
@@ -49,9 +49,10 @@ def refuse_outsized(build: Callable[[], Any], name: str, options: Mapping[str, A
     if (limit := _LIMIT.get()) is None:
         return
     most, what = limit
-    depth = options.get("depth", 0)
-    if isinstance(depth, int) and depth > _DEEPEST:
-        raise InputError(f"{what} names a network {name} of depth {depth:,}; at most {_DEEPEST:,} is built so.")
+    for option, value in options.items():
+        bound = _DEEPEST if option == "depth" else _LARGEST
+        if isinstance(value, int) and abs(value) > bound:
+            raise InputError(f"{what} names a network {name} of {option} {value:,}; at most {bound:,} is built so.")
     try:
         with isolated(0), torch.device("meta"):
             count = sum(p.numel() for p in build().parameters())

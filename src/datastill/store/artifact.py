@@ -241,7 +241,7 @@ def _refuse_claims(path: Path, shapes: Mapping[str, Shape], manifest: Mapping[st
     if {next(iter(sizes), 0) for sizes in codes.values()} != {n}:
         raise InputError(f"The codes and labels in {path} do not fit together: there is not one label for each image.")
     count, *image = decoder_of(manifest["decoder"]).rendered(codes, ipc, classes)
-    if image != manifest.get("shape", image):
+    if image != manifest["shape"]:
         raise InputError(f"The images in {path} are {image} and do not fit {where}: {manifest['shape']}.")
     refuse_claim(path, 4 * count * math.prod(image), stored_bytes(path), "would be rendered to at most")
     space = {name.removeprefix("space/"): shape.sizes for name, shape in shapes.items() if name.startswith("space/")}

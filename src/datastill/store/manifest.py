@@ -36,7 +36,7 @@ class SpaceRecord(Record):
     kind: Literal["raw", "normalised", "zca"]
     mean: Means
     std: Deviations
-    source: Text = ""
+    source: Text
 
     @model_validator(mode="after")
     def _one_for_each_channel(self) -> SpaceRecord:
@@ -82,18 +82,22 @@ class Data(Record):
     """The real set that it was made from."""
 
     name: Text
-    source: Text | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-    images: Count | None = None
-    fingerprint: Text | None = None
-    weighted: bool | None = None
-    notes: list[Text] = Field(default_factory=list)
+    source: Text
+    options: dict[str, Any]
+    images: Count
+    test_images: Count = 0
+    counts: list[Count] = Field(default_factory=list)
+    class_names: list[Text] = Field(default_factory=list)
+    fingerprint: Text
+    weighted: bool = False
+    attribute: dict[str, Any] | None = None
+    notes: list[Text]
 
 
 class NetworkRecord(Record):
     """The architecture that it was distilled on."""
 
-    name: Text = ""
+    name: Text
     options: dict[str, Any] = Field(default_factory=dict)
     spec: Text | None = None
 
@@ -101,30 +105,49 @@ class NetworkRecord(Record):
 class Student(Record):
     """How it wants to be trained on."""
 
-    protocol: Name = "dc-v1"
+    protocol: Name
     lr: Annotated[float, Field(gt=0, le=1e6)] | None = None
     labels: Text | None = None
     patches: Annotated[int, Field(ge=1, le=65_536)] = 1
 
 
+class Versions(Record):
+    """Of datastill and of what it rests on."""
+
+    datastill: Text
+    torch: Text
+
+
 class Cost(Record):
     """What making it took."""
 
-    steps: Count = 0
+    steps: Count
+    seconds: Seconds
+    hardware: Text
+    device: Text
+    versions: Versions
+    known: bool = True
     blocks: Count = 0
-    seconds: Seconds = 0.0
     prepare_seconds: Seconds = 0.0
-    precision: Text | None = None
-    compile: bool | None = None
+    precision: Text = "float32"
+    compile: bool = False
     skipped_steps: Count = 0
-    peak_memory_bytes: Number | None = None
+    peak_memory_bytes: Count = 0
+
+
+class Chosen(Record):
+    """A way against a bias, with its options and what it found."""
+
+    how: Name
+    asked: Text | None = None
+    warnings: list[Text] = Field(default_factory=list)
 
 
 class Recipe(Record):
     """Which recipe was asked for and which published one applied."""
 
-    asked: Text | None = None
-    published: Text | None = None
+    asked: Text
+    published: Text | None
 
 
 class Imported(Record):
@@ -150,14 +173,14 @@ class Manifest(Record):
     data: Data
     cost: Cost
     files: dict[Name, Sha256]
-    family: Text | None = None
-    hyper: dict[str, Any] = Field(default_factory=dict)
-    recipe: Recipe = Recipe()
-    shape: Annotated[list[Side], Field(min_length=3, max_length=3)] | None = None
-    network: NetworkRecord = NetworkRecord()
-    student: Student = Student()
+    family: Text
+    hyper: dict[str, Any]
+    recipe: Recipe
+    shape: Annotated[list[Side], Field(min_length=3, max_length=3)]
+    network: NetworkRecord
+    student: Student
+    notes: list[Text]
     companions: dict[Name, dict[str, Any]] = Field(default_factory=dict)
-    debias: dict[str, Any] | None = None
-    surrogates: dict[str, Any] | None = None
+    debias: Chosen | None = None
+    surrogates: Chosen | None = None
     imported: Imported | None = None
-    notes: list[Text] = Field(default_factory=list)

@@ -58,23 +58,23 @@ class Config(Record):
     epochs: Count
     snapshots: Annotated[int, Field(ge=2, le=10_000_000)]
     policy: Policy
-    augment: Text | None = None
-    seed: Whole | None = None
+    augment: Text | None
+    seed: Whole | None
 
 
 class AboutData(Record):
     """The real set."""
 
     name: Text
-    images: Count = 0
-    weighted: bool = False
+    images: Count
+    weighted: bool
 
 
 class AboutSpace(Record):
     """The Space, in words."""
 
     kind: Text
-    source: Text = ""
+    source: Text
 
 
 class About(Record):
