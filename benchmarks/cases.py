@@ -126,12 +126,13 @@ def stepping(
     from datastill import load_real
     from datastill.core.loop import _start, one_step
     from datastill.core.plan import Block
+    from datastill.core.runtime import Runtime
     from datastill.distillation.job import prepare_job
 
     x, y = images(data, 10_000)
     real = load_real((x.sigmoid(), y), space="raw")
     precision = "bf16" if side.endswith("bf16") else "float32"
-    job = prepare_job(method, real, steps=10**6, recipe="paper", device=device, precision=precision, **hyper)
+    job = prepare_job(method, real, steps=10**6, recipe="paper", runtime=Runtime.of(device, precision), **hyper)
     plan = job.method.build(job.task)
     block: Block = next(plan.partition.blocks(job.task.labels))
     running = _start(plan, job.task, block, (), prepared or {})

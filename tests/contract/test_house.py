@@ -118,7 +118,7 @@ def probing() -> Iterator[str]:
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
                 continue
             literal = len(node.args) > 1 and isinstance(node.args[1], ast.Constant)
-            if ast.unparse(node.args[0]) in foreign:
+            if not node.args or ast.unparse(node.args[0]) in foreign:
                 continue
             if literal and (node.func.id == "hasattr" or (node.func.id == "getattr" and len(node.args) == 3)):
                 yield where(path, node, ast.unparse(node))

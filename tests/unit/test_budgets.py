@@ -22,6 +22,7 @@ from datastill.core.context import Context
 from datastill.core.errors import InputError, Interrupted
 from datastill.core.plan import Callback, Task
 from datastill.core.registry import NOMINAL_STEP_SECONDS
+from datastill.core.runtime import Runtime
 from datastill.data import RealSet
 from datastill.distillation import budget as estimation
 from datastill.distillation.budget import within
@@ -48,7 +49,7 @@ def task_of(real: RealSet, network: str = NETWORK, ipc: int = 1) -> Task:
 
 
 def job_of(real: RealSet, network: str = NETWORK, **hyper: Any) -> Job:
-    return prepare_job("mtt", real, ipc=1, network=network, device="cpu", **hyper)
+    return prepare_job("mtt", real, ipc=1, network=network, runtime=Runtime(), **hyper)
 
 
 @dataclass(frozen=True)
@@ -307,28 +308,28 @@ class TestSqueezes:
         assert told.seconds_per_step > 0
 
     def test_a_budget_pays_for_the_squeeze_first(self, digits: RealSet) -> None:
-        job = prepare_job("sre2l", digits, ipc=1, network=self.NET, device="cpu", squeeze_passes=2000)
-        within_it = within(prepare_job("sre2l", digits, ipc=1, network=self.NET, device="cpu"), 20.0, None, False)
+        job = prepare_job("sre2l", digits, ipc=1, network=self.NET, runtime=Runtime(), squeeze_passes=2000)
+        within_it = within(prepare_job("sre2l", digits, ipc=1, network=self.NET, runtime=Runtime()), 20.0, None, False)
         assert job.method.squeeze_passes == 2000, "whoever says it has it"
         assert 1 <= within_it.method.squeeze_passes <= 10
         assert within_it.method.steps >= 1
         assert any("preparation" in note for note in within_it.notes)
 
     def test_a_selection_has_a_budget_too(self, digits: RealSet) -> None:
-        job = prepare_job("rded", digits, ipc=1, network=self.NET, device="cpu")
+        job = prepare_job("rded", digits, ipc=1, network=self.NET, runtime=Runtime())
         few = within(job, 0.01, None, False)
         assert few.method.squeeze_passes == 1
         assert any(note.startswith("a budget of 0.01 seconds became") for note in few.notes)
 
     def test_auto_shortens_the_squeeze_of_a_selection(self, digits: RealSet) -> None:
         large = load_real("digits", size=32)
-        job = prepare_job("rded", large, ipc=1, network="resnet18:norm=batch", device="cpu")
+        job = prepare_job("rded", large, ipc=1, network="resnet18:norm=batch", runtime=Runtime())
         assert job.method.squeeze_passes < 10
         assert any("squeeze_passes" in note for note in job.notes)
 
     def test_auto_looks_for_a_weight_of_the_statistics(self, digits: RealSet) -> None:
         named = replace(digits, name="cifar10")
-        job = prepare_job("sre2l", named, ipc=10, network=self.NET, device="cpu")
+        job = prepare_job("sre2l", named, ipc=10, network=self.NET, runtime=Runtime())
         assert job.published is not None
         assert job.method.r_bn == "auto"
         assert prepare_job("sre2l", named, ipc=10, network=self.NET, recipe="paper").method.r_bn == 0.01

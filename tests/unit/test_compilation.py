@@ -19,6 +19,7 @@ from datastill.core.errors import InputError
 from datastill.core.precision import casting
 from datastill.core.registry import NOMINAL_MACS_PER_SECOND
 from datastill.core.rng import Rng, isolated
+from datastill.core.runtime import Runtime
 from datastill.distillation.budget import within
 from datastill.distillation.job import prepare_job
 from datastill.engines.weight_gradients import weight_gradients
@@ -134,9 +135,9 @@ class TestDecision:
         real = load_real("digits")
         short, long = (prepare_job("dm", real, steps=steps, **settings) for steps in (10, 1_000_000))
         assert (short.task.compile, long.task.compile) == (False, True)
-        assert not prepare_job("dm", real, steps=1_000_000, compile="off", **settings).task.compile
+        assert not prepare_job("dm", real, steps=1_000_000, runtime=Runtime(compile="off"), **settings).task.compile
         batch_norm = {**settings, "network": "convnet:norm=batch"}
-        assert not prepare_job("dm", real, steps=1_000_000, compile="on", **batch_norm).task.compile
+        assert not prepare_job("dm", real, steps=1_000_000, runtime=Runtime(compile="on"), **batch_norm).task.compile
 
     @pytest.mark.usefixtures("counted")
     def test_long_budgets_of_auto_are_compiled(self) -> None:
@@ -257,7 +258,7 @@ class TestFailures:
         settings = {"ipc": 1, "network": NET, "steps": 3, "real_batch": 8}
         with pytest.warns(UserWarning, match="could not be compiled"):
             made = distill("dm", "digits", compile="on", out=tmp_path / "run", **settings)
-        plain = distill("dm", "digits", compile="off", **settings)
+        plain = distill("dm", "digits", runtime=Runtime(compile="off"), **settings)
         assert torch.allclose(made.images, plain.images, atol=1e-5)
         assert made.manifest["cost"]["compile"] is False
 
@@ -323,7 +324,7 @@ class TestRuns:
     def test_coresets_train_compiled(self, counted: list[tuple[int, ...]], tmp_path: Path) -> None:
         settings = {"ipc": 1, "network": NET, "feature_passes": 1, "out": tmp_path}
         real = load_real("digits").subset(torch.arange(100))
-        distill("herding", real, compile="on", **settings)
+        distill("herding", real, runtime=Runtime(compile="on"), **settings)
         assert set(counted) == {(even_chunk(100, 4096), 1, 8, 8)}
 
     def test_evaluate(self, counted: list[tuple[int, ...]]) -> None:

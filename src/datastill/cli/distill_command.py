@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datastill.cli.options import DataOptions, parse, plain_warnings, positional_first
+from datastill.cli.options import DataOptions, RuntimeOptions, override_options, parse, plain_warnings, positional_first
 from datastill.core.errors import InputError, ShareDone
 from datastill.core.registry import MethodInfo, get_method, methods
 
@@ -25,7 +25,7 @@ IN_A_HURRY = "dm-fast"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class RunOptions(RuntimeOptions):
     """What to make and where."""
 
     out: Path = Path("runs/distilled")  #: folder of the run: distilled set, checkpoints, report
@@ -36,12 +36,6 @@ class RunOptions:
     seed: int = 0  #: of every random draw
     resume: bool = False  #: go on from the checkpoints in --out
     check_every: int = 0  #: every so many steps, train a network and show its accuracy on training images
-    device: str = "auto"  #: auto, cpu, cuda or mps
-    #: weigh real images against a bias: none, kde (by density; options as in kde:variance=0.05,power=1), or oracle
-    debias: str = "none"
-    surrogates: str = "method"  #: or dfa, selecmix: networks trained to resist a bias, for dm and dm-fast (dfa:count=3)
-    precision: str = "float32"  #: of the networks' arithmetic: float32, or bf16 where the processor is fast at it
-    compile: str = "auto"  #: compiled code for the networks: auto (in long runs on a CPU), on or off
     workers: int = 1  #: processes for the blocks of methods that have several (sre2l, cda, dwa)
     shard: str | None = None  #: i/n: recover every n-th block from the i-th on, on one of n machines that share --out
     quiet: bool = False  #: say nothing but errors
@@ -89,10 +83,10 @@ def usage() -> str:
 def parse_options(
     info: MethodInfo, args: list[str], command: str = "distill"
 ) -> tuple[RunOptions, DataOptions, dict[str, Any]]:
-    """The run, the data, and those hyper-parameters that were given."""
+    """The run, the data, and overrides and those hyper-parameters that were given."""
     options = dataclasses.make_dataclass(
         "Options",
-        [("run", RunOptions), ("data", DataOptions), ("method", info.cls)],
+        [("run", RunOptions), ("data", DataOptions), ("changes", override_options()), ("method", info.cls)],
         frozen=True,
     )
     parsed: Any = parse(options, args, f"{command} {info.name}", f"{info.summary} ({info.paper})")
@@ -102,7 +96,7 @@ def parse_options(
         for f in dataclasses.fields(info.cls)
         if _mentioned(f.name, args) or getattr(parsed.method, f.name) != getattr(defaults, f.name)
     }
-    return parsed.run, parsed.data, given
+    return parsed.run, parsed.data, {**given, **dataclasses.asdict(parsed.changes)}
 
 
 def _mentioned(field: str, args: list[str]) -> bool:
@@ -114,6 +108,7 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
     """The whole run, with its pictures and report."""
     from datastill.cli.progress import Display, LoopProgress
     from datastill.core.cost import describe_cost, describe_seconds
+    from datastill.core.runtime import Runtime
     from datastill.distillation.budget import estimate_job
     from datastill.distillation.distill import check_out, distill
     from datastill.distillation.job import prepare_job
@@ -131,15 +126,12 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
         "network": run.network,
         "recipe": run.recipe,
         "seed": run.seed,
-        "device": run.device,
-        "precision": run.precision,
-        "compile": run.compile,
-        "surrogates": run.surrogates,
     }
-    job = prepare_job(info.cls, real, **settings, **values)
+    runtime = Runtime.of(**run.engine)
+    job = prepare_job(info.cls, real, runtime=runtime, **settings, **values)
     display.say(describe_job(job))
     if not display.quiet and budget is None:
-        paper = prepare_job(info.cls, real, **{**settings, "recipe": "paper"}, **values)
+        paper = prepare_job(info.cls, real, runtime=runtime, **{**settings, "recipe": "paper"}, **values)
         told = estimate_job(job, paper)
         if told.seconds >= 2:
             steps = f", {told.steps} steps" if told.steps else ""
@@ -154,13 +146,13 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
             info.cls,
             real,
             **settings,
+            **run.engine,
             budget=budget,
             out=run.out,
             resume=run.resume,
             progress=display.update,
             callbacks=hooks,
             workers=run.workers,
-            debias=run.debias,
             shard=parse_shard(run.shard) if run.shard is not None else None,
             **values,
         )

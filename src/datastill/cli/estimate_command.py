@@ -24,6 +24,7 @@ def main(args: list[str]) -> int:
     info = get_method(name)
     run, data, values = parse_options(info, rest, "estimate")
     from datastill.core.cost import describe_seconds
+    from datastill.core.runtime import Runtime
     from datastill.distillation.budget import estimate_job, within
     from datastill.distillation.job import prepare_job
 
@@ -33,10 +34,7 @@ def main(args: list[str]) -> int:
             "ipc": run.ipc,
             "network": run.network,
             "seed": run.seed,
-            "device": run.device,
-            "precision": run.precision,
-            "compile": run.compile,
-            "surrogates": run.surrogates,
+            "runtime": Runtime.of(**run.engine),
             **values,
         }
         job = prepare_job(info.cls, real, recipe=run.recipe, **settings)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, field, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from datastill.core.overrides import overrides
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -29,6 +31,31 @@ class DataOptions:
         from datastill.data import load_real
 
         return load_real(self.data, size=self.size, mode=self.mode, skip_bad=self.skip_bad, space=self.space)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions:
+    """Where and how it is computed."""
+
+    device: str = "auto"  #: auto, cpu, cuda or mps
+    precision: str = "float32"  #: of the networks' arithmetic: float32, or bf16 where the processor is fast at it
+    compile: str = "auto"  #: compiled code for the networks: auto (in long runs on a CPU), on or off
+
+    @property
+    def engine(self) -> dict[str, Any]:
+        """As the library's functions take them."""
+        return {"device": self.device, "precision": self.precision, "compile": self.compile}
+
+
+def override_options() -> type:
+    """A dataclass with one option for every override that there is."""
+    import tyro
+
+    made = [
+        (name, Annotated[str, tyro.conf.arg(help=kind.help)], field(default=kind.default))
+        for name, kind in overrides().items()
+    ]
+    return make_dataclass("OverrideOptions", made, frozen=True, kw_only=True)
 
 
 def parse(cls: type[T], args: list[str], prog: str, description: str) -> T:
@@ -62,4 +89,4 @@ def plain_warnings(quiet: bool) -> Iterator[None]:
         yield
 
 
-__all__ = ["DataOptions", "parse", "plain_warnings", "positional_first"]
+__all__ = ["DataOptions", "RuntimeOptions", "override_options", "parse", "plain_warnings", "positional_first"]

@@ -14,9 +14,9 @@ from datastill.core.errors import InputError
 from datastill.core.loop import run_block
 from datastill.core.plan import Task
 from datastill.core.registry import NOMINAL_MACS_PER_SECOND, Method, nominal_seconds, with_overrides
+from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
 from datastill.distillation.job import CONFIG, Job, RunRecord, _changes, compiled_for, prepare_job
-from datastill.distillation.overrides import planned
 from datastill.store.files import read_sealed
 
 #: What a budget settles where nothing is prepared.
@@ -77,22 +77,22 @@ def estimate(
     seed: int = 0,
     device: str = "auto",
     compile: str = "auto",
-    surrogates: str = "method",
-    **hyper: Any,
+    **options: Any,
 ) -> Estimate:
     """Minutes and memory of a run, from a few of its steps; nothing is written.
 
     The preparation (a feature network of a coreset, networks that resist a bias) is taken from its count of
     multiply-accumulates.
+
+    Args:
+        **options: hyper-parameters and overrides, as for `distill`; all else is as there.
     """
     settings: dict[str, Any] = {
         "ipc": ipc,
         "network": network,
         "seed": seed,
-        "device": device,
-        "compile": compile,
-        "surrogates": surrogates,
-        **hyper,
+        "runtime": Runtime.of(device, compile=compile),
+        **options,
     }
     job = prepare_job(method, real, recipe=recipe, **settings)
     paper = prepare_job(method, job.task.real, recipe="paper", **settings)
@@ -156,7 +156,7 @@ def _nominal_preparation(job: Job) -> float:
     if isinstance(job.method, Rehearsed):
         return job.method.nominal_preparation(job.task)
     task = job.task
-    return sum(nominal_seconds(unit.macs(task), task.device.type) for unit in planned(job).prepare)
+    return sum(nominal_seconds(unit.macs(task), task.device.type) for unit in job.plan().prepare)
 
 
 def within(job: Job, seconds: float, folder: Path | None, resume: bool) -> Job:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ from datastill.core import compilation
 from datastill.core.cost import Stopwatch, environment, peak_memory_bytes
 from datastill.core.errors import Diverged, InputError, Interrupted, ShareDone
 from datastill.core.loop import Outcome, synthesise
+from datastill.core.overrides import taken_from
 from datastill.core.plan import Callback, Plan, Progress, Remarks, Task, Unit, silent
 from datastill.core.registry import Method
+from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
 from datastill.data.places import places_of
-from datastill.debias.reweight import weighted_set
 from datastill.distillation.budget import within
 from datastill.distillation.job import CONFIG, Job, RunRecord, as_begun, hyper_of, prepare_job
-from datastill.distillation.overrides import planned
 from datastill.distillation.parallel import blocks_of, in_processes
 from datastill.launch import check_workers
 from datastill.models import resolve_network
@@ -33,7 +33,6 @@ from datastill.store.checkpoint import Checkpointer, plain, refuse_other
 from datastill.store.files import digest, read_sealed, read_tensors, seconds_of, write_sealed, write_tensors
 from datastill.store.folders import held, remove_made
 from datastill.store.outputs import RUN, refuse_out
-from datastill.surrogates.debiased import DebiasedSurrogates
 
 #: What a run that prepares nothing leaves in its folder.
 _RUN_FILES = (
@@ -62,10 +61,8 @@ def distill(
     checkpoint_seconds: float = 15.0,
     workers: int = 1,
     shard: tuple[int, int] | None = None,
-    debias: str = "none",
-    surrogates: str = "method",
     units: str | Path | None = None,
-    **hyper: Any,
+    **options: Any,
 ) -> DistilledSet:
     """Learn a small synthetic training set.
 
@@ -91,14 +88,13 @@ def distill(
             then see nothing of the blocks.
         shard: (i, n) to recover every n-th block from the i-th on alone, for n machines that share `out`; whoever calls
             without it afterwards, with resume, puts the set together.
-        debias: weigh the real images against a bias in them: "kde" (by density), with options as in
-            "kde:variance=0.05,power=1"; "oracle", by bias labels, for diagnosis; see `datastill.debias`.
-        surrogates: networks to match on, where the method takes fresh random ones: "method" leaves it at that; "dfa" or
-            "selecmix" take a few that are trained on the real set so that they resist a bias, with options as in
-            "dfa:count=3,steps=600".
         units: a folder where experts and other prepared things are kept and found again, for runs that share them;
             None is `out`.
-        **hyper: hyper-parameters of the method, over the recipe's.
+        **options: hyper-parameters of the method, over the recipe's; and what the run changes in any method
+            (`datastill.overrides`): `debias` weighs the real images against a bias in them, "kde" (by density) with
+            options as in "kde:variance=0.05,power=1", or "oracle", by bias labels, for diagnosis; `surrogates` takes
+            networks that resist a bias where the method takes fresh random ones, "dfa" or "selecmix", as in
+            "dfa:count=3,steps=600".
 
     Returns:
         The distilled set; also saved in `out`.
@@ -112,11 +108,12 @@ def distill(
     folder = Path(out) if out is not None else None
     if folder is not None:
         check_out(folder, resume, real)
-    DebiasedSurrogates.parse(surrogates)  # refused before weights take their time
-    weighed = None
-    if debias != "none":
-        real, told = weighted_set(real, debias, seed, device, progress)
-        weighed = {"asked": debias, **told}
+    asked, hyper = taken_from(options)  # refused before weights take their time
+    runtime = Runtime.of(device, precision, compile, progress)
+    begun = []
+    for override in asked:
+        real, changed = override.begin(real, seed, runtime)
+        begun.append(changed)
     job = prepare_job(
         method,
         real,
@@ -124,19 +121,11 @@ def distill(
         network=network,
         recipe=recipe,
         seed=seed,
-        device=device,
-        precision=precision,
-        compile=compile,
-        progress=progress,
+        runtime=runtime,
         folder=folder if units is None else Path(units),
-        surrogates=surrogates,
+        overrides=tuple(begun),
         **hyper,
     )
-    if weighed is not None:
-        notes = (*job.notes, *weighed.get("warnings", ()))
-        if job.method.teacher:
-            notes += ("the teacher was brought as it is: weights against a bias do not reach what it has learnt",)
-        job = replace(job, debias=weighed, notes=notes)
     if budget is not None:
         job = within(job, budget, folder, resume)
     spread = Spread(workers, shard)
@@ -196,7 +185,7 @@ def run_job(
     stored = _stored(folder)
     if stored is not None:
         job = as_begun(job, stored)
-    plan = planned(job)
+    plan = job.plan()
     with threads_for((plan.network or job.task.network).macs):
         if stored is not None:  # the caller's number comes back afterwards
             torch.set_num_threads(int(stored.get("threads") or torch.get_num_threads()))
@@ -378,8 +367,7 @@ def _artifact(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, co
             "peak_memory_bytes": peak_memory_bytes(task.device),
             **environment(task.device),
         },
-        **({"debias": job.debias} if job.debias is not None else {}),
-        **({"surrogates": job.surrogates.describe()} if job.surrogates is not None else {}),
+        **{override.option: override.describe() for override in job.overrides},
         "notes": [*job.notes, *outcome.notes, *_skipped(outcome), *_of_objective(plan, outcome)],
     }
     extra = {**outcome.extra, **outcome.shared}

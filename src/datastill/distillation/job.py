@@ -17,7 +17,8 @@ from torch import Tensor
 from datastill.core import compilation
 from datastill.core.allocator import keep_freed_memory
 from datastill.core.errors import InputError
-from datastill.core.plan import Plan, Progress, Task, chunk_for, silent
+from datastill.core.overrides import Override, taken_from
+from datastill.core.plan import Plan, Task, chunk_for
 from datastill.core.recipes import Recipe, find_recipe, get_recipe
 from datastill.core.registry import Method, get_method, with_overrides
 from datastill.core.runtime import Runtime
@@ -29,7 +30,6 @@ from datastill.store.schema import Record
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
-    from datastill.surrogates.debiased import DebiasedSurrogates
 
 #: Seconds at the nominal speed that `recipe="auto"` scales a method to.
 AUTO_SECONDS = 120.0
@@ -55,10 +55,20 @@ class Job:
     recipe: str
     published: Recipe | None
     notes: tuple[str, ...] = ()
-    debias: dict[str, Any] | None = None  #: how the real images were weighted against a bias, for the manifest
-    surrogates: DebiasedSurrogates | None = None  #: networks to match on instead of the method's
+    overrides: tuple[Override, ...] = ()  #: what the run changes in the method's plan
     unscaled: Method | None = None  #: the method before `auto` scaled it; None where it did not
     given: Mapping[str, Any] = field(default_factory=dict)  #: hyper-parameters that the caller named
+
+    def plan(self) -> Plan:
+        """The method's plan with what the run changes in it.
+
+        Raises:
+            InputError: the method has nothing of the kind that is to be changed.
+        """
+        plan = self.method.build(self.task)
+        for override in self.overrides:
+            plan = override.apply(plan, self.method_name, self.task)
+        return plan
 
     def config(self, plan: Plan) -> dict[str, Any]:
         """Everything that the result depends on, JSON-able; a resumed run must agree with it."""
@@ -84,8 +94,7 @@ class Job:
                 "precision": self.task.precision,
                 "compile": self.task.compile,
                 "threads": torch.get_num_threads(),
-                **({"surrogates": self.surrogates.describe()} if self.surrogates is not None else {}),
-                **({"drawn_by_weight": True} if self.debias is not None and self.debias.get("draw") else {}),
+                **{name: value for override in self.overrides for name, value in override.config().items()},
                 "chunk": chunk_for((plan.network or self.task.network).macs, self.task.device),
             }
         )
@@ -99,19 +108,22 @@ def prepare_job(
     network: Any = None,
     recipe: str = "auto",
     seed: int = 0,
-    device: str = "auto",
-    precision: str = "float32",
-    compile: str = "auto",
-    progress: Progress = silent,
+    runtime: Runtime | None = None,
     folder: Path | None = None,
-    surrogates: str = "method",
-    **hyper: Any,
+    overrides: tuple[Override, ...] = (),
+    **options: Any,
 ) -> Job:
-    """Settle the data, the network and every hyper-parameter, without doing anything yet."""
-    from datastill.data.real import RealSet
-    from datastill.surrogates.debiased import DebiasedSurrogates
+    """Settle the data, the network and every hyper-parameter, without doing anything yet.
 
-    resisting = DebiasedSurrogates.parse(surrogates)
+    Args:
+        runtime: where and how; None takes the device that there is.
+        folder: where prepared units are kept.
+        overrides: those that have begun; others may be among the options, by their names.
+        **options: hyper-parameters, and overrides by name.
+    """
+    from datastill.data.real import RealSet
+
+    asked, hyper = taken_from(options)
     keep_freed_memory()
     start, name, family = _instance(method)
     data: RealSet = real if isinstance(real, RealSet) else load_real(real)
@@ -120,11 +132,13 @@ def prepare_job(
     if network is None:
         network = with_overrides(start, hyper).usual_network()
     factory = resolve_network(network, channels=data.shape[0], classes=data.classes, size=data.shape[1:])
-    runtime = Runtime.of(device, precision, compile, progress)
-    task = Task(data, ipc, factory, seed, runtime, folder)
+    task = Task(data, ipc, factory, seed, runtime or Runtime.of(), folder)
     settled, unscaled, found, notes = _settle(start, name, data.name, task, recipe, hyper)
-    job = Job(settled, name, family, task, recipe, found, notes, surrogates=resisting, unscaled=unscaled, given=hyper)
-    return compiled_for(job, planned_macs(job) if compile == "auto" and task.device.type == "cpu" else 0.0)
+    changes = (*overrides, *asked)
+    notes += tuple(note for override in changes for note in override.notes(settled))
+    job = Job(settled, name, family, task, recipe, found, notes, overrides=changes, unscaled=unscaled, given=hyper)
+    counted = task.runtime.compile == "auto" and task.device.type == "cpu"
+    return compiled_for(job, planned_macs(job) if counted else 0.0)
 
 
 def planned_macs(job: Job) -> float:

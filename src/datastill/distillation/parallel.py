@@ -16,7 +16,6 @@ from datastill.core.loop import run_block
 from datastill.core.plan import Block, Plan, Progress, silent
 from datastill.data.shared import shared
 from datastill.distillation.job import Job
-from datastill.distillation.overrides import planned
 from datastill.launch import Done, Unit, run_units
 from datastill.store.checkpoint import Checkpointer
 from datastill.store.files import write_text
@@ -80,7 +79,7 @@ def in_processes(
 def recover(packed: bytes, key: int, target: Path) -> None:
     """Run one block to its end, from its checkpoint if there is one; a unit of `launch`."""
     work = _unpacked(packed)
-    plan = planned(work.job)
+    plan = work.job.plan()
     block = next(b for b in blocks_of(plan, work.job) if b.key == key)
     checkpointer = Checkpointer(work.folder, work.config, work.every_seconds)
     run_block(plan, work.job.task, block, (), checkpointer, work.prepared)

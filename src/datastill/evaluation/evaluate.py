@@ -12,6 +12,7 @@ import torch
 from datastill.core.allocator import keep_freed_memory
 from datastill.core.cost import Stopwatch, environment, peak_memory_bytes
 from datastill.core.errors import InputError
+from datastill.core.overrides import overrides
 from datastill.core.plan import Progress, silent
 from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
@@ -177,5 +178,5 @@ def _notes(asked: Settled, scored: Arm, baseline: Arm | None, ceiling: bool) -> 
 
 
 def _made(one: DistilledSet) -> dict[str, Any]:
-    kept = ("method", "hyper", "recipe", "ipc", "seed", "network", "debias", "surrogates", "cost", "notes")
+    kept = ("method", "hyper", "recipe", "ipc", "seed", "network", *overrides(), "cost", "notes")
     return {name: one.manifest[name] for name in kept if name in one.manifest}

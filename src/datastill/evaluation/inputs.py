@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datastill.core.errors import InputError
+from datastill.core.overrides import overrides
 from datastill.data import load_real
 from datastill.models import NetworkFactory, resolve_network
 from datastill.models.factory import MOST_RECORDED, at_most
@@ -70,8 +71,7 @@ def check_alike(sets: list[DistilledSet]) -> None:
             ("method", first.manifest["method"], one.manifest["method"]),
             ("images per class", first.ipc, one.ipc),
             ("space", first.space.id, one.space.id),
-            ("weights against a bias", _weighed(first), _weighed(one)),
-            ("surrogates", first.manifest.get("surrogates"), one.manifest.get("surrogates")),
+            *((kind.label, _changed(first, name), _changed(one, name)) for name, kind in overrides().items()),
         ):
             if mine != theirs:
                 raise InputError(
@@ -81,10 +81,10 @@ def check_alike(sets: list[DistilledSet]) -> None:
         raise InputError("The same set is given more than once; each counts as evidence of its own, so give it once.")
 
 
-def _weighed(one: DistilledSet) -> str:
-    """How its real images were weighted, as it was asked for."""
-    told = one.manifest.get("debias")
-    return "none" if told is None else str(told.get("asked", told["how"]))
+def _changed(one: DistilledSet, option: str) -> str:
+    """What its run changed by an override, in words."""
+    record = one.manifest.get(option)
+    return "none" if record is None else overrides()[option].told(record)[1]
 
 
 def check_fit(distilled: DistilledSet, real: RealSet) -> None:

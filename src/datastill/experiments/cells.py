@@ -10,6 +10,7 @@ from typing import Any
 
 from datastill.core.cost import Stopwatch, environment, peak_memory_bytes
 from datastill.core.registry import with_overrides
+from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
 from datastill.distillation.distill import prepared_path, run_job
 from datastill.distillation.job import Job, hyper_of, prepare_job
@@ -96,9 +97,7 @@ def job_of(settings: Settings, reals: RealSets, cell: Cell, out: Path) -> Job:
         network=reals.network(cell.data, settings.network),
         recipe=settings.recipe,
         seed=cell.seed,
-        device=settings.device,
-        precision=settings.precision,
-        compile=settings.compile,
+        runtime=Runtime.of(settings.device, settings.precision, settings.compile),
         folder=out,
         **settings.overrides.get(cell.method, {}),
     )

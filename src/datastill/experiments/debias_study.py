@@ -13,14 +13,15 @@ from datastill.core.cost import pick_device
 from datastill.core.errors import InputError
 from datastill.core.plan import Callback, Progress, silent
 from datastill.core.registry import get_method
+from datastill.core.runtime import Runtime
 from datastill.data.biased.coloured import Nearest, nearest_colour
 from datastill.data.places import places_of
 from datastill.debias.reweight import way_of
 from datastill.distillation.distill import distill
 from datastill.distillation.job import prepare_job
-from datastill.distillation.overrides import takes_surrogates
 from datastill.evaluation.evaluate import evaluate
 from datastill.experiments.records import StudyCell
+from datastill.overrides.surrogates import Surrogates
 from datastill.store.artifact import MANIFEST, DistilledSet, load_distilled
 from datastill.store.files import digest, read_sealed, write_sealed
 from datastill.store.folders import held
@@ -112,9 +113,9 @@ class DebiasStudy:
     def _takes(self, cell: Cell, real: RealSet) -> bool:
         """Whether the cell's method takes its surrogates."""
         DebiasedSurrogates.parse(cell.own_surrogates)
-        settings: dict[str, Any] = {"ipc": cell.ipc, "network": self.network, "device": self.device}
+        settings: dict[str, Any] = {"ipc": cell.ipc, "network": self.network, "runtime": Runtime.of(self.device)}
         job = prepare_job(cell.method, real, recipe=self.recipe, **settings, **cell.values)
-        return cell.own_surrogates == "method" or takes_surrogates(job)
+        return cell.own_surrogates == "method" or Surrogates.fits(job.method.build(job.task))
 
     def run(
         self,

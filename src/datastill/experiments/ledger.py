@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datastill.core.errors import InputError
+from datastill.core.overrides import overrides, recorded
 from datastill.core.recipes import Recipe, find_recipe
 from datastill.experiments.cells import FORMAT as CELL
 from datastill.experiments.rates import FOLDER as RATES
@@ -128,18 +129,11 @@ def _pseudo_cell(
     }
 
 
-#: What stands beside a method's values where a run or a training of networks was changed against a bias.
-_AGAINST_BIAS = ("debias", "surrogates", "training")
-
-
 def _beside(stored: Mapping[str, Any], made: Mapping[str, Any], learned: bool) -> dict[str, str]:
-    """How a set was weighed, what it was matched on, how networks were trained: what is not as usual."""
-    found = {"training": stored.get("training")}
-    if learned:
-        weighed = made.get("debias")
-        found["debias"] = None if weighed is None else {"how": weighed.get("asked", weighed["how"])}
-        found["surrogates"] = made.get("surrogates")
-    return {name: training(value) for name, value in found.items() if value}
+    """What a run changed in its method, and how networks were trained: what is not as usual."""
+    found = {kind.option: kind.text(record) or str(record["how"]) for kind, record in recorded(made)} if learned else {}
+    trained = stored.get("training")
+    return {**({"training": training(trained)} if trained else {}), **found}
 
 
 def _known(path: Path) -> bool:
@@ -213,5 +207,5 @@ def _remark(record: Mapping[str, Any], known: Recipe) -> str:
         remarks.append("other network")
     if any(record["hyper"].get(name) != value for name, value in known.hyper.items()):
         remarks.append("other settings")
-    remarks += [f"{name}: {record['hyper'][name]}" for name in _AGAINST_BIAS if name in record["hyper"]]
+    remarks += [f"{name}: {record['hyper'][name]}" for name in (*overrides(), "training") if name in record["hyper"]]
     return ", ".join(remarks) or "same protocol"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datastill.core.overrides import recorded
 from datastill.report import reproduce, words
 from datastill.report.pictures import png, preview
 from datastill.store.artifact import DistilledSet
@@ -194,7 +195,7 @@ def _made(distilled: DistilledSet) -> str:
         f"Method `{_code(manifest['method'])}`, seed {manifest['seed']}, {_md(str(manifest['labels']))} labels"
         + (f", recipe `{_code(str(recipe['published'] or recipe['asked']))}`" if recipe else "")
         + (f", matched on {_md(words.describe_network(network))}" if network else "")
-        + _against_bias(manifest)
+        + _changed(manifest)
         + ".",
         "\n".join(table) if rows else "It has no hyper-parameters.",
     ]
@@ -209,15 +210,10 @@ def _made(distilled: DistilledSet) -> str:
     return "## How it was made\n\n" + "\n\n".join(lines)
 
 
-def _against_bias(manifest: Mapping[str, Any]) -> str:
-    """What the run did against a bias of its data."""
-    debias, surrogates = manifest.get("debias"), manifest.get("surrogates")
-    told = ""
-    if surrogates:
-        told += f" trained to resist a bias (`{_code(words.training(surrogates))}`)"
-    if debias:
-        told += f", real images weighted against a bias (`{_code(str(debias.get('asked', debias['how'])))}`)"
-    return told
+def _changed(manifest: Mapping[str, Any]) -> str:
+    """What the run changed in its method."""
+    said = (kind.phrase(record) for kind, record in reversed(recorded(manifest)))
+    return "".join(f"{what} (`{_code(how)}`)" for what, how in said)
 
 
 def _again(manifest: Mapping[str, Any], evaluation: Evaluation | None, layout: str) -> str:

@@ -180,7 +180,7 @@ def _facts(first: DistilledSet) -> list[tuple[str, str]]:
         ("Seed", str(manifest["seed"])),
         ("Recipe", str(recipe.get("published") or recipe.get("asked") or "–")),
         ("Matched on", words.describe_network(manifest["network"]) if "network" in manifest else "–"),
-        *words.against_bias(manifest),
+        *words.changed(manifest),
         ("Real set", f"{data['name']}: {data['images']:,} training images, {per_class} per class, {_tests(data)}"),
         ("Fingerprint", str(data.get("fingerprint", "–"))),
         ("Space", words.describe_space(manifest)),

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from datastill.core.overrides import recorded
 from datastill.report import words
 
 #: Options of `load_real` that the command line has too.
@@ -96,13 +97,8 @@ def _engine(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _exchanged(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Weights against a bias, and networks that resist it, where the run asked for them."""
-    asked = manifest.get("debias", {}).get("asked")
-    surrogates = manifest.get("surrogates")
-    return {
-        **({"debias": asked} if asked else {}),
-        **({"surrogates": words.training(surrogates)} if surrogates else {}),
-    }
+    """The options of what the run changed in its method."""
+    return {kind.option: text for kind, record in recorded(manifest) if (text := kind.text(record))}
 
 
 def _weighted_by_hand(manifest: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from datastill.core.errors import InputError
+from datastill.core.overrides import recorded
 from datastill.core.registry import field_docs, get_method
 
 if TYPE_CHECKING:
@@ -113,11 +114,6 @@ def kind_of_images(manifest: Mapping[str, Any]) -> str:
     return "selected real" if manifest.get("family") == "coreset" else "synthetic"
 
 
-def against_bias(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(what, how) of what a run did against a bias; nothing where it did nothing."""
-    found = []
-    if weighed := manifest.get("debias"):
-        found.append(("Real images weighted by", str(weighed.get("asked", weighed["how"]))))
-    if surrogates := manifest.get("surrogates"):
-        found.append(("Networks matched on", f"trained by {training(surrogates)}"))
-    return found
+def changed(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what, how) of what a run changed in its method; nothing where it changed nothing."""
+    return [kind.told(record) for kind, record in recorded(manifest)]
