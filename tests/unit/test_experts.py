@@ -869,7 +869,7 @@ class TestLegacy:
             import_reference_buffer(tmp_path, network, real, tmp_path / "out")
         with pytest.raises(InputError, match="Name the files"):
             import_reference_buffer([], network, real, tmp_path / "out")
-        with pytest.raises(InputError, match="already exists"):
+        with pytest.raises(InputError, match="is there already"):
             import_reference_buffer(tmp_path / "no.pt", network, real, made)
 
 

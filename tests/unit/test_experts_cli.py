@@ -120,7 +120,7 @@ def test_import_of_a_released_buffer(folder, tmp_path, capsys):
     assert code == 0
     assert json.loads(out)["about"]["space"]["kind"] == "raw"
     code, _, err = run([*words, "--space", "raw", "--out", tmp_path / "raw"], capsys)
-    assert (code, "already exists" in err) == (2, True)
+    assert (code, "is there already" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ class StopRequest:
         self.requested = False
 
 
-class _Stopped(KeyboardInterrupt):
+class Stopped(KeyboardInterrupt):
     """A stop as Ctrl-C means it. CPython ends by SIGINT, whatever the exit code, where a plain KeyboardInterrupt has
     passed through `exec` of a string, as many imports run it."""
 
@@ -48,7 +48,7 @@ def stopped_by_signals() -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         _last[:] = [number]
-        raise _Stopped
+        raise Stopped
 
     default = (signal.SIG_DFL, signal.default_int_handler)
     before = {number: signal.getsignal(number) for number in _heard()}
@@ -82,7 +82,7 @@ def stop_between_steps() -> Iterator[StopRequest]:
     def handle(number: int, frame: FrameType | None) -> None:
         _last[:] = [number]
         if request.requested:
-            raise _Stopped
+            raise Stopped
         request.requested = True
 
     before = {number: signal.signal(number, handle) for number in _heard()}

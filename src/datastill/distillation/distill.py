@@ -15,6 +15,7 @@ from datastill.augment.strategies import strategy_for
 from datastill.core import compilation
 from datastill.core.cost import Stopwatch, environment, peak_memory_bytes
 from datastill.core.errors import Diverged, InputError, Interrupted, ShareDone
+from datastill.core.interrupt import Stopped
 from datastill.core.loop import Outcome, synthesise
 from datastill.core.overrides import taken_from
 from datastill.core.plan import Callback, Plan, Progress, Remarks, Task, Unit, silent
@@ -247,13 +248,13 @@ def _run_plan(
         if folder is not None and stored is None:
             _forget(folder)
         raise
-    except KeyboardInterrupt as stop:
+    except Stopped as stop:
         raise _stopped(stop, folder) from stop
     try:
         if spread.pooled and checkpointer is not None:
             _run_apart(job, plan, prepared, checkpointer, spread)
         outcome = synthesise(plan, job.task, callbacks=callbacks, checkpointer=checkpointer, prepared=prepared)
-    except (Interrupted, KeyboardInterrupt) as stop:
+    except (Interrupted, Stopped) as stop:
         raise _stopped(stop, folder) from stop
     except Diverged as stop:
         hint = f" The last good images are in {folder / 'checkpoints'}." if folder is not None else ""

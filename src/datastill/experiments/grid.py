@@ -17,7 +17,7 @@ from datastill.experiments.settings import Settings
 from datastill.experiments.sources import RealSets
 from datastill.launch import Unit
 from datastill.store.checkpoint import refuse_other
-from datastill.store.files import read_sealed, write_sealed
+from datastill.store.files import read_json, refuse_changed, write_sealed
 
 FORMAT = "datastill-comparison-plan"
 PLAN = "plan.json"
@@ -73,11 +73,12 @@ def units_of(work: Work, cells: list[Cell]) -> list[Unit]:
 def _stored(config: dict[str, Any], out: Path) -> dict[str, Any] | None:
     if not (out / PLAN).is_file():
         return None
-    stored = read_sealed(out / PLAN)
+    stored = read_json(out / PLAN)
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise InputError(f"{out / PLAN} is not the plan of a comparison; choose another --out.")
     PlanRecord.of(stored, out / PLAN)
     refuse_other(config, stored["config"], out / PLAN)
+    refuse_changed(out / PLAN, stored)
     return stored
 
 

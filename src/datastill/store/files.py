@@ -153,17 +153,16 @@ def write_tensors(target: Path, tensors: Mapping[str, Tensor], meta: Mapping[str
     """
     from safetensors.torch import save
 
-    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    data = memoryview(save(plain, metadata=dict(meta or {})))
+    contiguous = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    data = memoryview(save(contiguous, metadata=dict(meta or {})))
+    del contiguous
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(bytes(data[8:start]))
     about = header.pop("__metadata__", {})
     about[CHECKSUM] = _checksum(header, about, [data[start:]])
     text = json.dumps({"__metadata__": dict(sorted(about.items())), **header}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with atomic_path(target) as temporary, temporary.open("wb") as file:
-        for part in (len(text).to_bytes(8, "little"), text, data[start:]):
-            file.write(part)
+    write_bytes(target, b"".join((len(text).to_bytes(8, "little"), text, data[start:])))
 
 
 def read_shapes(path: Path) -> dict[str, Shape]:

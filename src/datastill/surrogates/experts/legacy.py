@@ -18,7 +18,7 @@ from datastill.core.errors import InputError
 from datastill.data.places import places_of
 from datastill.store.checkpoint import plain
 from datastill.store.files import digest
-from datastill.store.folders import whole_folder
+from datastill.store.folders import refuse_taken, whole_folder
 from datastill.store.outputs import refuse_out
 from datastill.store.pt_reader import Contents, read_pt
 from datastill.surrogates.experts.files import write_expert, write_record
@@ -46,6 +46,7 @@ def import_reference_buffer(
         InputError: a file cannot be used, does not fit the network, or holds one snapshot many times over.
     """
     files, target = _files(paths), Path(out)
+    refuse_taken(target)
     refuse_out(target, places_of(real))
     with whole_folder(target) as work:
         _import(files, network, real, work)
