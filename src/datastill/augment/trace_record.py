@@ -123,6 +123,29 @@ class Trace:
         kinds = {"flips": torch.bool, "lam": torch.float32}
         return cls(size, **{name: t.to(kinds.get(name, torch.int64)) for name, t in tensors.items()})
 
+    def refuse_outside(self, pad: int) -> None:
+        """Refuse a stored trace that reaches outside the images, `pad` pixels around them, or the batch.
+
+        Raises:
+            InputError: it does; the field is named.
+        """
+        sides = torch.tensor(self.size)
+        sound = {}
+        if self.boxes is not None:
+            start, length = self.boxes[:, :2], self.boxes[:, 2:]
+            inside = (start >= -pad) & (length >= 1) & (length <= sides) & (start + length <= sides + pad)
+            sound["boxes"] = bool(inside.all())
+        if self.partner is not None:
+            sound["partner"] = bool(((self.partner >= 0) & (self.partner < len(self.partner))).all())
+        if self.box is not None:
+            corners = self.box.view(2, 2)
+            sound["box"] = bool(((corners >= 0) & (corners <= sides)).all() and (corners[0] <= corners[1]).all())
+        if self.lam is not None:
+            sound["lam"] = 0 <= float(self.lam) <= 1
+        for name, fits in sound.items():
+            if not fits:
+                raise InputError(f"The {name} of a stored augmentation reach outside images of {self.size} pixels.")
+
     def _cutmix(self, n: int) -> mix.MixRecord:
         assert self.box is not None
         top, left, bottom, right = (int(v) for v in self.box)

@@ -59,7 +59,7 @@ class Stored(schema.Record):
     """What a `Record` may be in its file."""
 
     shape: Annotated[list[schema.Side], Field(min_length=3, max_length=3)]
-    labels: list[schema.Whole | schema.Text]
+    labels: list[schema.Whole] | list[schema.Text]
     names: list[schema.Text] | None = None
     skipped: dict[str, schema.Text] = Field(default_factory=dict)
     crc: schema.Count | None = None

@@ -148,9 +148,9 @@ class PlanConfig(Record):
     """What was asked for."""
 
     data: Annotated[dict[Text, Text], Field(min_length=1)]
-    methods: list[Name]
-    ipc: list[Positive]
-    seeds: list[Whole]
+    methods: Annotated[list[Name], Field(min_length=1)]
+    ipc: Annotated[list[Positive], Field(min_length=1)]
+    seeds: Annotated[list[Whole], Field(min_length=1)]
     protocol: PlanProtocol
     networks: Positive
     recipe: Text

@@ -171,6 +171,7 @@ class LabelBank:
         try:
             logits = self.layout.code.decode(rows, self.layout.classes)
             trace = self._trace(rows, stop - start)
+            trace.refuse_outside(self.spec.pad)
         except (RuntimeError, IndexError, ValueError) as error:
             raise self._damaged(batch, str(error).split("\n")[0]) from error
         if int(index.max()) >= self.layout.count or not bool(torch.isfinite(logits).all()):
