@@ -100,7 +100,7 @@ def test_commands_announce_it(capsys: pytest.CaptureFixture[str], tmp_path, monk
     words += ["--surrogates", "dfa:count=1,steps=3"]
     assert main(["estimate", *words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["prepare_seconds"] > 0
-    from datastill import estimation
+    from datastill.distillation import budget as estimation
 
     seen = []
     estimate_job = estimation.estimate_job
