@@ -20,13 +20,14 @@ from datastill.core.precision import casting
 from datastill.core.rng import Rng
 from datastill.core.threads import threads_for
 from datastill.data import load_real
+from datastill.data.recorded import load_recorded
 from datastill.evaluation.arms import TestSplit, arm_macs, run_arm
 from datastill.evaluation.ceiling import whole_set
 from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.evaluation.rates import RATES, TRAININGS, best_rate, learned_rate, rates_of, validation_of
 from datastill.evaluation.scores import Arm, Evaluation
 from datastill.evaluation.soft import Labelling, labelling, schedule_of
-from datastill.models import NetworkFactory, resolve_network
+from datastill.models import NetworkFactory, is_built_in, resolve_network, resolve_recorded
 from datastill.sampling.inits import random_indices
 from datastill.store.artifact import DistilledSet, load_distilled
 from datastill.store.files import digest
@@ -56,6 +57,7 @@ def evaluate(
     stacked: bool | None = None,
     labels: str = "auto",
     teacher: Any = None,
+    teacher_network: Any = None,
     training: str = "plain",
     progress: Progress = silent,
 ) -> Evaluation:
@@ -64,10 +66,11 @@ def evaluate(
     Args:
         distilled: one or more artifacts of one method, or their folders; several (three or more) give an
             interval over sets.
-        real: the real set, anything that `load_real` takes, or None for the source in the manifest.
+        real: the real set, anything that `load_real` takes, or None for the source in the manifest, if it is at hand
+            and holds the same images.
         protocol: a protocol or its name; "auto" takes the one that the artifact asks for.
         networks: fresh networks per set.
-        network: an architecture; None takes the one that the set was distilled with.
+        network: an architecture; None takes the one that the set was distilled with, if that is built in.
         seed: of the networks' weights, orders and augmentations; both arms share them.
         random: whether Random stands beside it, from the same initial subsets. Where sets are trained on at learning
             rates that they learned, Random takes the best of these and of 0.001, 0.003, 0.01 and 0.03, chosen on
@@ -79,6 +82,8 @@ def evaluate(
         labels: where the protocol trains on a teacher's labels: "auto" or "soft" take them, for Random as well; "hard"
             trains both arms in the same way on hard labels.
         teacher: who labels, a `Teacher` or its folder, instead of the one that comes with each set.
+        teacher_network: what builds the teacher, where its network is not built in; None takes `network`, if that is
+            not built in either.
         training: "plain", or a way that resists a bias of the set, which Random is then trained in too: "dfa" or
             "selecmix", with options as in "dfa:steps=4000"; see `datastill.training.debiased`. Of the protocol it keeps
             the augmentation.
@@ -116,7 +121,9 @@ def evaluate(
     schedules = [_schedule(one, recipe, data, rate) for one, rate in zip(sets, rates, strict=True)]
     who = None
     if isinstance(schedules[0], SoftSchedule):
-        who = labelling(sets, recipe, schedules[0], labels, teacher, data, where)
+        own = factory if network is not None and not is_built_in(str(factory)) else None
+        builder = own if teacher_network is None else teacher_network
+        who = labelling(sets, recipe, schedules[0], labels, teacher, data, where, builder)
     own = [rate for one, rate in zip(sets, rates, strict=True) if recipe.learned_lr and learned_rate(one) is not None]
     test = TestSplit.of(data)
     pairs = [(one.images, one.targets) for one in sets]
@@ -250,6 +257,7 @@ def _load(distilled: Distilled | Sequence[Distilled]) -> list[DistilledSet]:
 
 
 def real_for(distilled: DistilledSet, real: Any) -> RealSet:
+    """The real set that a caller gives, or else the one that the set names, where that may be taken."""
     from datastill.data.real import RealSet
 
     if isinstance(real, RealSet):
@@ -257,10 +265,7 @@ def real_for(distilled: DistilledSet, real: Any) -> RealSet:
     elif real is not None:
         found = load_real(real)
     else:
-        source = distilled.manifest["data"].get("source")
-        if not source:
-            raise InputError("The set does not know where its real data are; give them (--data PATH).")
-        found = load_real(source, **distilled.manifest["data"].get("options", {}))
+        found = load_recorded(distilled.manifest["data"], distilled.space, distilled.folder)
     if found.test is None:
         raise InputError(f"{found.name} has no test split to evaluate on.")
     return found
@@ -317,7 +322,9 @@ def network_for(distilled: DistilledSet, real: RealSet, network: Any) -> Network
     if spec is None and "network" in distilled.manifest:
         name = distilled.manifest["network"].get("name", "a network of yours")
         raise InputError(f"The set was distilled with {name}; give the network to evaluate with (network=...).")
-    return resolve_network(spec, **shapes)
+    if spec is None:
+        return resolve_network(None, **shapes)
+    return resolve_recorded(spec, "The set", "--network (network=)", **shapes)
 
 
 def _made(one: DistilledSet) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from datastill.report import words
 
 #: Options of `load_real` that the command line has too.
-_FLAGS = ("size", "mode", "skip_bad", "space")
+_FLAGS = ("size", "mode", "skip_bad", "space", "follow_links")
 _WIDTH = 96
 
 

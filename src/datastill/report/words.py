@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from datastill.core.errors import InputError
-from datastill.core.registry import field_docs, get_method
+from datastill.core.registry import field_docs, registered
 
 if TYPE_CHECKING:
     from datastill.store.artifact import DistilledSet
@@ -76,10 +75,8 @@ def images(distilled: DistilledSet) -> str:
 
 def hyper_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(name, value, meaning) of every hyper-parameter; meanings where the method is known here."""
-    try:
-        docs = field_docs(get_method(str(manifest["method"])).cls)
-    except InputError:
-        docs = {}
+    known = registered(str(manifest["method"]))
+    docs = field_docs(known.cls) if known else {}
     return [(name, value(item), docs.get(name, "")) for name, item in manifest.get("hyper", {}).items()]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from datastill.core.errors import InputError
 from datastill.core.space import Space
-from datastill.models import resolve_network
+from datastill.models import is_built_in, resolve_network, resolve_recorded
 from datastill.store.files import digest, read_json, read_tensors, write_json, write_tensors
 
 if TYPE_CHECKING:
@@ -183,11 +183,13 @@ def _accuracy(network: nn.Module, real: RealSet, index: Tensor, device: torch.de
     return right / len(index)
 
 
-def load_teacher(folder: str | Path, network: nn.Module | None = None) -> Teacher:
-    """Read a teacher that `Teacher.save` wrote.
+def load_teacher(folder: str | Path, network: Any = None, option: str = "network=") -> Teacher:
+    """Read a teacher that `Teacher.save` wrote. A network that is not built in is the caller's to give.
 
     Args:
-        network: the module, for one that no name builds; its weights are overwritten.
+        network: for a teacher whose network is not built in: what builds it, as `resolve_network` takes it; or the
+            module, whose weights are overwritten.
+        option: how a caller gives the network, in an error.
 
     Raises:
         InputError: the folder holds no teacher, or weights and network do not fit.
@@ -203,11 +205,17 @@ def load_teacher(folder: str | Path, network: nn.Module | None = None) -> Teache
     tensors, _ = read_tensors(folder / TENSORS)
     names = tuple(record["classes"])
     size = (int(record["size"][0]), int(record["size"][1]))
-    module = network
-    if module is None:
-        if not record.get("network"):
-            raise InputError(f"The teacher in {folder} was a module of yours; give that module (network=...).")
-        module = resolve_network(record["network"], channels=record["channels"], classes=len(names), size=size)(0)
+    shapes: dict[str, Any] = {"channels": record["channels"], "classes": len(names), "size": size}
+    module, spec = network, record.get("network")
+    if isinstance(network, nn.Module):
+        spec = spec if is_built_in(spec) else None
+    elif network is not None and not is_built_in(spec):
+        factory = resolve_network(network, **shapes)
+        module, spec = factory(0), str(factory)
+    elif not spec:
+        raise InputError(f"The teacher in {folder} was a module of yours; give that module (network=...).")
+    else:
+        module = resolve_recorded(spec, folder / RECORD, option, **shapes)(0)
     load_weights(module, {n.removeprefix("weight/"): t for n, t in tensors.items() if n.startswith("weight/")}, folder)
     space = Space.from_dict(
         record["space"], {n.removeprefix("space/"): t for n, t in tensors.items() if n.startswith("space/")}
@@ -219,7 +227,7 @@ def load_teacher(folder: str | Path, network: nn.Module | None = None) -> Teache
         names,
         record["channels"],
         size,
-        record.get("network"),
+        spec,
         {k: v for k, v in record.items() if k not in known},
     )
     if teacher.id != record["id"]:
