@@ -258,7 +258,7 @@ class TestFailures:
         settings = {"ipc": 1, "network": NET, "steps": 3, "real_batch": 8}
         with pytest.warns(UserWarning, match="could not be compiled"):
             made = distill("dm", "digits", compile="on", out=tmp_path / "run", **settings)
-        plain = distill("dm", "digits", runtime=Runtime(compile="off"), **settings)
+        plain = distill("dm", "digits", compile="off", **settings)
         assert torch.allclose(made.images, plain.images, atol=1e-5)
         assert made.manifest["cost"]["compile"] is False
 
@@ -324,7 +324,7 @@ class TestRuns:
     def test_coresets_train_compiled(self, counted: list[tuple[int, ...]], tmp_path: Path) -> None:
         settings = {"ipc": 1, "network": NET, "feature_passes": 1, "out": tmp_path}
         real = load_real("digits").subset(torch.arange(100))
-        distill("herding", real, runtime=Runtime(compile="on"), **settings)
+        distill("herding", real, compile="on", **settings)
         assert set(counted) == {(even_chunk(100, 4096), 1, 8, 8)}
 
     def test_evaluate(self, counted: list[tuple[int, ...]]) -> None:

@@ -107,4 +107,4 @@ def test_commands_announce_it(capsys: pytest.CaptureFixture[str], tmp_path, monk
     monkeypatch.setattr(estimation, "estimate_job", lambda *jobs: seen.extend(jobs) or estimate_job(*jobs))
     assert main(["distill", *words, "--out", str(tmp_path / "run")]) == 0
     assert len(seen) == 2
-    assert all(job.surrogates is not None for job in seen)
+    assert all([o.option for o in job.overrides] == ["surrogates"] for job in seen)

@@ -166,13 +166,14 @@ def _teller(display: Display) -> Any:
 
 def _write(result: Comparison, out: Path, ledger: Path | None) -> None:
     from datastill.experiments.page import write_comparison_report
-    from datastill.store.files import read_sealed, write_json
+    from datastill.store.files import member, read_sealed, write_json
 
     write_comparison_report(out / "report.html", result)
     if ledger is not None:
         for row in result.rows:
             for cell in row.cells.values():
-                write_json(ledger / f"{cell['cell']}.json", read_sealed(out / "results" / f"{cell['cell']}.json"))
+                name = f"{cell['cell']}.json"
+                write_json(member(ledger, name), read_sealed(member(out / "results", name)))
 
 
 def _print(result: Comparison, out: Path, display: Display, as_json: bool) -> None:

@@ -31,10 +31,12 @@ class EvaluateOptions:
     #: sre2l-imagenet-v1, dwa-imagenet-v1, tiny-sgd-v1, rded-v1, or auto: what the set asks for
     protocol: str = "auto"
     networks: int = 5  #: fresh networks per set
-    network: str | None = None  #: an architecture; none takes the one that the set was distilled with
+    #: an architecture, also my_file.py:Net; none takes the one that the set was distilled with, if that is built in
+    network: str | None = None
     seed: int = 0  #: of the networks' weights and orders, shared with Random
     labels: str = "auto"  #: where the protocol takes a teacher's labels: auto or soft, or hard to do without
     teacher: Path | None = None  #: folder of who labels, instead of the teacher that comes with each set
+    teacher_network: str | None = None  #: what builds that teacher, where its network is not built in
     training: str = "plain"  #: or dfa, selecmix: networks that resist a bias; options as in dfa:steps=4000
     ceiling: bool = False  #: train on the whole real set too (30 passes; its cost is told first, the result cached)
     random: bool = True  #: put Random beside it, from the same initial subsets
@@ -77,6 +79,8 @@ def score(options: EvaluateOptions) -> int:
     source = options.data.data or sets[0].manifest["data"].get("source", "")
     refuse_out_file(target, ("distilled", "protocol"), places_of(source))
     real = options.data.load() if options.data.data is not None else real_for(sets[0], None)
+    if options.data.data is None:
+        display.say(f"Real data: {real.source}, which the set names.")
     if options.ceiling:
         macs = ceiling_macs(real, network_for(sets[0], real, options.network))
         seconds = nominal_seconds(macs, pick_device(options.device).type)
@@ -96,6 +100,7 @@ def score(options: EvaluateOptions) -> int:
             compile=options.compile,
             labels=options.labels,
             teacher=options.teacher,
+            teacher_network=options.teacher_network,
             training=options.training,
             progress=display.update,
         )

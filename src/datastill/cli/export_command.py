@@ -21,6 +21,7 @@ class ExportOptions:
     to: str = "imagefolder"  #: imagefolder (PNG), parquet (as the Hub takes it), or tensors (exact)
     score: bool = True  #: where pixels are rounded, score the set before and after
     data: str | None = None  #: real data to score on; none takes the source that the set names
+    network: str | None = None  #: architecture for the scores; none takes that of the set, if that is built in
     networks: int = 3  #: fresh networks for the scores
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print what was done as JSON
@@ -38,6 +39,7 @@ def write(options: ExportOptions) -> int:
     from datastill.cli.progress import Display
     from datastill.core.errors import InputError
     from datastill.evaluation import evaluate
+    from datastill.evaluation.inputs import real_for
     from datastill.exchange.export import export
     from datastill.store.artifact import load_distilled
 
@@ -58,11 +60,15 @@ def write(options: ExportOptions) -> int:
         )
         if options.score:
             try:
+                real = real_for(distilled, options.data)
+                if options.data is None:
+                    display.say(f"Real data: {real.source}, which the set names.")
                 with display.bars():
                     results = [
                         evaluate(
                             one,
-                            options.data,
+                            real,
+                            network=options.network,
                             networks=options.networks,
                             random=False,
                             progress=display.update,

@@ -24,13 +24,21 @@ class DataOptions:
     size: int | None = None  #: resize images to this many pixels a side
     mode: str | None = None  #: convert images to this mode: L (grey) or RGB
     skip_bad: bool = False  #: leave out images that cannot be read, and count them
+    follow_links: bool = False  #: let links lead out of a folder of images; such a folder is refused otherwise
     space: str = "auto"  #: how pixels are stored: auto (mean/std), raw or zca
 
     def load(self) -> RealSet:
         """The real set."""
         from datastill.data import load_real
 
-        return load_real(self.data, size=self.size, mode=self.mode, skip_bad=self.skip_bad, space=self.space)
+        return load_real(
+            self.data,
+            size=self.size,
+            mode=self.mode,
+            skip_bad=self.skip_bad,
+            space=self.space,
+            follow_links=self.follow_links,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ class RelabelOptions:
     )
     passes: int | None = None  #: passes to store; training begins with the first again when they are used up
     teacher: Path | None = None  #: folder of who labels, instead of the teacher that comes with the set
+    teacher_network: str | None = None  #: what builds the teacher (my_file.py:Net), where its network is not built in
     dtype: str = "float16"  #: of the stored logits: float16 or int8
     top_k: int | None = None  #: largest logits to keep for each view; none keeps all
     seed: int = 0  #: of the views
@@ -48,6 +49,8 @@ def store(options: RelabelOptions) -> int:
     display = Display(options.quiet or options.json)
     distilled = load_distilled(options.folder)
     real = real_for(distilled, options.data)
+    if options.data is None:
+        display.say(f"Real data: {real.source}, which the set names.")
     with display.bars():
         bank = relabel(
             distilled,
@@ -55,6 +58,7 @@ def store(options: RelabelOptions) -> int:
             options.protocol,
             passes=options.passes,
             teacher=options.teacher,
+            teacher_network=options.teacher_network,
             dtype=options.dtype,
             top_k=options.top_k,
             seed=options.seed,

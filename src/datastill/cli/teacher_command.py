@@ -64,6 +64,7 @@ class InspectOptions:
 
     folder: tyro.conf.Positional[Path]  #: folder of a teacher
     data: str | None = None  #: real data to try it on
+    network: str | None = None  #: what builds it (my_file.py:Net), where its network is not built in
     json: bool = False  #: print as JSON
 
 
@@ -172,7 +173,7 @@ def inspect(options: InspectOptions) -> int:
     from datastill.data import load_real
     from datastill.surrogates.teachers import load_teacher
 
-    teacher = load_teacher(options.folder)
+    teacher = load_teacher(options.folder, options.network, "--network (network=)")
     record = teacher.describe()
     if options.data is not None:
         real = load_real(options.data)

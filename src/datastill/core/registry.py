@@ -143,8 +143,13 @@ def methods() -> dict[str, MethodInfo]:
     return dict(sorted(_REGISTRY.items()))
 
 
+def registered(name: str) -> MethodInfo | None:
+    """A method by a name that was read from a file, which is a label only: nothing is imported on its word."""
+    return methods().get(name)
+
+
 def get_method(name: str) -> MethodInfo:
-    """One method by name, or from a file of the user's: `path/to/file.py` or `path/to/file.py:name`.
+    """One method by the name that a caller gives, or from a file of the user's: `path/to/file.py` or `path/to/file.py:name`.
 
     Raises:
         InputError: no method has that name; the nearest are named.

@@ -10,6 +10,7 @@ import numpy as np
 from datastill.core.errors import InputError
 from datastill.data.cache import Listing, materialise
 from datastill.data.decode import CorruptImage, decode_image
+from datastill.data.inside import Links
 from datastill.data.raw import Raw, Request, Split
 
 EXTENSIONS = frozenset(
@@ -28,12 +29,13 @@ def from_folder(root: Path, request: Request) -> Raw:
     found at any depth in a class folder; hidden files and files that are no images are passed over.
 
     Raises:
-        InputError: no class folders, or one without an image.
+        InputError: no class folders, one without an image, or links that lead out of `root`.
     """
+    links = Links(root, request)
     children = {child.name.lower(): child for child in _visible(root) if child.is_dir()}
     train = next((children[n] for n in TRAIN if n in children), None)
     if train is None:
-        return Raw(root.name, str(root), _read_split(root, request))
+        return Raw(root.name, str(root), _read_split(root, request, links))
     test = next((children[n] for n in TEST if n in children), None)
     notes: tuple[str, ...] = ()
     if test is None:
@@ -42,14 +44,14 @@ def from_folder(root: Path, request: Request) -> Raw:
     return Raw(
         root.name,
         str(root),
-        _read_split(train, request),
-        None if test is None else _read_split(test, request),
+        _read_split(train, request, links),
+        None if test is None else _read_split(test, request, links),
         notes=notes,
     )
 
 
-def _read_split(folder: Path, request: Request) -> Split:
-    files, labels = list_classes(folder)
+def _read_split(folder: Path, request: Request, links: Links) -> Split:
+    files, labels = list_classes(folder, links)
     key = ["folder", str(folder), [(str(f.relative_to(folder)), *_stamp(f)) for f in files]]
 
     def decode(i: int) -> np.ndarray:
@@ -66,11 +68,11 @@ def _read_split(folder: Path, request: Request) -> Split:
     return materialise(key, lambda: listing, request, "folder")[0]
 
 
-def list_classes(folder: Path) -> tuple[list[Path], list[str]]:
+def list_classes(folder: Path, links: Links) -> tuple[list[Path], list[str]]:
     """Image files and their class names, sorted by class and path.
 
     Raises:
-        InputError: no class folders, or one without an image.
+        InputError: no class folders, one without an image, or links that lead out of the data.
     """
     classes = [child for child in _visible(folder) if child.is_dir()]
     if not classes:
@@ -80,13 +82,15 @@ def list_classes(folder: Path) -> tuple[list[Path], list[str]]:
     files: list[Path] = []
     labels: list[str] = []
     for child in classes:
-        found_here = _images_below(child)
-        if not found_here:
+        before = len(links.outside)
+        found_here = _images_below(child, links)
+        if not found_here and len(links.outside) == before:
             raise InputError(
                 f"The class folder {child} has no image (.png, .jpg, .webp, ...); add images or remove the folder."
             )
         files += found_here
         labels += [child.name] * len(found_here)
+    links.refuse()
     return files, labels
 
 
@@ -102,18 +106,24 @@ def _visible(folder: Path) -> list[Path]:
         raise InputError(f"{folder} cannot be read ({error.strerror}); check its permissions.") from error
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _images_below(folder: Path, links: Links) -> list[Path]:
     found: list[Path] = []
     seen: set[str] = set()
+    if not links.allows(folder):
+        return found
     for here, below, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
         if real in seen:  # a link that leads back up
             below.clear()
             continue
         seen.add(real)
-        below[:] = [name for name in below if not name.startswith(".")]
-        found += [path for path in (Path(here, name) for name in names) if is_image(path)]
+        below[:] = [name for name in below if not name.startswith(".") and _leads_in(Path(here, name), links)]
+        found += [path for path in (Path(here, name) for name in names) if is_image(path) and _leads_in(path, links)]
     return sorted(found)
+
+
+def _leads_in(path: Path, links: Links) -> bool:
+    return not path.is_symlink() or links.allows(path)
 
 
 def _stamp(file: Path) -> tuple[int, int]:

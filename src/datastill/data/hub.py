@@ -7,11 +7,12 @@ import os
 import re
 import socket
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from datastill.core.errors import InputError
-from datastill.data.cache import materialise
+from datastill.data.cache import Listing, materialise
 from datastill.data.parquet import list_dataset
 from datastill.data.raw import Raw, Request, Split
 
@@ -37,6 +38,7 @@ def from_hub(
         InputError: it has no such set, or the set has no usable image and label columns.
     """
     import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
 
     try:
         with _offline_when_unreachable():
@@ -51,22 +53,30 @@ def from_hub(
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{name!r} of the Hub cannot be loaded ({reason}).") from error
-    return from_datasets(loaded, name, request, image=image, label=label)
+    cached = (datasets.config.DOWNLOADED_DATASETS_PATH, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
+    roots = tuple(Path(folder).resolve() for folder in cached)
+    return from_datasets(loaded, name, request, image=image, label=label, roots=roots)
 
 
 def from_datasets(
-    loaded: Any, name: str, request: Request, *, image: str | None = None, label: str | None = None
+    loaded: Any,
+    name: str,
+    request: Request,
+    *,
+    image: str | None = None,
+    label: str | None = None,
+    roots: tuple[Path, ...] | None = None,
 ) -> Raw:
-    """A `datasets.DatasetDict` or `datasets.Dataset`."""
+    """A `datasets.DatasetDict` or `datasets.Dataset`; `roots` as `list_dataset` takes them."""
     splits = loaded if isinstance(loaded, Mapping) else {"train": loaded}
     if "train" not in splits:
         raise InputError(f"{name} has no split 'train', only {', '.join(map(str, splits))}.")
     chosen = next((s for s in ("test", "validation", "valid", "val") if s in splits), None)
     notes: tuple[str, ...] = ()
     test = None
-    train, names = _hub_split(splits["train"], name, request, image, label)
+    train, names = _hub_split(splits["train"], name, request, image, label, roots)
     if chosen is not None:
-        test = _hub_split(splits[chosen], name, request, image, label)[0]
+        test = _hub_split(splits[chosen], name, request, image, label, roots)[0]
         if all(isinstance(v, int) and v < 0 for v in test.labels):
             test, notes = None, (f"the {chosen} split has no labels and is left out",)
         elif chosen != "test":
@@ -75,10 +85,19 @@ def from_datasets(
 
 
 def _hub_split(
-    data: Any, name: str, request: Request, image: str | None, label: str | None
+    data: Any,
+    name: str,
+    request: Request,
+    image: str | None,
+    label: str | None,
+    roots: tuple[Path, ...] | None,
 ) -> tuple[Split, tuple[str, ...] | None]:
     key = ["datasets", data._fingerprint, len(data), image, label]
-    return materialise(key, lambda: list_dataset(data, request, name, image, label), request, re.sub(r"\W", "_", name))
+
+    def listing() -> Listing:
+        return list_dataset(data, request, name, image, label, roots)
+
+    return materialise(key, listing, request, re.sub(r"\W", "_", name))
 
 
 @contextlib.contextmanager

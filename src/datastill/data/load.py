@@ -36,6 +36,7 @@ def load_real(
     seed: int = 0,
     class_names: Sequence[str] | None = None,
     limit: int | None = None,
+    follow_links: bool = False,
 ) -> RealSet:
     """Load a real set; its test split is `.test`.
 
@@ -57,11 +58,12 @@ def load_real(
         seed: of the hold-out and of `limit`.
         class_names: names by integer label, or in the sorted order of string labels.
         limit: keep at most this many training images per class.
+        follow_links: whether links may lead out of a folder of images; a folder with such links is refused otherwise.
 
     Raises:
         InputError: the source cannot be used; one sentence says what is wrong and what to do.
     """
-    request = make_request(size, mode, skip_bad, storage, seed)
+    request = make_request(size, mode, skip_bad, storage, seed, follow_links)
     if not 0 <= holdout < 1:
         raise InputError(f"holdout={holdout} is not a fraction below 1; 0.2 holds out a fifth, 0 nothing.")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
@@ -76,6 +78,7 @@ def load_real(
         "seed": seed or None,
         "class_names": list(class_names) if class_names is not None else None,
         "limit": limit,
+        "follow_links": follow_links or None,
     }
     made = assemble(
         raw,
@@ -157,6 +160,11 @@ def _read_folder(folder: Path, name: str, request: Request, options: dict[str, s
 def _read_hub(name: str, request: Request, options: dict[str, str]) -> Raw:
     from datastill.data.hub import Unreachable, from_hub
 
+    if not request.fetch:
+        raise InputError(
+            f"{name!r}, which the set names as its real data, is not at hand, and nothing is fetched on a file's word; "
+            f"give it yourself (--data {name})."
+        )
     root = os.environ.get("DATASTILL_DATA")
     where = f"not under DATASTILL_DATA ({root})" if root else "not under DATASTILL_DATA (which is not set)"
     try:

@@ -16,6 +16,7 @@ from datastill.core.errors import InputError, nearest
 from datastill.data.cache import IN_MEMORY_BYTES, Listing, materialise
 from datastill.data.classes import read_labels
 from datastill.data.decode import CorruptImage, decode_image
+from datastill.data.inside import Links, is_inside
 from datastill.data.raw import Raw, Request, Split
 
 _SPLIT = re.compile(r"^(train|test|validation|valid|val|dev)(?:[-_.].*)?$", re.IGNORECASE)
@@ -62,24 +63,32 @@ def from_parquet(
 ) -> Raw:
     """A local folder of parquet files; `image` and `label` name the columns where they are not obvious."""
     files = find_parquet(folder, config)
+    links = Links(folder, request)
+    files = {split: [f for f in found if links.allows(f)] for split, found in files.items()}
+    links.refuse()
     if "train" not in files:
         raise InputError(f"{folder} has no training split; name its parquet files train-*.parquet.")
     test = "test" if "test" in files else "validation"
     notes = () if "test" in files or test not in files else ("test split: the validation files",)
-    train_split, names = _local_split(files["train"], name, request, image, label)
-    test_split = _local_split(files[test], name, request, image, label)[0] if test in files else None
+    train_split, names = _local_split(files["train"], name, request, image, label, links.roots)
+    test_split = _local_split(files[test], name, request, image, label, links.roots)[0] if test in files else None
     return Raw(name, "", train_split, test_split, names, notes)
 
 
 def _local_split(
-    files: list[Path], name: str, request: Request, image: str | None, label: str | None
+    files: list[Path],
+    name: str,
+    request: Request,
+    image: str | None,
+    label: str | None,
+    roots: tuple[Path, ...],
 ) -> tuple[Split, tuple[str, ...] | None]:
     stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     key = ["parquet", stats, image, label]
     with contextlib.ExitStack() as stack:
 
         def listing() -> Listing:
-            return list_dataset(_read_files(files, request, stack), request, name, image, label)
+            return list_dataset(_read_files(files, request, stack), request, name, image, label, roots)
 
         return materialise(key, listing, request, re.sub(r"\W", "_", name))
 
@@ -108,8 +117,23 @@ def _read_files(files: list[Path], request: Request, stack: contextlib.ExitStack
         raise InputError(f"{files[0].parent} cannot be read as parquet ({reason}).") from error
 
 
-def list_dataset(data: Any, request: Request, name: str, image: str | None, label: str | None) -> Listing:
-    """The encoded images and labels of a `datasets.Dataset`."""
+def list_dataset(
+    data: Any,
+    request: Request,
+    name: str,
+    image: str | None,
+    label: str | None,
+    roots: tuple[Path, ...] | None = None,
+) -> Listing:
+    """The encoded images and labels of a `datasets.Dataset`.
+
+    Args:
+        roots: folders in which files that rows name must lie, relative to the first; None where the caller made the
+            dataset and any will do.
+
+    Raises:
+        InputError: no such columns, or rows that name files elsewhere.
+    """
     import datasets
 
     image = _column(data, image, ("image", "img"), datasets.Image, name, "image")
@@ -118,8 +142,11 @@ def list_dataset(data: Any, request: Request, name: str, image: str | None, labe
     names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
     if isinstance(data.features[image], datasets.Image):
         data = data.cast_column(image, datasets.Image(decode=False))
-    labels = data.with_format(None)[label]
     column = data.with_format("arrow")
+    # as stored: to decode a column of another kind may open files and addresses that it names
+    labels = column.select_columns([label])[:].column(0).to_pylist()
+    if roots is not None:
+        _refuse_outside(column.select_columns([image]), image, name, roots)
 
     def called(i: int) -> str:
         item = column[i].column(image)[0].as_py()
@@ -130,7 +157,7 @@ def list_dataset(data: Any, request: Request, name: str, image: str | None, labe
         item = column[i].column(image)[0].as_py()
         data = item.get("bytes") if isinstance(item, dict) else item
         if data is None and isinstance(item, dict) and item.get("path"):
-            data = Path(item["path"]).read_bytes()
+            data = _read_path(_placed(item["path"], roots), called(i))
         if not isinstance(data, bytes):
             raise CorruptImage(f"{called(i)} has no encoded image; remove that row or skip such images with skip_bad.")
         try:
@@ -139,6 +166,48 @@ def list_dataset(data: Any, request: Request, name: str, image: str | None, labe
             raise type(error)(str(error).replace(f"{name} image {i}", called(i), 1)) from error
 
     return Listing(read_labels(list(labels)), decode, called, names)
+
+
+def _placed(path: str, roots: tuple[Path, ...] | None) -> Path:
+    return Path(path) if roots is None else roots[0] / path
+
+
+def _read_path(path: Path, name: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise CorruptImage(f"{name} cannot be read ({error}); mend that row or skip such images.") from error
+
+
+def _refuse_outside(images: Any, column: str, name: str, roots: tuple[Path, ...]) -> None:
+    """Rows with a path and no bytes may name any file of this machine."""
+    import pyarrow
+
+    if not pyarrow.types.is_struct(images.features.arrow_schema.field(column).type):
+        return
+    outside: list[str] = []
+    for table in images.iter(10_000):
+        for item in table.column(0).filter(_without_bytes(table.column(0))).to_pylist():
+            if item["path"] and not is_inside(_placed(item["path"], roots), roots):
+                outside.append(item["path"])
+    if outside:
+        raise InputError(
+            f"{len(outside)} rows of {name} hold no image but the path of a file outside the data, such as "
+            f"{outside[0]}; store the images themselves, or copy the files into {roots[0]} and name them from there."
+        )
+
+
+def _without_bytes(column: Any) -> Any:
+    """Which rows of a struct column have a path and no bytes, as an arrow mask."""
+    import pyarrow
+    import pyarrow.compute
+
+    names = [field.name for field in column.type]
+    if "path" not in names:
+        return pyarrow.array([False] * len(column))
+    if "bytes" not in names:
+        return pyarrow.array([True] * len(column))
+    return pyarrow.compute.is_null(pyarrow.compute.struct_field(column, "bytes"))
 
 
 def _column(data: Any, given: str | None, usual: tuple[str, ...], kind: type, name: str, what: str) -> str:

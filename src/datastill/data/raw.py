@@ -29,6 +29,8 @@ class Request:
     skip_bad: bool = False  #: go on past images that cannot be decoded
     storage: str = "auto"  #: "auto", "memory", "memmap" or "decode"
     seed: int = 0  #: of whatever a source draws
+    follow_links: bool = False  #: whether links may lead out of a folder of images
+    fetch: bool = True  #: whether the Hub may be asked; not where a file, and not the caller, named the source
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,12 @@ class Raw:
 
 
 def make_request(
-    size: int | tuple[int, int] | None, mode: str | None, skip_bad: bool, storage: str, seed: int
+    size: int | tuple[int, int] | None,
+    mode: str | None,
+    skip_bad: bool,
+    storage: str,
+    seed: int,
+    follow_links: bool = False,
 ) -> Request:
     """Check and collect the reading arguments of `load_real`.
 
@@ -71,4 +78,4 @@ def make_request(
         raise InputError(f"Unknown mode {mode!r}. {nearest(str(mode), MODES)}")
     if storage not in STORAGE:
         raise InputError(f"Unknown storage {storage!r}. {nearest(str(storage), STORAGE)}")
-    return Request(size=size, mode=mode, skip_bad=skip_bad, storage=storage, seed=seed)
+    return Request(size=size, mode=mode, skip_bad=skip_bad, storage=storage, seed=seed, follow_links=bool(follow_links))

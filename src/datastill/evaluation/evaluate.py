@@ -47,6 +47,7 @@ def evaluate(
     stacked: bool | None = None,
     labels: str = "auto",
     teacher: Any = None,
+    teacher_network: Any = None,
     training: str = "plain",
     progress: Progress = silent,
 ) -> Evaluation:
@@ -55,10 +56,11 @@ def evaluate(
     Args:
         distilled: one or more artifacts of one method, or their folders; several (three or more) give an
             interval over sets.
-        real: the real set, anything that `load_real` takes, or None for the source in the manifest.
+        real: the real set, anything that `load_real` takes, or None for the source in the manifest, if it is at hand
+            and holds the same images.
         protocol: a protocol or its name; "auto" takes the one that the artifact asks for.
         networks: fresh networks per set.
-        network: an architecture; None takes the one that the set was distilled with.
+        network: an architecture; None takes the one that the set was distilled with, if that is built in.
         seed: of the networks' weights, orders and augmentations; both arms share them.
         random: whether Random stands beside it, from the same initial subsets. Where sets are trained on at learning
             rates that they learned, Random takes the best of these and of 0.001, 0.003, 0.01 and 0.03, chosen on
@@ -70,6 +72,8 @@ def evaluate(
         labels: where the protocol trains on a teacher's labels: "auto" or "soft" take them, for Random as well; "hard"
             trains both arms in the same way on hard labels.
         teacher: who labels, a `Teacher` or its folder, instead of the one that comes with each set.
+        teacher_network: what builds the teacher, where its network is not built in; None takes `network`, if that is
+            not built in either.
         training: "plain", or a way that resists a bias of the set, which Random is then trained in too: "dfa" or
             "selecmix", with options as in "dfa:steps=4000"; see `datastill.training.debiased`. Of the protocol it keeps
             the augmentation.
@@ -85,7 +89,8 @@ def evaluate(
     if networks < 1:
         raise InputError(f"networks must be at least 1, not {networks}.")
     runtime = Runtime.of(device, precision, compile, progress)
-    asked = settle(distilled, real, protocol, network, Variation(labels, teacher, training, stacked), runtime)
+    variation = Variation(labels, teacher, teacher_network, training, stacked)
+    asked = settle(distilled, real, protocol, network, variation, runtime)
     test = TestSplit.of(with_test(asked.data))
     setup = Setup(asked.factory, test, networks, seed, runtime, asked.protocol.metric)
     setup = replace(setup, runtime=runtime.for_work(_macs(asked, setup, len(test.y), random)))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from datastill.core.errors import InputError
 from datastill.core.overrides import overrides
 from datastill.data import load_real
-from datastill.models import NetworkFactory, resolve_network
+from datastill.data.recorded import load_recorded
+from datastill.models import NetworkFactory, resolve_network, resolve_recorded
 from datastill.models.factory import MOST_RECORDED, at_most
 from datastill.store.artifact import DistilledSet, load_distilled
 from datastill.store.files import digest
@@ -33,7 +34,7 @@ def load_sets(distilled: Distilled | Sequence[Distilled]) -> list[DistilledSet]:
 
 
 def real_for(distilled: DistilledSet, real: Any) -> RealSet:
-    """The real set that a caller gives, or else the one that the set names.
+    """The real set that a caller gives, or else the one that the set names, where that may be taken.
 
     Raises:
         InputError: there is none.
@@ -45,10 +46,7 @@ def real_for(distilled: DistilledSet, real: Any) -> RealSet:
     elif real is not None:
         found = load_real(real)
     else:
-        source = distilled.manifest["data"].get("source")
-        if not source:
-            raise InputError("The set does not know where its real data are; give them (--data PATH).")
-        found = load_real(source, **distilled.manifest["data"].get("options", {}))
+        found = load_recorded(distilled.manifest["data"], distilled.space, distilled.folder)
     return found
 
 
@@ -115,5 +113,7 @@ def network_for(distilled: DistilledSet, real: RealSet, network: Any) -> Network
     if spec is None and "network" in distilled.manifest:
         name = distilled.manifest["network"].get("name", "a network of yours")
         raise InputError(f"The set was distilled with {name}; give the network to evaluate with (network=...).")
+    if spec is None:
+        return resolve_network(None, **shapes)
     with at_most(MOST_RECORDED, f"The manifest of {distilled.name}"):
-        return resolve_network(spec, **shapes)
+        return resolve_recorded(spec, "The set", "--network (network=)", **shapes)

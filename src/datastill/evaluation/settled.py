@@ -12,7 +12,7 @@ from datastill.evaluation.inputs import Distilled, check_alike, check_fit, load_
 from datastill.evaluation.protocols import Extras, Protocol, get_protocol
 from datastill.evaluation.rates import learned_rate, rates_of
 from datastill.evaluation.soft import labelling, patches_of, schedule_of
-from datastill.models import NetworkFactory
+from datastill.models import NetworkFactory, is_built_in
 from datastill.store.artifact import DistilledSet
 from datastill.training.debiased import DebiasedTraining
 from datastill.training.trainers import Labeled, Trainer
@@ -28,12 +28,15 @@ class Variation:
     Attributes:
         labels: where the protocol trains on a teacher's labels: "auto" or "soft" take them; "hard" does without.
         teacher: who labels, a `Teacher` or its folder, instead of the one that comes with each set.
+        teacher_network: what builds the teacher, where its network is not built in; None takes the evaluation's, if
+            that is not built in either.
         training: "plain", or "dfa" or "selecmix" with options, see `training.debiased`.
         stacked: train the networks of a set side by side; None decides by device.
     """
 
     labels: str = "auto"
     teacher: Any = None
+    teacher_network: Any = None
     training: str = "plain"
     stacked: bool | None = None
 
@@ -111,7 +114,9 @@ def settle(
     notes: list[str] = []
     if recipe.soft:
         schedule = schedule_of(first, recipe, data, rates[0])
-        who = labelling(sets, recipe, schedule, variation.labels, variation.teacher, data, runtime.device)
+        own = factory if network is not None and not is_built_in(str(factory)) else None
+        builder = own if variation.teacher_network is None else variation.teacher_network
+        who = labelling(sets, recipe, schedule, variation.labels, variation.teacher, data, runtime.device, builder)
         by_set = zip(extras, who.labellers, who.banks, strict=True)
         extras = [replace(one, labeller=labeller, bank=bank) for one, labeller, bank in by_set]
         notes = who.notes

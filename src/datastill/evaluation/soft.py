@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Folders beside a set.
 TEACHER, BANK = "teacher", "labels"
+#: How a caller names a teacher's network, in errors.
+OPTION = "--teacher-network (teacher_network=)"
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,22 @@ def labelling(
     teacher: Any,
     real: RealSet,
     device: torch.device,
+    network: Any = None,
 ) -> Labelling:
     """Who labels each set under a soft protocol.
 
     Args:
         labels: "auto" or "soft": the teacher that comes with a set, or `teacher`; "hard": nobody.
         teacher: one for all sets: a `Teacher` or its folder; None takes that of each set.
+        network: what builds a teacher whose network is not built in.
 
     Raises:
         InputError: a set comes without a teacher and none is given.
     """
     if labels == "hard":
         return Labelling([None] * len(sets), [None] * len(sets), ["Labels: hard, for both arms."])
-    given = None if teacher is None else as_teacher(teacher)
-    teachers = [given or teacher_of(one) for one in sets]
+    given = None if teacher is None else as_teacher(teacher, network, OPTION)
+    teachers = [given or teacher_of(one, network) for one in sets]
     missing = [one.name for one, found in zip(sets, teachers, strict=True) if found is None]
     if missing:
         raise InputError(
@@ -70,13 +74,13 @@ def labelling(
     return Labelling(labellers, banks, _notes(sets, found, banks))
 
 
-def teacher_of(one: DistilledSet) -> Teacher | None:
-    """The teacher that a set was made with, where it is at hand."""
+def teacher_of(one: DistilledSet, network: Any = None) -> Teacher | None:
+    """The teacher that a set was made with, where it is at hand; `network` builds it where it is not built in."""
     companion = one.companions.get(TEACHER)
     if isinstance(companion, Teacher):
         return companion
     if one.folder is not None and (one.folder / TEACHER).is_dir():
-        return load_teacher(one.folder / TEACHER)
+        return load_teacher(one.folder / TEACHER, network, OPTION)
     return None
 
 
@@ -127,6 +131,7 @@ def relabel(
     *,
     passes: int | None = None,
     teacher: Any = None,
+    teacher_network: Any = None,
     dtype: str = "float16",
     top_k: int | None = None,
     seed: int = 0,
@@ -142,6 +147,7 @@ def relabel(
         protocol: a soft protocol; "auto" takes the one that the set asks for.
         passes: how many to store; training comes back to the first when they are used up. None stores all.
         teacher: who labels; None takes the teacher that comes with the set.
+        teacher_network: what builds the teacher, where its network is not built in.
         dtype: "float16" or "int8"; top_k: largest logits that are kept for each view, None for all.
 
     Raises:
@@ -158,10 +164,11 @@ def relabel(
     where = pick_device(device)
     data = real.with_space(distilled.space)
     schedule = schedule_of(distilled, recipe, data)
-    who = labelling([distilled], recipe, schedule, "soft", teacher, data, where)
+    known = as_teacher(teacher, teacher_network, OPTION) if teacher is not None else None
+    known = known or teacher_of(distilled, teacher_network)
+    who = labelling([distilled], recipe, schedule, "soft", known, data, where)
     labeller = who.labellers[0]
     assert labeller is not None
-    known = as_teacher(teacher) if teacher is not None else teacher_of(distilled)
     return LabelBank.make(
         distilled.folder / BANK,
         distilled.images,

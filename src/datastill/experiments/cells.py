@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datastill.core.cost import Stopwatch, environment, peak_memory_bytes
+from datastill.core.errors import InputError
 from datastill.core.registry import with_overrides
 from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
@@ -85,6 +86,12 @@ class Work:
         settled = self.settled[cell.group]
         now = hyper_of(job.method)
         other = {n: v for n, v in settled.hyper.items() if now.get(n) != v}
+        for name, value in other.items():  # a budget settles numbers; words may be paths, which the caller alone gives
+            if not isinstance(value, int | float):
+                raise InputError(
+                    f"The plan in {self.out} has {cell.method}.{name} {value!r} and this call {now.get(name)!r}; "
+                    "use the same settings to go on, or another --out."
+                )
         return replace(job, method=with_overrides(job.method, other), notes=settled.notes)
 
 

@@ -18,7 +18,7 @@ from datastill.experiments.cells import CELLS, RESULTS
 from datastill.experiments.grid import FORMAT as PLAN_FORMAT
 from datastill.experiments.grid import PLAN
 from datastill.experiments.records import ComparedCell, PlanRecord
-from datastill.store.files import read_sealed, write_json, write_text
+from datastill.store.files import member, read_sealed, write_json, write_text
 
 FORMAT = "datastill-comparison"
 BASELINE = "random"
@@ -205,7 +205,7 @@ class Comparison:
 
     def cell_folder(self, row: Row, seed: int) -> Path | None:
         """The run folder of a cell, where the comparison lies in a folder."""
-        return None if self.folder is None else self.folder / CELLS / str(row.cells[seed]["cell"])
+        return None if self.folder is None else member(self.folder / CELLS, row.cells[seed]["cell"])
 
 
 def load_comparison(folder: str | Path) -> Comparison:
@@ -224,7 +224,7 @@ def load_comparison(folder: str | Path) -> Comparison:
     cells: dict[tuple[str, int, str], dict[int, Any]] = {}
     missing = []
     for cell in plan["cells"]:
-        path = folder / RESULTS / f"{cell['name']}.json"
+        path = member(folder / RESULTS, f"{cell['name']}.json")
         key = cell["data"], cell["ipc"], cell["method"]
         if path.is_file():
             cells.setdefault(key, {})[cell["seed"]] = read_sealed(path, ComparedCell)

@@ -33,14 +33,15 @@ class Squeezed(Method):
             return "convnet:norm=batch"
         from datastill.surrogates.teachers import as_teacher
 
-        return as_teacher(self.teacher).spec
+        return as_teacher(self.teacher, option="--network (network=)").spec
 
-    def source(self) -> TeacherSource:
-        """Where the teacher comes from."""
+    def source(self, task: Task) -> TeacherSource:
+        """Where the teacher comes from; one whose network is not built in is built as the task's network is."""
         from datastill.surrogates.teachers import Brought, Squeeze, as_teacher
 
         if self.teacher:
-            return Brought(as_teacher(self.teacher), self.matches_statistics)
+            teacher = as_teacher(self.teacher, task.network, "--network (network=)")
+            return Brought(teacher, self.matches_statistics)
         return Squeeze(
             self.squeeze_passes, self.squeeze_lr, batch=self.squeeze_batch, statistics=self.matches_statistics
         )
@@ -78,7 +79,7 @@ class Squeezed(Method):
         from datastill.surrogates.teachers import Squeeze
         from datastill.surrogates.teachers.rehearse import rehearse
 
-        source = self.source()
+        source = self.source(task)
         assert isinstance(source, Squeeze)
         stand_in, seconds = rehearse(source, task)
         pace = seconds / self._squeeze_seconds(task)

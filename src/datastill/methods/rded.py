@@ -40,7 +40,7 @@ class RDED(Squeezed):
         from datastill.decoders.pixels import Pixels
         from datastill.sampling.patches import Patches
 
-        source = self.source()
+        source = self.source(task)
         return Plan(
             init=Patches(source, self.factor, self.candidates, self.crops, self.low_scale, self.pick),
             decoder=Pixels(),

@@ -54,7 +54,7 @@ class SRe2L(Squeezed):
         from datastill.sampling.partitions import IpcMajor
         from datastill.surrogates.pretrained import Pretrained
 
-        source = self.source()
+        source = self.source(task)
         pretrained, views = Pretrained(source), self.views()
         return Plan(
             init=self.start(source),

@@ -3,7 +3,14 @@
 from datastill.models.base import Network, couples_samples, functional
 from datastill.models.factory import NetworkFactory
 from datastill.models.resnet import ResNet18, ResNet18AP
-from datastill.models.resolve import default_options, narrowed, networks, resolve_network
+from datastill.models.resolve import (
+    default_options,
+    is_built_in,
+    narrowed,
+    networks,
+    resolve_network,
+    resolve_recorded,
+)
 from datastill.models.wrapped import Wrapped
 from datastill.models.zoo import MLP, VGG11, AlexNet, ConvNet, LeNet
 
@@ -21,7 +28,9 @@ __all__ = [
     "couples_samples",
     "default_options",
     "functional",
+    "is_built_in",
     "narrowed",
     "networks",
     "resolve_network",
+    "resolve_recorded",
 ]

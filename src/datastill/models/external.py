@@ -17,6 +17,8 @@ from datastill.models.factory import NetworkFactory, refuse_outsized
 from datastill.models.user import factory_of
 
 RESERVED = ("weights", "weights_backbone", "pretrained", "num_classes", "in_chans")
+#: Options of timm that read or fetch weights, where networks are always fresh.
+_WEIGHTS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir")
 
 
 def external_factory(
@@ -38,6 +40,8 @@ def external_factory(
     for option in options:
         if option in RESERVED:
             raise InputError(f"{library}/{name}: the option {option!r} is set by the data; leave it out.")
+        if option in _WEIGHTS:
+            raise InputError(f"{library}/{name}: networks have fresh weights; leave {option!r} out.")
     known = _torchvision_names() if library == "torchvision" else _timm_names()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

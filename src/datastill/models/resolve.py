@@ -81,6 +81,41 @@ def resolve_network(
     raise InputError(f"A network is a name, a class, a function or a torch.nn.Module, not {type(spec).__name__}.")
 
 
+def is_built_in(spec: Any) -> bool:
+    """Whether a name builds a network of the zoo or of a library, with numbers and switches alone as the latter's options.
+
+    Words are left out there, since an option of a library may name a file.
+    """
+    if not isinstance(spec, str):
+        return False
+    name, _, rest = spec.strip().partition(":")
+    library, slash, model = name.partition("/")
+    if name in ZOO:
+        return True
+    options = parse_options(rest) if slash and library in LIBRARIES else {"none": ""}
+    return re.fullmatch(r"[\w.-]+", model) is not None and not any(isinstance(v, str) for v in options.values())
+
+
+def resolve_recorded(spec: Any, holder: object, option: str, **shapes: Any) -> NetworkFactory:
+    """The factory that a name in a file means. What is not built in is not imported on the file's word.
+
+    Args:
+        spec: what the file says.
+        holder: which file.
+        option: how a caller gives the name, in an error.
+        shapes: as `resolve_network` takes them.
+
+    Raises:
+        InputError: it is not built in; or as `resolve_network`.
+    """
+    if not is_built_in(spec):
+        raise InputError(
+            f"{holder} names the network {spec!r}, which is not built in, and no code is imported on a file's word; "
+            f"if you know and trust that network, give it by {option}."
+        )
+    return resolve_network(spec, **shapes)
+
+
 def narrowed(factory: NetworkFactory, width: int) -> NetworkFactory:
     """The same architecture with `width` channels, where it has a width and is wider; else the factory itself."""
     if not 0 < width < int(factory.options.get("width", 0)) or factory.name not in ZOO:

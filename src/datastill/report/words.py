@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from datastill.core.errors import InputError
 from datastill.core.overrides import recorded
-from datastill.core.registry import field_docs, get_method
+from datastill.core.registry import field_docs, registered
 
 if TYPE_CHECKING:
     from datastill.store.artifact import DistilledSet
@@ -77,10 +76,8 @@ def images(distilled: DistilledSet) -> str:
 
 def hyper_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(name, value, meaning) of every hyper-parameter; meanings where the method is known here."""
-    try:
-        docs = field_docs(get_method(str(manifest["method"])).cls)
-    except InputError:
-        docs = {}
+    known = registered(str(manifest["method"]))
+    docs = field_docs(known.cls) if known else {}
     return [(name, value(item), docs.get(name, "")) for name, item in manifest.get("hyper", {}).items()]
 
 

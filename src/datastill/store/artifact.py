@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-import re
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from datastill.core.space import Space
 from datastill.store.files import (
     CHECKSUM,
     damaged,
+    member,
     read_json,
     read_shapes,
     read_tensors,
@@ -205,8 +206,7 @@ def _checked(manifest: Any, folder: Path) -> dict[str, Any]:
     if not isinstance(files, dict):
         raise InputError(f"{where} names no files; it is damaged.")
     for name in files:
-        if Path(name).name != name or name in ("..", "."):
-            raise InputError(f"{where} points outside its folder ({name!r}) and is refused.")
+        member(folder, name)
     needed = ("method", "ipc", "seed", "classes", "space", "decoder", "data", "labels", "cost")
     missing = [name for name in needed if name not in manifest]
     if missing or TENSORS not in files:
@@ -281,12 +281,12 @@ def _refuse_uneven(made_for: Tensor, stored: int, distilled: DistilledSet, folde
 def decoder_of(record: Mapping[str, Any]) -> Decoder:
     """The decoder that a manifest describes: the class that `datastill.decoders.<name>` exports as DECODER."""
     name = str(record.get("decoder", ""))
-    if not re.fullmatch(r"[a-z_]+", name):
-        raise InputError(f"The manifest names no known decoder ({name!r}).")
-    try:
-        module = importlib.import_module(f"datastill.decoders.{name}")
-    except ModuleNotFoundError as error:
-        raise InputError(f"This datastill has no decoder {name!r}: update datastill.") from error
+    package = importlib.import_module("datastill.decoders")
+    if name not in {module.name for module in pkgutil.iter_modules(package.__path__)}:
+        raise InputError(f"This datastill has no decoder {name!r}: update datastill.")
+    module = importlib.import_module(f"{package.__name__}.{name}")
+    if not hasattr(module, "DECODER"):
+        raise InputError(f"The manifest's decoder {name!r} is none.")
     options = {key: value for key, value in record.items() if key != "decoder"}
     try:
         return cast("Decoder", module.DECODER(**options))

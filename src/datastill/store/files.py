@@ -146,6 +146,17 @@ def read_json(path: Path, schema: type[Record] | None = None) -> Any:
     return as_record(read_small(path), path, schema)
 
 
+def member(folder: Path, name: Any) -> Path:
+    """The path of a name that was read from a file, which must lie below `folder`.
+
+    Raises:
+        InputError: it does not, or is no name.
+    """
+    if not isinstance(name, str) or not name or "\0" in name or {"..", Path(name).anchor} & {*Path(name).parts}:
+        raise InputError(f"A file in {folder} points outside its folder ({name!r}) and is refused.")
+    return Path(folder) / name
+
+
 def write_tensors(target: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> None:
     """Write named tensors as safetensors with a checksum, atomically.
 

@@ -196,8 +196,11 @@ class Brought:
         return self.given
 
 
-def as_teacher(given: Any) -> Teacher:
+def as_teacher(given: Any, network: Any = None, option: str = "network=") -> Teacher:
     """A teacher, from its folder or as it is.
+
+    Args:
+        network, option: as `load_teacher` takes them, for a folder.
 
     Raises:
         InputError: it is neither.
@@ -205,5 +208,5 @@ def as_teacher(given: Any) -> Teacher:
     if isinstance(given, Teacher):
         return given
     if isinstance(given, str | Path):
-        return load_teacher(given)
+        return load_teacher(given, network, option)
     raise InputError(f"A teacher is the folder of one, or what load_teacher returned, not {type(given).__name__}.")

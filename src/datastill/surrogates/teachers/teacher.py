@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from datastill.core.errors import InputError
 from datastill.core.space import Space
-from datastill.models import resolve_network
+from datastill.models import is_built_in, resolve_network, resolve_recorded
 from datastill.models.factory import at_most
 from datastill.store.files import CHECKSUM, digest, read_json, read_tensors, refuse_changed, write_sealed, write_tensors
 from datastill.store.manifest import Names, SpaceRecord, refuse_unfit_space
@@ -203,11 +203,13 @@ def _accuracy(network: nn.Module, real: RealSet, index: Tensor, device: torch.de
     return right / len(index)
 
 
-def load_teacher(folder: str | Path, network: nn.Module | None = None) -> Teacher:
-    """Read a teacher that `Teacher.save` wrote.
+def load_teacher(folder: str | Path, network: Any = None, option: str = "network=") -> Teacher:
+    """Read a teacher that `Teacher.save` wrote. A network that is not built in is the caller's to give.
 
     Args:
-        network: the module, for one that no name builds; its weights are overwritten.
+        network: for a teacher whose network is not built in: what builds it, as `resolve_network` takes it; or the
+            module, whose weights are overwritten.
+        option: how a caller gives the network, in an error.
 
     Raises:
         InputError: the folder holds no teacher, or weights and network do not fit.
@@ -224,16 +226,22 @@ def load_teacher(folder: str | Path, network: nn.Module | None = None) -> Teache
     tensors, _ = read_tensors(folder / TENSORS, {"weight/*": WEIGHTS, "space/*": SPACE})
     names = tuple(record["classes"])
     size = (int(record["size"][0]), int(record["size"][1]))
-    module = network
-    if module is None:
-        if not record.get("network"):
-            raise InputError(f"The teacher in {folder} was a module of yours; give that module (network=...).")
+    shapes: dict[str, Any] = {"channels": record["channels"], "classes": len(names), "size": size}
+    module, spec = network, record.get("network")
+    if isinstance(network, nn.Module):
+        spec = spec if is_built_in(spec) else None
+    elif network is not None and not is_built_in(spec):
+        factory = resolve_network(network, **shapes)
+        module, spec = factory(0), str(factory)
+    elif not spec:
+        raise InputError(f"The teacher in {folder} was a module of yours; give that module (network=...).")
+    else:
         with at_most(stored_bytes(folder / TENSORS) // 2, str(folder / RECORD)):
-            module = resolve_network(record["network"], channels=record["channels"], classes=len(names), size=size)(0)
+            module = resolve_recorded(spec, folder / RECORD, option, **shapes)(0)
     load_weights(module, {n.removeprefix("weight/"): t for n, t in tensors.items() if n.startswith("weight/")}, folder)
     whitening = {n.removeprefix("space/"): t for n, t in tensors.items() if n.startswith("space/")}
-    shapes = {name: tensor.shape for name, tensor in whitening.items()}
-    refuse_unfit_space(folder / RECORD, record["space"], shapes, (record["channels"], *size))
+    told = {name: tensor.shape for name, tensor in whitening.items()}
+    refuse_unfit_space(folder / RECORD, record["space"], told, (record["channels"], *size))
     space = Space.from_dict(record["space"], whitening)
     known = ("format", "version", "id", "network", "space", "classes", "channels", "size", "bytes", CHECKSUM)
     teacher = Teacher(
@@ -242,7 +250,7 @@ def load_teacher(folder: str | Path, network: nn.Module | None = None) -> Teache
         names,
         record["channels"],
         size,
-        record.get("network"),
+        spec,
         {k: v for k, v in record.items() if k not in known},
     )
     if teacher.id != record["id"]:
