@@ -7,8 +7,8 @@ import os
 import re
 import socket
 from collections.abc import Iterator, Mapping
-from typing import Any
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from datastill.core.errors import InputError

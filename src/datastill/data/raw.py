@@ -78,6 +78,4 @@ def make_request(
         raise InputError(f"Unknown mode {mode!r}. {nearest(str(mode), MODES)}")
     if storage not in STORAGE:
         raise InputError(f"Unknown storage {storage!r}. {nearest(str(storage), STORAGE)}")
-    return Request(
-        size=size, mode=mode, skip_bad=skip_bad, storage=storage, seed=seed, follow_links=bool(follow_links)
-    )
+    return Request(size=size, mode=mode, skip_bad=skip_bad, storage=storage, seed=seed, follow_links=bool(follow_links))

@@ -38,9 +38,7 @@ def load_recorded(record: Mapping[str, Any], space: Space, folder: Path | None) 
     for text in (source, *split_options(source)[1].values()) if ":" in source else (source,):
         _refuse_everything(text.split(":")[0], folder)
     reading = {name: options.get(name) for name in _READING}
-    request = make_request(
-        reading["size"], reading["mode"], bool(reading["skip_bad"]), "auto", reading["seed"] or 0
-    )
+    request = make_request(reading["size"], reading["mode"], bool(reading["skip_bad"]), "auto", reading["seed"] or 0)
     raw = read_source(source, replace(request, fetch=False))
     assembling = {name: options[name] for name in _ASSEMBLING if name in options}
     real = assemble(raw, **assembling, options=options)

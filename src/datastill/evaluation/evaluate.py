@@ -121,8 +121,9 @@ def evaluate(
     schedules = [_schedule(one, recipe, data, rate) for one, rate in zip(sets, rates, strict=True)]
     who = None
     if isinstance(schedules[0], SoftSchedule):
-        own = factory if network is not None and not is_built_in(str(factory)) else None
-        builder = own if teacher_network is None else teacher_network
+        builder = teacher_network
+        if builder is None and network is not None and not is_built_in(str(factory)):
+            builder = factory
         who = labelling(sets, recipe, schedules[0], labels, teacher, data, where, builder)
     own = [rate for one, rate in zip(sets, rates, strict=True) if recipe.learned_lr and learned_rate(one) is not None]
     test = TestSplit.of(data)
