@@ -149,7 +149,7 @@ def registered(name: str) -> MethodInfo | None:
 
 
 def get_method(name: str) -> MethodInfo:
-    """One method by the name that a caller gives, or from a file of the user's: `path/to/file.py` or `path/to/file.py:name`.
+    """One method by the name that a caller gives, or from a file of theirs: `path/to/file.py` or `.../file.py:name`.
 
     Raises:
         InputError: no method has that name; the nearest are named.

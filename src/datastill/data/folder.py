@@ -31,7 +31,7 @@ def from_folder(root: Path, request: Request) -> Raw:
     Raises:
         InputError: no class folders, one without an image, or links that lead out of `root`.
     """
-    links = Links(root, request)
+    links = Links(root, request.follow_links)
     children = {child.name.lower(): child for child in _visible(root) if child.is_dir()}
     train = next((children[n] for n in TRAIN if n in children), None)
     if train is None:
@@ -117,13 +117,10 @@ def _images_below(folder: Path, links: Links) -> list[Path]:
             below.clear()
             continue
         seen.add(real)
-        below[:] = [name for name in below if not name.startswith(".") and _leads_in(Path(here, name), links)]
-        found += [path for path in (Path(here, name) for name in names) if is_image(path) and _leads_in(path, links)]
+        shown = [Path(here, name) for name in below if not name.startswith(".")]
+        below[:] = [path.name for path in links.inside(shown)]
+        found += links.inside(path for path in (Path(here, name) for name in names) if is_image(path))
     return sorted(found)
-
-
-def _leads_in(path: Path, links: Links) -> bool:
-    return not path.is_symlink() or links.allows(path)
 
 
 def _stamp(file: Path) -> tuple[int, int]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from datastill.core.errors import InputError
-from datastill.data.raw import Request
 
 
 def roots_of(folder: Path) -> tuple[Path, ...]:
@@ -31,17 +30,21 @@ class Links:
 
     Args:
         folder: the set's folder.
-        request: says whether the caller lets them lead out.
+        follow: whether the caller lets them lead out; None where a caller cannot.
     """
 
-    def __init__(self, folder: Path, request: Request) -> None:
-        self.folder, self.free = folder, request.follow_links
+    def __init__(self, folder: Path, follow: bool | None = None) -> None:
+        self.folder, self.follow = folder, follow
         self.roots = roots_of(folder)
         self.outside: list[Path] = []
 
+    def inside(self, paths: Iterable[Path]) -> list[Path]:
+        """Those of the paths that are no links, or links that may be followed."""
+        return [path for path in paths if not path.is_symlink() or self.allows(path)]
+
     def allows(self, path: Path) -> bool:
         """Whether a path may be read; one that may not is noted. A dangling link harms nobody."""
-        if self.free or not path.exists() or is_inside(path, self.roots):
+        if self.follow or not path.exists() or is_inside(path, self.roots):
             return True
         self.outside.append(path)
         return False
@@ -52,10 +55,11 @@ class Links:
         Raises:
             InputError: how many, the first, and how to go on.
         """
-        if self.outside:
-            count, first = len(self.outside), self.outside[0]
-            raise InputError(
-                f"{count} link{'s lead' if count > 1 else ' leads'} out of {self.folder}, such as {first}, and none was "
-                "followed; copy what they lead to into the folder, or if you trust them all, say so with "
-                "follow_links=True (--follow-links)."
-            )
+        if not self.outside:
+            return
+        many = len(self.outside) > 1
+        trust = "; if you trust them all, let them with follow_links=True (--follow-links)"
+        raise InputError(
+            f"{len(self.outside)} link{'s lead' if many else ' leads'} out of {self.folder}, such as "
+            f"{self.outside[0]}, and none was followed; copy what they lead to into the folder{'' if self.follow is None else trust}."
+        )

@@ -63,7 +63,7 @@ def from_parquet(
 ) -> Raw:
     """A local folder of parquet files; `image` and `label` name the columns where they are not obvious."""
     files = find_parquet(folder, config)
-    links = Links(folder, request)
+    links = Links(folder, request.follow_links)
     files = {split: [f for f in found if links.allows(f)] for split, found in files.items()}
     links.refuse()
     if "train" not in files:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datastill.experiments.debias_rows import NAMES, described
 from datastill.store.artifact import DistilledSet, load_distilled
-from datastill.store.files import write_bytes
+from datastill.store.files import member, write_bytes
 
 #: Images of a class, and classes, that are shown of a set; panels beside one another.
 MOST, PANELS = 10, 3
@@ -34,7 +34,7 @@ def write_pictures(records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[
     """
     first: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for one in records:
-        if member(out, one["set"]).is_dir():
+        if member(out, one["set"], 2).is_dir():
             first.setdefault(tuple(one[name] for name in (*NAMES[:-1], "seed")), one)
     seed = min((one["seed"] for one in first.values()), default=0)
     chosen = [one for one in first.values() if one["seed"] == seed]
@@ -42,7 +42,7 @@ def write_pictures(records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[
     write_bytes(written[0], accuracy_chart(rows))
     if chosen:
         written.append(out / "images.png")
-        panels = [(described(one, chosen), load_distilled(member(out, one["set"]))) for one in chosen]
+        panels = [(described(one, chosen), load_distilled(member(out, one["set"], 2))) for one in chosen]
         write_bytes(written[1], sheet(panels))
     return written
 

@@ -82,9 +82,9 @@ def resolve_network(
 
 
 def is_built_in(spec: Any) -> bool:
-    """Whether a name builds a network of the zoo or of a library, with numbers and switches alone as the latter's options.
+    """Whether a name builds a network of the zoo, or of a library with no options but numbers and switches.
 
-    Words are left out there, since an option of a library may name a file.
+    An option of a library that is a word may name a file.
     """
     if not isinstance(spec, str):
         return False

@@ -146,13 +146,14 @@ def read_json(path: Path, schema: type[Record] | None = None) -> Any:
     return as_record(read_small(path), path, schema)
 
 
-def member(folder: Path, name: Any) -> Path:
-    """The path of a name that was read from a file, which must lie below `folder`.
+def member(folder: Path, name: Any, depth: int = 1) -> Path:
+    """The path of a name that was read from a file, which must lie in `folder`, at most so deep.
 
     Raises:
         InputError: it does not, or is no name.
     """
-    if not isinstance(name, str) or not name or "\0" in name or {"..", Path(name).anchor} & {*Path(name).parts}:
+    parts = Path(name).parts if isinstance(name, str) and "\0" not in name else ()
+    if not 0 < len(parts) <= depth or {"..", Path(name).anchor} & {*parts}:
         raise InputError(f"A file in {folder} points outside its folder ({name!r}) and is refused.")
     return Path(folder) / name
 

@@ -15,6 +15,7 @@ from datastill.core.errors import InputError
 from datastill.core.rng import Rng
 from datastill.data.decode import decode_image
 from datastill.data.folder import is_image
+from datastill.data.inside import Links
 from datastill.data.raw import Request
 
 Image = np.ndarray
@@ -77,7 +78,9 @@ def read_pictures(folder: Path | str) -> tuple[Image, ...]:
     from PIL import Image as Pillow
 
     folder = Path(folder).expanduser()
-    files = sorted(f for f in folder.iterdir() if is_image(f)) if folder.is_dir() else []
+    links = Links(folder)
+    files = sorted(links.inside(f for f in folder.iterdir() if is_image(f))) if folder.is_dir() else []
+    links.refuse()
     if not files:
         raise InputError(f"There are no pictures of frost in {folder}; give a folder of image files.")
     found = []
