@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save, save_file
 
 from datastill import distill, load_distilled
 from datastill.core.errors import InputError
+from datastill.core.rng import undisturbed
 from datastill.exchange import read_released
 from datastill.models import resolve_network
 from datastill.models.factory import MOST_RECORDED, at_most
@@ -315,7 +316,8 @@ def attack(path: Path, use: Callable[[], Any], count: int | None) -> None:
     for place, odd in every if count is None else random.Random(0).sample(every, min(count, len(every))):
         path.write_text(json.dumps(changed(record, place, odd)))
         try:
-            use()
+            with undisturbed():  # the parser of the command line draws
+                use()
         except InputError as error:
             refused.append(str(error))
         except Exception as error:
@@ -352,7 +354,7 @@ def attack_tensors(path: Path, use: Callable[[], Any], count: int | None) -> Non
         files.append(bytes(flipped))
     for data in files if count is None else draw.sample(files, min(count, len(files))):
         path.write_bytes(data)
-        with contextlib.suppress(InputError), warnings.catch_warnings():
+        with contextlib.suppress(InputError), warnings.catch_warnings(), undisturbed():
             warnings.simplefilter("ignore")
             use()
     path.write_bytes(whole)
@@ -476,7 +478,8 @@ KINDS = [of_a_set, of_a_teacher, of_experts, of_a_comparison]
 
 def attack_all(files: dict[str, Callable[[], Any]], folder: Path, count: int | None) -> None:
     for name, use in files.items():
-        use()
+        with undisturbed():
+            use()
         (attack if name.endswith(".json") else attack_tensors)(folder / name, use, count)
 
 
