@@ -269,7 +269,7 @@ class TestChecksums:
         one.save(tmp_path / "set")
         path = tmp_path / "set" / "manifest.json"
         record = json.loads(path.read_text())
-        record["ipc"] = 3
+        record["seed"] = 3
         path.write_text(json.dumps(record))
         with pytest.raises(InputError, match="checksum differs"):
             load_distilled(tmp_path / "set")
@@ -355,6 +355,30 @@ class TestKills:
 
         def same(out: Path) -> object:
             return sorted(tree(out)), load_distilled(out).images.tolist()
+
+        assert check_kills(tmp_path, run, same) > 5
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["teacher", "train", "--network", "convnet:norm=batch,width=8,depth=1", "--passes", "1"],
+            ["experts", "train", "--network", "convnet:width=8,depth=1", "--experts", "1", "--epochs", "1"],
+            ["compare", "--methods", "random", "--seeds", "1", "--networks", "1", "--network", "mlp"],
+        ],
+        ids=lambda words: words[0],
+    )
+    def test_commands(self, tmp_path, words) -> None:
+        def run(out: Path) -> None:
+            code = main([*words, "--quiet", "--json", "--out", str(out)])
+            assert code == 0 or (words[0] == "teacher" and (out / "teacher.json").is_file())
+
+        def same(out: Path) -> object:
+            return sorted(p.name for p in out.rglob("*") if p.is_file()), {
+                str(p.relative_to(out)): sha
+                for p, sha in ((out / name, sha) for name, sha in tree(out).items())
+                if p.suffix == ".bin" or (p.suffix == ".safetensors" and p.parent.name != "checkpoints")
+            }
 
         assert check_kills(tmp_path, run, same) > 5
 
