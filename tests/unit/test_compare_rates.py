@@ -64,6 +64,7 @@ def chosen(folder: Path | None) -> dict[int, dict[str, Any]]:
     found = [json.loads(path.read_text()) for path in (folder / "rates").glob("*.json")]
     for one in found:
         assert one.pop("seconds") >= 0
+        assert one.pop(CHECKSUM)
     return {one["ipc"]: one for one in found}
 
 
