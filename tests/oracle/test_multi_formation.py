@@ -249,8 +249,8 @@ class TestStorage:
         again = decoder_of(json.loads(json.dumps(decoder.describe())))
         assert again == decoder
         manifest = {
-            "method": "m", "ipc": 1, "seed": 0, "classes": {"names": ["a", "b"]}, "decoder": decoder.describe(),
-            "data": {}, "labels": "hard", "cost": {},
+            **distill("random", "digits", ipc=1).manifest, "classes": {"names": ["a", "b"]}, "shape": [2, 7, 5],
+            "decoder": decoder.describe(),
         }  # fmt: skip
         y = torch.tensor([[0.8, 0.2], [0.1, 0.9]]) if soft else torch.tensor([0, 1])
         made = DistilledSet(decoder.encode(noise(2, 2, 7, 5)), y, Space(), manifest)

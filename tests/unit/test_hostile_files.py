@@ -517,3 +517,11 @@ def test_a_pipe_in_a_label_bank(tmp_path: Path) -> None:
         path.unlink()
         path.write_bytes(data)
     files["bank/bank.json"]()
+
+
+def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
+    made = distill("random", "digits", ipc=1)
+    made.manifest["seed"] = "zero"
+    with pytest.raises(InputError, match="seed"):
+        made.save(tmp_path / "set")
+    assert not (tmp_path / "set").exists()

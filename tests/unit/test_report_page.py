@@ -171,6 +171,9 @@ def test_the_card_says_what_it_is_and_has_sound_front_matter():
 
 def test_card_and_preview_lie_beside_the_set_and_a_second_writing_replaces_them(tmp_path):
     one = made(["a", "b"])
+    one.manifest.update(network={"name": "convnet"}, student={"protocol": "dc-v1"})
+    one.manifest["data"]["fingerprint"] = "0"
+    one.manifest["cost"].update(hardware="", device="cpu", versions={"datastill": "0", "torch": "0"})
     one.save(tmp_path)
     write_card_and_preview(one, tmp_path)
     text, picture = write_card_and_preview(one, tmp_path, scored(2))

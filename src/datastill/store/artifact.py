@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch.utils.data import Dataset
 from datastill.core.errors import InputError
 from datastill.core.plan import Codes, Companion, Decoder
 from datastill.core.space import Space
+from datastill.store.agreement import refuse_claims, refuse_disagreement
 from datastill.store.files import (
     CHECKSUM,
     damaged,
@@ -28,9 +28,9 @@ from datastill.store.files import (
     write_json,
     write_tensors,
 )
-from datastill.store.manifest import FORMAT, VERSION, Manifest, refuse_unfit_space
-from datastill.store.opening import refuse_claim, sha256_of, stored_bytes
-from datastill.store.schema import SPACE, Kind, Shape
+from datastill.store.manifest import FORMAT, VERSION, Manifest
+from datastill.store.opening import sha256_of
+from datastill.store.schema import SPACE, Kind
 
 if TYPE_CHECKING:
     from datastill import Exported
@@ -137,10 +137,13 @@ class DistilledSet:
         """Write the artifact; the manifest, which names the tensors' hash, is written last.
 
         Raises:
-            InputError: the folder cannot be written, or holds a manifest that is not of a distilled set.
+            InputError: the folder cannot be written, or holds a manifest that is not of a distilled set; or this set's
+                could not be read again.
         """
         folder = Path(folder)
         _refuse_foreign(folder)
+        manifest = {**self.manifest, "format": FORMAT, "version": VERSION, "space": self.space.to_dict(), "files": {}}
+        Manifest.of(manifest, "The manifest of this set")
         for name, companion in self.companions.items():
             companion.save(folder / name)
         tensors = {f"codes/{n}": t for n, t in self.codes.items()}
@@ -148,7 +151,6 @@ class DistilledSet:
         tensors.update({f"extra/{n}": t for n, t in self.extra.items()})
         tensors.update({f"space/{n}": t for n, t in self.space.tensors.items()})
         write_tensors(folder / TENSORS, tensors, {"format": FORMAT})
-        manifest = {**self.manifest, "format": FORMAT, "version": VERSION, "space": self.space.to_dict()}
         manifest["files"] = {TENSORS: sha256_of(folder / TENSORS)}
         manifest["files"][MANIFEST] = _own_checksum(manifest)
         write_json(folder / MANIFEST, manifest)
@@ -169,7 +171,7 @@ def load_distilled(folder: str | Path) -> DistilledSet:
         )
     manifest = _checked(read_json(folder / MANIFEST), folder)
     path = folder / TENSORS
-    _refuse_claims(path, read_shapes(path), manifest)
+    refuse_claims(path, read_shapes(path), manifest, decoder_of(manifest["decoder"]))
     tensors, _ = read_tensors(path, KINDS)
     if sha256_of(path) != manifest["files"][TENSORS]:
         raise InputError(f"{path} is not the file that its manifest describes; it was changed or damaged.")
@@ -186,7 +188,7 @@ def load_distilled(folder: str | Path) -> DistilledSet:
         extra=groups["extra"],
         folder=folder,
     )
-    _check_shapes(distilled, folder)
+    refuse_disagreement(distilled, folder)
     if manifest["files"].get(MANIFEST, known := _own_checksum(manifest)) != known:
         raise damaged(folder / MANIFEST)
     return distilled
@@ -213,69 +215,6 @@ def _checked(manifest: Any, folder: Path) -> dict[str, Any]:
         raise InputError(f"{where} is incomplete: {', '.join(missing) or TENSORS} is missing.")
     Manifest.of(manifest, where)
     return manifest
-
-
-def _refuse_claims(path: Path, shapes: Mapping[str, Shape], manifest: Mapping[str, Any]) -> None:
-    """Compare what the tensors are said to be with each other and with the manifest, before any is read.
-
-    Raises:
-        InputError: they do not agree, or the decoder would render far more than the file holds.
-    """
-    where = path.parent / MANIFEST
-    labels = shapes.get("labels", Shape("", ()))
-    codes = {name.removeprefix("codes/"): shape.sizes for name, shape in shapes.items() if name.startswith("codes/")}
-    n, classes = next(iter(labels.sizes), 0), len(manifest["classes"]["names"])
-    ipc, rest = divmod(n, classes)
-    if rest or ipc != manifest["ipc"]:
-        raise InputError(
-            f"{where} says {manifest['ipc']} images of each of {classes} classes, and {path} holds {n} labels; the "
-            "two do not fit, so the set was changed or damaged."
-        )
-    if (labels.dtype, len(labels.sizes)) not in (("I64", 1), ("F32", 2)):
-        raise InputError(
-            f"The labels in {path} are {labels.dtype} of {len(labels.sizes)} dimensions: it is damaged, since labels "
-            "are positions (I64 of one dimension) or probabilities (F32 of two)."
-        )
-    if len(labels.sizes) == 2 and labels.sizes[1] != classes:
-        raise InputError(f"The labels in {path} are of {labels.sizes[1]} classes and do not fit {where}: {classes}.")
-    if {next(iter(sizes), 0) for sizes in codes.values()} != {n}:
-        raise InputError(f"The codes and labels in {path} do not fit together: there is not one label for each image.")
-    count, *image = decoder_of(manifest["decoder"]).rendered(codes, ipc, classes)
-    if image != manifest["shape"]:
-        raise InputError(f"The images in {path} are {image} and do not fit {where}: {manifest['shape']}.")
-    refuse_claim(path, 4 * count * math.prod(image), stored_bytes(path), "would be rendered to at most")
-    space = {name.removeprefix("space/"): shape.sizes for name, shape in shapes.items() if name.startswith("space/")}
-    refuse_unfit_space(where, manifest["space"], space, image)
-
-
-def _check_shapes(distilled: DistilledSet, folder: Path) -> None:
-    """Labels and images as they are, once their shapes are known to agree."""
-    y = distilled.labels
-    made_for = distilled.extra.get("classes") if y.ndim > 1 else y
-    if made_for is not None:
-        _refuse_uneven(made_for, len(y), distilled, folder)
-    if y.ndim > 1 and (bool((y < 0).any()) or bool(((y.sum(1) - 1).abs() > 1e-2).any())):
-        raise InputError(f"The soft labels in {folder} are not probabilities that sum to 1; the set is damaged.")
-    try:
-        images, targets = distilled.images, distilled.targets
-    except (KeyError, RuntimeError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"The tensors in {folder} do not fit its manifest ({error}); it is damaged.") from error
-    if len(images) != len(targets) or not bool(torch.isfinite(images).all()):
-        raise InputError(f"The images and labels in {folder} do not fit its manifest; it is damaged.")
-
-
-def _refuse_uneven(made_for: Tensor, stored: int, distilled: DistilledSet, folder: Path) -> None:
-    """Every class has as many stored images as the manifest says, since so many are drawn for the Random beside it."""
-    names, ipc = distilled.class_names, distilled.ipc
-    if made_for.shape != (stored,) or int(made_for.min()) < 0 or int(made_for.max()) >= len(names):
-        raise InputError(f"The labels in {folder} do not fit its manifest: it has classes 0 to {len(names) - 1} only.")
-    counts = torch.bincount(made_for, minlength=len(names))
-    other = int((counts != ipc).to(torch.int8).argmax())
-    if int(counts[other]) != ipc:
-        raise InputError(
-            f"The labels in {folder} do not fit its manifest: it says {ipc} images of each class, and {names[other]!r} "
-            f"has {int(counts[other])}; it was changed or damaged."
-        )
 
 
 def decoder_of(record: Mapping[str, Any]) -> Decoder:

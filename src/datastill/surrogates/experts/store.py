@@ -252,8 +252,6 @@ def read_meta(path: Path) -> dict[str, Any]:
                 raise ValueError(f"it lacks {section}.{missing[0]}")
         if int(meta["config"]["snapshots"]) < 2 or meta["config"]["parameters"] != meta["row"]["P"]:
             raise ValueError("its numbers do not agree")
-    except InputError:
-        raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path / META} does not describe expert trajectories ({error}); it is damaged.") from error
     refuse_changed(path / META, meta)
