@@ -57,9 +57,9 @@ class Links:
         """
         if not self.outside:
             return
-        trust = "" if self.follow is None else "; if you trust them all, let them with follow_links=True (--follow-links)"
+        trust = "" if self.follow is None else "; if you trust them all, let them (follow_links=True, --follow-links)"
         what = "1 link leads" if len(self.outside) == 1 else f"{len(self.outside)} links lead"
         raise InputError(
-            f"{what} out of {self.folder}, such as {self.outside[0]}, and none was followed; copy what they lead to into "
-            f"the folder{trust}."
+            f"{what} out of {self.folder}, such as {self.outside[0]}, and none was followed; copy what they lead to "
+            f"into the folder{trust}."
         )
