@@ -57,9 +57,9 @@ class Links:
         """
         if not self.outside:
             return
-        many = len(self.outside) > 1
-        trust = "; if you trust them all, let them with follow_links=True (--follow-links)"
+        trust = "" if self.follow is None else "; if you trust them all, let them (follow_links=True, --follow-links)"
+        what = "1 link leads" if len(self.outside) == 1 else f"{len(self.outside)} links lead"
         raise InputError(
-            f"{len(self.outside)} link{'s lead' if many else ' leads'} out of {self.folder}, such as "
-            f"{self.outside[0]}, and none was followed; copy what they lead to into the folder{'' if self.follow is None else trust}."
+            f"{what} out of {self.folder}, such as {self.outside[0]}, and none was followed; copy what they lead to "
+            f"into the folder{trust}."
         )

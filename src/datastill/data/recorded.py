@@ -35,8 +35,9 @@ def load_recorded(record: Mapping[str, Any], space: Space, folder: Path | None) 
     source, options = record.get("source"), record.get("options") or {}
     if not isinstance(source, str) or not source or not isinstance(options, Mapping):
         raise InputError("The set does not know where its real data are; give them (--data PATH).")
-    for text in (source, *split_options(source)[1].values()) if ":" in source else (source,):
-        _refuse_everything(text.split(":")[0], folder)
+    name, more = (source, {}) if Path(source).expanduser().exists() else split_options(source)
+    for text in (name, *more.values()):
+        _refuse_everything(text, folder)
     reading = {name: options.get(name) for name in _READING}
     request = make_request(reading["size"], reading["mode"], bool(reading["skip_bad"]), "auto", reading["seed"] or 0)
     raw = read_source(source, replace(request, fetch=False))

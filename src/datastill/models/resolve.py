@@ -92,8 +92,12 @@ def is_built_in(spec: Any) -> bool:
     library, slash, model = name.partition("/")
     if name in ZOO:
         return True
-    options = parse_options(rest) if slash and library in LIBRARIES else {"none": ""}
-    return re.fullmatch(r"[\w.-]+", model) is not None and not any(isinstance(v, str) for v in options.values())
+    if not slash or library not in LIBRARIES or not re.fullmatch(r"[\w.-]+", model):
+        return False
+    try:
+        return not any(isinstance(value, str) for value in parse_options(rest).values())
+    except InputError:  # timm's own way to name what lies elsewhere, such as hf-hub:owner/name
+        return False
 
 
 def resolve_recorded(spec: Any, holder: object, option: str, **shapes: Any) -> NetworkFactory:
