@@ -16,7 +16,7 @@ from datastill.core.plan import Task
 from datastill.core.registry import NOMINAL_MACS_PER_SECOND, Method, nominal_seconds, with_overrides
 from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
-from datastill.distillation.job import CONFIG, Job, RunRecord, _changes, compiled_for, prepare_job
+from datastill.distillation.job import CONFIG, Job, RunRecord, changes, compiled_for, prepare_job
 from datastill.store.files import read_sealed
 
 #: What a budget settles where nothing is prepared.
@@ -219,7 +219,7 @@ def _prepared_within(job: Job, seconds: float) -> Job:
     else:
         told = f"{told} about {preparing:.0f} seconds of preparation"
     notes = [note for note in job.notes if before is job.method or not note.startswith("scaled from")]
-    return replace(job, method=settled, notes=(*notes, *_changes(before, settled), told))
+    return replace(job, method=settled, notes=(*notes, *changes(before, settled), told))
 
 
 def _as_stored(job: Job, stored: dict[str, Any]) -> Job:

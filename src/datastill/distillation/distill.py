@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,27 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datastill.augment.strategies import strategy_for
 from datastill.core import compilation
-from datastill.core.cost import Stopwatch, environment, peak_memory_bytes
 from datastill.core.errors import Diverged, InputError, Interrupted, ShareDone
 from datastill.core.interrupt import Stopped
-from datastill.core.loop import Outcome, synthesise
+from datastill.core.loop import synthesise
 from datastill.core.overrides import taken_from
-from datastill.core.plan import Callback, Plan, Progress, Remarks, Task, Unit, silent
+from datastill.core.plan import Callback, Plan, Progress, silent
 from datastill.core.registry import Method
 from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
 from datastill.data.places import places_of
 from datastill.distillation.budget import within
-from datastill.distillation.job import CONFIG, Job, RunRecord, as_begun, hyper_of, prepare_job
+from datastill.distillation.job import CONFIG, Job, RunRecord, as_begun, prepare_job
 from datastill.distillation.parallel import blocks_of, in_processes
+from datastill.distillation.preparation import prepare
+from datastill.distillation.result import artifact_of
 from datastill.launch import check_workers
-from datastill.models import resolve_network
 from datastill.report.card import write_card_and_preview
 from datastill.store.artifact import MANIFEST, TENSORS, DistilledSet
 from datastill.store.checkpoint import Checkpointer, plain, refuse_other
-from datastill.store.files import digest, read_sealed, read_tensors, seconds_of, write_sealed, write_tensors
+from datastill.store.files import read_sealed, write_sealed, write_tensors
 from datastill.store.folders import held, remove_made
 from datastill.store.outputs import RUN, refuse_out
 
@@ -243,7 +242,7 @@ def _run_plan(
         write_sealed(folder / CONFIG, config)
         checkpointer = Checkpointer(folder / "checkpoints", config, checkpoint_seconds)
     try:
-        prepared, prepare_seconds = _prepare(plan, job.task)
+        prepared, prepare_seconds = prepare(plan, job.task)
     except InputError:
         if folder is not None and stored is None:
             _forget(folder)
@@ -260,7 +259,7 @@ def _run_plan(
         hint = f" The last good images are in {folder / 'checkpoints'}." if folder is not None else ""
         raise Diverged(f"{stop}{hint}") from stop
     compiled = job.task.compile and compilation.fallbacks() == fallbacks
-    distilled = _artifact(job, plan, outcome, prepare_seconds, compiled)
+    distilled = artifact_of(job, plan, outcome, prepare_seconds, compiled)
     if plan.companions is not None:
         distilled.companions = plan.companions(prepared)
         distilled.manifest["companions"] = plain({n: c.describe() for n, c in distilled.companions.items()})
@@ -279,29 +278,6 @@ def check_out(folder: Path, resume: bool, real: Any = None) -> None:
     if (folder / CONFIG).is_file() and not resume:
         raise InputError(f"{folder} holds an unfinished run; add --resume to go on, or choose another --out.")
     refuse_out(folder, places_of(real), RUN)
-
-
-def _prepare(plan: Plan, task: Task) -> tuple[dict[str, dict[str, Tensor]], float]:
-    """Run the units that are missing; each is one file, named by the hash of what it depends on.
-
-    Returns their tensors by name, and the seconds that they took, whenever that was.
-    """
-    prepared: dict[str, dict[str, Tensor]] = {}
-    total = 0.0
-    for unit in plan.prepare:
-        name = unit.name
-        path = prepared_path(unit, task)
-        if path is not None and path.is_file():
-            prepared[name], meta = read_tensors(path, resuming=True)
-            total += seconds_of(meta)
-            continue
-        watch = Stopwatch()
-        prepared[name] = unit.run(task)
-        seconds = watch.read()["seconds"]
-        total += seconds
-        if path is not None:
-            write_tensors(path, prepared[name], {"seconds": str(seconds)})
-    return prepared, total
 
 
 def _stopped(stop: BaseException, folder: Path | None) -> Interrupted:
@@ -328,98 +304,3 @@ def remove_run(folder: Path) -> None:
     if (folder / CONFIG).is_file():
         _stored(folder)
     remove_made(folder, _RUN_FILES)
-
-
-def prepared_path(unit: Unit, task: Task) -> Path | None:
-    """The file of a prepared unit in the task's folder, which several runs may share; None keeps it in memory."""
-    if task.folder is None:
-        return None
-    return task.folder / "prepare" / f"{unit.name}-{digest(unit.key(task))}.safetensors"
-
-
-def _artifact(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, compiled: bool) -> DistilledSet:
-    task, real = job.task, job.task.real
-    student = {} if plan.student is None else dict(plan.student(outcome.shared))
-    losses = outcome.losses
-    manifest = {
-        "method": job.method_name,
-        "family": job.family,
-        "hyper": hyper_of(job.method),
-        "recipe": {"asked": job.recipe, "published": job.published.name if job.published else None},
-        "ipc": task.ipc,
-        "seed": task.seed,
-        "classes": {"names": list(real.class_names), "label_ids": list(real.label_ids)},
-        "labels": "hard" if outcome.y.ndim == 1 else "soft",
-        "label_kind": plan.labels.kind,
-        "shape": list(real.shape),
-        "space": real.space.to_dict(),
-        "decoder": plan.decoder.describe(),
-        "data": {**real.describe(), "fingerprint": real.with_weights(None).fingerprint},
-        "network": {**task.network.describe(), "spec": _network_spec(task)},
-        "student": {"protocol": _student_protocol(job, student), **student},
-        "cost": {
-            "steps": int(losses.shape[1]) if losses.ndim == 2 else 0,
-            "blocks": int(losses.shape[0]),
-            "seconds": round(outcome.seconds, 3),
-            "prepare_seconds": round(prepare_seconds, 3),
-            "precision": task.precision,
-            "compile": compiled,
-            "skipped_steps": outcome.skipped,
-            "peak_memory_bytes": peak_memory_bytes(task.device),
-            **environment(task.device),
-        },
-        **{override.option: override.describe() for override in job.overrides},
-        "notes": [*job.notes, *outcome.notes, *_skipped(outcome), *_of_objective(plan, outcome)],
-    }
-    extra = {**outcome.extra, **outcome.shared}
-    if outcome.y.ndim > 1:
-        extra["classes"] = task.labels
-    return DistilledSet(outcome.codes, outcome.y, real.space, plain(manifest), extra)
-
-
-def _of_objective(plan: Plan, outcome: Outcome) -> list[str]:
-    """What an objective with a `note` has to say about the losses of each block."""
-    objective = plan.objective
-    if not isinstance(objective, Remarks):
-        return []
-    return sorted({text for losses in outcome.losses if (text := objective.note(losses))})
-
-
-def _skipped(outcome: Outcome, window: int = 200, most: float = 0.2) -> list[str]:
-    """A sentence where more than a fifth of 200 consecutive steps, or of all, changed nothing."""
-    bad = (~torch.isfinite(outcome.losses)).double()
-    width = min(window, bad.shape[1]) if bad.ndim == 2 else 0
-    share = float(bad.unfold(1, width, 1).mean(2).max()) if width and bad.numel() else 0.0
-    share = max(share, outcome.skipped / max(1, bad.numel()))
-    if share <= most:
-        return []
-    return [
-        f"up to {100 * share:.0f} % of {width} steps in a row were skipped (numbers not finite, or the loss refused): "
-        "lower the learning rates, and in trajectory matching the bound on start epochs (max_start)"
-    ]
-
-
-def _network_spec(task: Task) -> str | None:
-    """The network as `resolve_network` reads it, or None for an object that only the caller has."""
-    spec = str(task.network)
-    try:
-        resolve_network(spec, channels=task.real.shape[0], classes=task.classes, size=task.real.shape[1:])
-    except InputError:
-        return None
-    return spec
-
-
-def _student_protocol(job: Job, student: Mapping[str, Any]) -> str:
-    """What "auto" evaluates with: the recipe's own protocol for a paper run, else a quick one that fits the data.
-
-    The same for every method on one data set, so that defaults compare methods and not protocols; but for sets that
-    come with a learning rate, which `mtt-quick-v1` takes.
-    """
-    if job.recipe != "auto" and job.published is not None and job.published.protocol:
-        return job.published.protocol
-    if student.get("labels") == "teacher":
-        return "soft-quick-v1"
-    if "lr" in student:
-        return "mtt-quick-v1"
-    real = job.task.real
-    return "dc-v1" if strategy_for(real.name, real.shape) == "none" else "dsa-quick-v1"

@@ -205,12 +205,13 @@ def _settle(
             scaled = filled.with_cheap_preparation(task, AUTO_SECONDS / 2, hyper)
         else:
             scaled = with_overrides(filled.scaled(task, AUTO_SECONDS), hyper)
-        notes += _changes(filled, scaled)
+        notes += changes(filled, scaled)
     _check_values(scaled)
     return scaled, filled if scaled != filled else None, found, tuple(notes)
 
 
-def _changes(before: Method, after: Method) -> list[str]:
+def changes(before: Method, after: Method) -> list[str]:
+    """A sentence on the values in which two settings of a method differ, or nothing."""
     old, new = hyper_of(before), hyper_of(after)
     changed = [f"{n} {_told(old[n])} → {_told(new[n])}" for n in old if old[n] != new[n]]
     return [f"scaled from the paper's setting: {', '.join(changed)}"] if changed else []

@@ -13,8 +13,9 @@ from datastill.core.errors import InputError
 from datastill.core.registry import with_overrides
 from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
-from datastill.distillation.distill import prepared_path, run_job
+from datastill.distillation.distill import run_job
 from datastill.distillation.job import Job, hyper_of, prepare_job
+from datastill.distillation.preparation import prepared_path
 from datastill.evaluation import Evaluation, evaluate
 from datastill.experiments.rates import FOLDER as RATES_FOLDER
 from datastill.experiments.rates import protocol_of

@@ -1,0 +1,112 @@
+"""From what the loop made to a distilled set with its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from datastill.augment.strategies import strategy_for
+from datastill.core.cost import environment, peak_memory_bytes
+from datastill.core.errors import InputError
+from datastill.core.loop import Outcome
+from datastill.core.plan import Plan, Remarks, Task
+from datastill.distillation.job import Job, hyper_of
+from datastill.models import resolve_network
+from datastill.store.artifact import DistilledSet
+from datastill.store.checkpoint import plain
+
+
+def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, compiled: bool) -> DistilledSet:
+    """The distilled set, not yet saved.
+
+    Args:
+        prepare_seconds: what the preparation took, whenever that was.
+        compiled: whether compiled code did it.
+    """
+    task, real = job.task, job.task.real
+    student = {} if plan.student is None else dict(plan.student(outcome.shared))
+    losses = outcome.losses
+    manifest = {
+        "method": job.method_name,
+        "family": job.family,
+        "hyper": hyper_of(job.method),
+        "recipe": {"asked": job.recipe, "published": job.published.name if job.published else None},
+        "ipc": task.ipc,
+        "seed": task.seed,
+        "classes": {"names": list(real.class_names), "label_ids": list(real.label_ids)},
+        "labels": "hard" if outcome.y.ndim == 1 else "soft",
+        "label_kind": plan.labels.kind,
+        "shape": list(real.shape),
+        "space": real.space.to_dict(),
+        "decoder": plan.decoder.describe(),
+        "data": {**real.describe(), "fingerprint": real.with_weights(None).fingerprint},
+        "network": {**task.network.describe(), "spec": _network_spec(task)},
+        "student": {"protocol": _student_protocol(job, student), **student},
+        "cost": {
+            "steps": int(losses.shape[1]) if losses.ndim == 2 else 0,
+            "blocks": int(losses.shape[0]),
+            "seconds": round(outcome.seconds, 3),
+            "prepare_seconds": round(prepare_seconds, 3),
+            "precision": task.precision,
+            "compile": compiled,
+            "skipped_steps": outcome.skipped,
+            "peak_memory_bytes": peak_memory_bytes(task.device),
+            **environment(task.device),
+        },
+        **{override.option: override.describe() for override in job.overrides},
+        "notes": [*job.notes, *outcome.notes, *_skipped(outcome), *_of_objective(plan, outcome)],
+    }
+    extra = {**outcome.extra, **outcome.shared}
+    if outcome.y.ndim > 1:
+        extra["classes"] = task.labels
+    return DistilledSet(outcome.codes, outcome.y, real.space, plain(manifest), extra)
+
+
+def _of_objective(plan: Plan, outcome: Outcome) -> list[str]:
+    """What an objective with a `note` has to say about the losses of each block."""
+    objective = plan.objective
+    if not isinstance(objective, Remarks):
+        return []
+    return sorted({text for losses in outcome.losses if (text := objective.note(losses))})
+
+
+def _skipped(outcome: Outcome, window: int = 200, most: float = 0.2) -> list[str]:
+    """A sentence where more than a fifth of 200 consecutive steps, or of all, changed nothing."""
+    bad = (~torch.isfinite(outcome.losses)).double()
+    width = min(window, bad.shape[1]) if bad.ndim == 2 else 0
+    share = float(bad.unfold(1, width, 1).mean(2).max()) if width and bad.numel() else 0.0
+    share = max(share, outcome.skipped / max(1, bad.numel()))
+    if share <= most:
+        return []
+    return [
+        f"up to {100 * share:.0f} % of {width} steps in a row were skipped (numbers not finite, or the loss refused): "
+        "lower the learning rates, and in trajectory matching the bound on start epochs (max_start)"
+    ]
+
+
+def _network_spec(task: Task) -> str | None:
+    """The network as `resolve_network` reads it, or None for an object that only the caller has."""
+    spec = str(task.network)
+    try:
+        resolve_network(spec, channels=task.real.shape[0], classes=task.classes, size=task.real.shape[1:])
+    except InputError:
+        return None
+    return spec
+
+
+def _student_protocol(job: Job, student: Mapping[str, Any]) -> str:
+    """What "auto" evaluates with: the recipe's own protocol for a paper run, else a quick one that fits the data.
+
+    The same for every method on one data set, so that defaults compare methods and not protocols; but for sets that
+    come with a learning rate, which `mtt-quick-v1` takes.
+    """
+    if job.recipe != "auto" and job.published is not None and job.published.protocol:
+        return job.published.protocol
+    if student.get("labels") == "teacher":
+        return "soft-quick-v1"
+    if "lr" in student:
+        return "mtt-quick-v1"
+    real = job.task.real
+    return "dc-v1" if strategy_for(real.name, real.shape) == "none" else "dsa-quick-v1"
