@@ -8,7 +8,7 @@ from torch import Tensor
 
 from datastill.core.cost import Stopwatch
 from datastill.core.plan import Plan, Task, Unit
-from datastill.store.files import digest, read_tensors, write_tensors
+from datastill.store.files import digest, read_tensors, seconds_of, write_tensors
 
 
 def prepare(plan: Plan, task: Task) -> tuple[dict[str, dict[str, Tensor]], float]:
