@@ -113,7 +113,11 @@ def test_a_network_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str
     args = ["distill", "dm", "--network", f"{tmp_path / 'net.py'}:Net", "--out", tmp_path / "run", *TINY[2:]]
     code, _, err = run(args, capsys)
     assert code == 0, err
-    code, _, err = run(["evaluate", tmp_path / "run", "--networks", 1, "--quiet"], capsys)
+    scoring = ["evaluate", tmp_path / "run", "--networks", 1, "--quiet"]
+    code, _, err = run(scoring, capsys)
+    assert code == 2, "no code is imported on the word of a file"
+    assert "give it by --network" in err
+    code, _, err = run([*scoring, "--network", f"{tmp_path / 'net.py'}:Net"], capsys)
     assert code == 0, err
 
 
