@@ -143,9 +143,9 @@ class TestGuard:
             distill("dm", digits, ipc=1, network="convnet:width=4,depth=1", steps=200, real_batch=4,
                     image_lr=1e38, out=tmp_path / "run", checkpoint_seconds=0.0)  # fmt: skip
         kept = Checkpointer(tmp_path / "run" / "checkpoints", {}).path(0)
-        from datastill.store.checkpoint import Snapshot
+        from datastill.store.checkpoint import read_snapshot
 
-        assert torch.isfinite(Snapshot.read(kept).group("codes")["images"]).all()
+        assert torch.isfinite(read_snapshot(kept).group("codes")["images"]).all()
 
 
 class Affine:

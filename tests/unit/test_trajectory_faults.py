@@ -20,11 +20,12 @@ from datastill import load_distilled, load_real
 from datastill.core.context import Context
 from datastill.core.loop import synthesise
 from datastill.core.plan import Grads, Plan, Task
+from datastill.core.snapshot import Snapshot
 from datastill.data import RealSet
 from datastill.methods.mtt import MTT
 from datastill.methods.tesla import TESLA
 from datastill.models import resolve_network
-from datastill.store.checkpoint import Checkpointer, Snapshot
+from datastill.store.checkpoint import Checkpointer
 from datastill.surrogates.experts import open_buffer, train_experts
 
 NETWORK = "convnet:width=8,depth=1"
