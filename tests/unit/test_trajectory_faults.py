@@ -25,7 +25,7 @@ from datastill.data import RealSet
 from datastill.methods.mtt import MTT
 from datastill.methods.tesla import TESLA
 from datastill.models import resolve_network
-from datastill.store.checkpoint import Checkpointer
+from datastill.store.checkpoint import Checkpointer, write_snapshot
 from datastill.surrogates.experts import open_buffer, train_experts
 
 NETWORK = "convnet:width=8,depth=1"
@@ -211,7 +211,7 @@ def test_a_fault_costs_the_later_steps_nothing(digits: RealSet, buffer: str, tmp
     folder = tmp_path / "again"
     snapshot = kept.kept[BAD]
     snapshot.meta |= {"skipped": 0, "in_a_row": 0, "config": {}}
-    snapshot.write(Checkpointer(folder, {}).path(0))
+    write_snapshot(Checkpointer(folder, {}).path(0), snapshot)
     again = synthesise(plan, task, prepared=prepared, checkpointer=Checkpointer(folder, {}))
     assert torch.equal(again.codes["images"], bad.codes["images"])
     assert torch.equal(again.shared["lr"], bad.shared["lr"])
