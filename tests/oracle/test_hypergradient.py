@@ -68,9 +68,16 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).detach().norm() / b.detach().norm())
 
 
-def assert_same(a, b, within: float) -> None:
+def assert_same(a, b, within: float, exact=None) -> None:
+    """Equal up to `within`; where `exact` is `b` in float64, up to what `b` itself is off by, if that is more.
+
+    How float32 rounds depends on the processor's kernels: a scalar such as d alpha, a sum of terms that cancel, is off
+    by 3e-5 on some, in the plain unroll as much as in the adjoint.
+    """
     for name in ("loss", "x", "alpha", "theta", "distances"):
-        assert relative(getattr(a, name), getattr(b, name)) <= within, name
+        mine, theirs = getattr(a, name), getattr(b, name)
+        own = 0.0 if exact is None else 2 * relative(theirs.double(), getattr(exact, name))
+        assert relative(mine, theirs) <= max(within, min(own, 1e-4)), name
     assert (a.y is None) == (b.y is None)
     if a.y is not None:
         assert relative(a.y, b.y) <= within
@@ -114,9 +121,13 @@ def test_adjoint_is_the_full_unroll(variant, dtype, within):
     case = make(make_options, dtype)
     reference = case.run(full_unroll, **{k: v for k, v in options.items() if k != "check"})
     found = case.run(adjoint, **options)
-    assert_same(found, reference, within)
+    plain = {k: v for k, v in options.items() if k != "check"}
+    exact = (
+        make(make_options).run(full_unroll, **plain) if dtype == torch.float32 and "dropout" not in variant else None
+    )
+    assert_same(found, reference, within, exact)
     assert found.x.abs().sum() > 0
-    options = {k: v for k, v in options.items() if k != "check"}
+    options = plain
     assert_same(case.run(truncated, last=N, **options), found, 1e-12)
 
 

@@ -107,7 +107,7 @@ class Student(Record):
 
     protocol: Name
     lr: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    labels: Text | None = None
+    labels: Text | dict[str, Any] | None = None
     patches: Annotated[int, Field(ge=1, le=65_536)] = 1
 
 
