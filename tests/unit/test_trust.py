@@ -25,7 +25,7 @@ from datastill.experiments.debias_pictures import write_pictures
 from datastill.experiments.ledger import read_ledger
 from datastill.experiments.page import write_comparison_report
 from datastill.models import is_built_in, resolve_network
-from datastill.report import write_run
+from datastill.report.html import write_report
 from datastill.store.artifact import decoder_of
 from datastill.store.files import CHECKSUM, member, read_tensors, write_tensors
 from datastill.surrogates.teachers import load_teacher
@@ -179,7 +179,7 @@ def readers_of_run(run: Path, out: Path) -> list[Callable[[], object]]:
         command("evaluate", run, "--networks", 1, "--quiet", "--no-random"),
         command("teacher", "inspect", run / "teacher"),
         lambda: load_distilled(run).export(out / "tensors", "tensors"),
-        lambda: write_run(out / "report", load_distilled(run)),
+        lambda: write_report(out / "report.html", load_distilled(run)),
     ]
 
 
