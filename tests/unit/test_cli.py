@@ -113,7 +113,11 @@ def test_a_network_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str
     args = ["distill", "dm", "--network", f"{tmp_path / 'net.py'}:Net", "--out", tmp_path / "run", *TINY[2:]]
     code, _, err = run(args, capsys)
     assert code == 0, err
+    assert f"--network {tmp_path / 'net.py'}:Net" in err, "how to score it"
     code, _, err = run(["evaluate", tmp_path / "run", "--networks", 1, "--quiet"], capsys)
+    assert code == 2, err
+    again = ["evaluate", tmp_path / "run", "--networks", 1, "--quiet", "--network", f"{tmp_path / 'net.py'}:Net"]
+    code, _, err = run(again, capsys)
     assert code == 0, err
 
 
