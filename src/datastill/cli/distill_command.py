@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,10 +173,19 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
     for note in distilled.manifest["notes"]:
         if note not in job.notes:
             display.say(f"  {note}")
-    display.say(f"Score it beside a random selection: datastill evaluate {shlex.quote(str(run.out))}")
+    display.say(f"Score it beside a random selection: {scoring(distilled.manifest, run.out)}")
     if run.json:
         print(json.dumps(distilled.manifest, indent=2))
     return 0
+
+
+def scoring(manifest: Mapping[str, Any], out: Path) -> str:
+    """The command that scores a set, which names a network that is not built in."""
+    from datastill.models import is_built_in
+
+    spec = manifest["network"]["spec"]
+    named = ["--network", spec] if spec is not None and not is_built_in(spec) else []
+    return shlex.join(["datastill", "evaluate", str(out), *named])
 
 
 def describe_job(job: Job) -> str:
