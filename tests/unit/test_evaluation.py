@@ -103,7 +103,7 @@ def test_interval_is_over_the_means_of_sets() -> None:
     [
         ([[0.8], [0.81], [0.82]], [[0.6], [0.61], [0.62]], "Beats Random: +20.0"),
         ([[0.6], [0.61], [0.62]], [[0.8], [0.81], [0.82]], "Worse than Random: -20.0"),
-        ([[0.8], [0.6], [0.7]], [[0.6], [0.8], [0.69]], "Cannot be told from Random"),
+        ([[0.8], [0.6], [0.7]], [[0.6], [0.8], [0.69]], "No significant difference from random selection"),
         ([[0.8]], [[0.6]], "too few"),
     ],
 )

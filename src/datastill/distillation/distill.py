@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,21 @@ from datastill.core.errors import Diverged, InputError, Interrupted, ShareDone
 from datastill.core.interrupt import Stopped
 from datastill.core.loop import synthesise
 from datastill.core.overrides import taken_from
-from datastill.core.plan import Callback, Plan, Progress, silent
+from datastill.core.plan import Callback, Plan, Progress, Task, silent
 from datastill.core.registry import Method
 from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
 from datastill.data.places import places_of
 from datastill.distillation.budget import within
 from datastill.distillation.job import CONFIG, Job, RunRecord, as_begun, prepare_job
-from datastill.distillation.parallel import blocks_of, in_processes
+from datastill.distillation.parallel import Spread, blocks_of, in_processes
 from datastill.distillation.preparation import prepare
 from datastill.distillation.result import artifact_of
-from datastill.launch import check_workers
 from datastill.report.card import write_card_and_preview
 from datastill.store.artifact import MANIFEST, TENSORS, DistilledSet
 from datastill.store.checkpoint import Checkpointer, plain, refuse_other
 from datastill.store.files import read_sealed, write_sealed, write_tensors
-from datastill.store.folders import held, remove_made
+from datastill.store.folders import remove_made
 from datastill.store.outputs import RUN, refuse_out
 
 #: What a run that prepares nothing leaves in its folder.
@@ -133,47 +131,6 @@ def distill(
     return run_job(job, folder, callbacks, checkpoint_seconds, spread)
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Over how many processes the blocks of a run go, and which of them are recovered here."""
-
-    workers: int = 1
-    shard: tuple[int, int] | None = None
-
-    @property
-    def pooled(self) -> bool:
-        """Whether blocks run as units, one torch thread each."""
-        return self.workers > 1 or self.shard is not None
-
-    @contextlib.contextmanager
-    def holding(self, folder: Path | None) -> Iterator[None]:
-        """Hold the run's folder, with the other shares of the run only.
-
-        Raises:
-            InputError: another command is at work in it.
-        """
-        with contextlib.ExitStack() as stack:
-            if folder is not None:
-                stack.enter_context(held(folder, shared=self.shard is not None))
-            if folder is not None and self.shard is not None:
-                stack.enter_context(held(folder, name=f".datastill.share-{self.shard[0]}-of-{self.shard[1]}.lock"))
-            yield
-
-    def check(self, folder: Path | None) -> None:
-        """Refuse what cannot be.
-
-        Raises:
-            InputError: no folder to meet in; a share that is none.
-        """
-        check_workers(self.workers)
-        if self.pooled and folder is None:
-            raise InputError("Blocks over several processes meet in the run's folder; give out (--out).")
-        if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
-            raise InputError(
-                f"A share of the blocks is i/n with i from 0 to n - 1, not {self.shard[0]}/{self.shard[1]}."
-            )
-
-
 def run_job(
     job: Job,
     folder: Path | None,
@@ -231,24 +188,9 @@ def _run_plan(
     checkpoint_seconds: float,
     spread: Spread,
 ) -> DistilledSet:
-    config = job.config(plan)
-    fallbacks = compilation.fallbacks()
-    checkpointer = None
-    if folder is not None:
-        if (folder / CONFIG).is_file() != (stored is not None):
-            raise InputError(f"{folder} was taken by another command just now; choose another --out, or add --resume.")
-        if stored is not None:
-            refuse_other(config, stored, folder)
-        write_sealed(folder / CONFIG, config)
-        checkpointer = Checkpointer(folder / "checkpoints", config, checkpoint_seconds)
-    try:
-        prepared, prepare_seconds = prepare(plan, job.task)
-    except InputError:
-        if folder is not None and stored is None:
-            _forget(folder)
-        raise
-    except Stopped as stop:
-        raise _stopped(stop, folder) from stop
+    fallbacks, config = compilation.fallbacks(), job.config(plan)
+    checkpointer = None if folder is None else _begin(folder, config, stored, checkpoint_seconds)
+    prepared, prepare_seconds = _prepared(plan, job.task, folder, stored)
     try:
         if spread.pooled and checkpointer is not None:
             _run_apart(job, plan, prepared, checkpointer, spread)
@@ -269,6 +211,32 @@ def _run_plan(
             write_card_and_preview(distilled, folder)
         write_tensors(folder / "losses.safetensors", {"losses": outcome.losses})
     return distilled
+
+
+def _begin(
+    folder: Path, config: dict[str, Any], stored: dict[str, Any] | None, checkpoint_seconds: float
+) -> Checkpointer:
+    """Write the configuration first, or hold a run that goes on against what it was begun with."""
+    if (folder / CONFIG).is_file() != (stored is not None):
+        raise InputError(f"{folder} was taken by another command just now; choose another --out, or add --resume.")
+    if stored is not None:
+        refuse_other(config, stored, folder)
+    write_sealed(folder / CONFIG, config)
+    return Checkpointer(folder / "checkpoints", config, checkpoint_seconds)
+
+
+def _prepared(
+    plan: Plan, task: Task, folder: Path | None, stored: dict[str, Any] | None
+) -> tuple[dict[str, dict[str, Tensor]], float]:
+    """What the plan prepares, and its seconds; a run that could not be prepared for leaves no beginning behind."""
+    try:
+        return prepare(plan, task)
+    except InputError:
+        if folder is not None and stored is None:
+            _forget(folder)
+        raise
+    except Stopped as stop:
+        raise _stopped(stop, folder) from stop
 
 
 def check_out(folder: Path, resume: bool, real: Any = None) -> None:

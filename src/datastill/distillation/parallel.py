@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +17,10 @@ from datastill.core.loop import run_block
 from datastill.core.plan import Block, Plan, Progress, silent
 from datastill.data.shared import shared
 from datastill.distillation.job import Job
-from datastill.launch import Done, Unit, run_units
+from datastill.launch import Done, Unit, check_workers, run_units
 from datastill.store.checkpoint import Checkpointer
 from datastill.store.files import write_text
+from datastill.store.folders import held
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,47 @@ class _Work:
     folder: Path
     config: Mapping[str, Any]
     every_seconds: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Over how many processes the blocks of a run go, and which of them are recovered here."""
+
+    workers: int = 1
+    shard: tuple[int, int] | None = None
+
+    @property
+    def pooled(self) -> bool:
+        """Whether blocks run as units, one torch thread each."""
+        return self.workers > 1 or self.shard is not None
+
+    @contextlib.contextmanager
+    def holding(self, folder: Path | None) -> Iterator[None]:
+        """Hold the run's folder, with the other shares of the run only.
+
+        Raises:
+            InputError: another command is at work in it.
+        """
+        with contextlib.ExitStack() as stack:
+            if folder is not None:
+                stack.enter_context(held(folder, shared=self.shard is not None))
+            if folder is not None and self.shard is not None:
+                stack.enter_context(held(folder, name=f".datastill.share-{self.shard[0]}-of-{self.shard[1]}.lock"))
+            yield
+
+    def check(self, folder: Path | None) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            InputError: no folder to meet in; a share that is none.
+        """
+        check_workers(self.workers)
+        if self.pooled and folder is None:
+            raise InputError("Blocks over several processes meet in the run's folder; give out (--out).")
+        if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
+            raise InputError(
+                f"A share of the blocks is i/n with i from 0 to n - 1, not {self.shard[0]}/{self.shard[1]}."
+            )
 
 
 def blocks_of(plan: Plan, job: Job, shard: tuple[int, int] | None = None) -> list[Block]:

@@ -206,7 +206,7 @@ class Evaluation:
             return f"Beats Random: {size}."
         if points + width < 0:
             return f"Worse than Random: {size}."
-        return f"Cannot be told from Random: {size}."
+        return f"No significant difference from random selection: {size}."
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, JSON-able."""
