@@ -208,11 +208,44 @@ class Labels(Protocol):
         ...
 
     def during(self, context: Context) -> Tensor:
-        """Of the block's stored images in this step, (n,) or (n, C); the surrogate of the step is there."""
+        """Of the block's stored images in this step, (n,) or (n, C).
+
+        The surrogate of the step is there, and the leaves in `context.codes` have a graph.
+        """
         ...
 
     def final(self, context: Context) -> Tensor:
         """Of the block's stored images in the end, (n,) or (n, C)."""
+        ...
+
+
+@runtime_checkable
+class CodesFromContext(Protocol):
+    """A decoder whose codes begin with what was prepared, where no `encode` of images alone gives them."""
+
+    def begin(self, context: Context, images: Tensor, extra: dict[str, Tensor]) -> Codes:
+        """Codes for the start of a block, in the place of `encode`.
+
+        Args:
+            context: with what was prepared.
+            images: of the init, on the device.
+            extra: the init's named tensors: what is taken out of it, latents that an init gave, is not in the artifact.
+        """
+        ...
+
+
+@runtime_checkable
+class LearnedLabels(Protocol):
+    """Labels with leaves of their own: `during` and `final` read them from `context.codes`."""
+
+    def leaves(self, context: Context, images: Tensor, extra: Mapping[str, Tensor]) -> Codes:
+        """Named leaves with a row for each stored image of the block, which move by `Plan.update`.
+
+        Args:
+            context: with what was prepared, and the decoder's codes.
+            images: of the init, on the device.
+            extra: the init's named tensors.
+        """
         ...
 
 
@@ -382,9 +415,12 @@ class Plan:
     prepare: Sequence[Unit] = ()
     #: the surrogates' family, which chunk sizes and threads follow; None is the task's network
     network: NetworkFactory | None = None
-    #: initial values of leaves that belong to the whole set and not to its images, such as a learned learning rate;
-    #: they stand in `context.codes` beside the decoder's, move by `update`, and need a single block
-    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    #: initial values of leaves that belong to the whole set and not to its images, such as a learned learning rate, or
+    #: a function that gives them after preparation; they stand in `context.codes` beside the decoder's, move by
+    #: `update`, and need a single block
+    shared: Mapping[str, Tensor] | Callable[[Context], Mapping[str, Tensor]] = field(default_factory=dict)
+    #: which of the shared leaves are in the artifact; None is all of them
+    keep: Collection[str] | None = None
     #: from the final shared leaves to what the manifest's `student` says besides the protocol: {"lr": 0.02}
     student: Callable[[Mapping[str, Tensor]], Mapping[str, Any]] | None = None
     #: from what was prepared to things that belong beside the set, by the name of their folder in it: the teacher that
