@@ -118,6 +118,9 @@ def _run_steps(running: Running, checkpointer: Checkpoints | None, stop_after: i
                 checkpointer.write(context.block.key, running.snapshot(finished=False))
             if stop.requested and unfinished:
                 raise Interrupted(f"Stopped after step {context.step} of {context.steps}.")
+    with torch.no_grad():
+        for stepper in running.steppers.values():
+            stepper.finish()
     if checkpointer is not None:
         checkpointer.write(context.block.key, running.snapshot(finished=True))
 

@@ -37,6 +37,8 @@ class Task:
     seed: int = 0
     runtime: Runtime = field(default_factory=Runtime)
     folder: Path | None = None  #: where prepared units are kept; None keeps them in memory only
+    #: while a unit runs: what those that it needs have prepared
+    prepared: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -169,6 +171,16 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class Reduces(Protocol):
+    """An objective that says whether all it takes of real images goes through `context.reduce`."""
+
+    @property
+    def reduces(self) -> bool:
+        """Whether a plan may give another `reduce`, which bounds what one image contributes, say."""
+        ...
+
+
 class Surrogates(Protocol):
     """Where the networks come from on which the match is made."""
 
@@ -278,6 +290,10 @@ class Stepper(Protocol):
 
     def after(self, grad: Tensor, progress: float) -> None: ...
 
+    def finish(self) -> None:
+        """After the last step of a block, before anything is read of its leaves."""
+        ...
+
     def note(self) -> str:
         """A sentence for the notes of the run, or ""."""
         ...
@@ -313,6 +329,16 @@ class Unit(Protocol):
 
     def run(self, task: Task) -> dict[str, Tensor]:
         """Do the work; a pure function of the task."""
+        ...
+
+
+@runtime_checkable
+class Needs(Protocol):
+    """A unit that runs after others, and sees in `Task.prepared` what they have prepared."""
+
+    @property
+    def needs(self) -> Collection[str]:
+        """Their names; what the unit depends on through them is no part of its key."""
         ...
 
 
@@ -407,6 +433,9 @@ class Plan:
     objective: Objective | None = None
     surrogates: Surrogates | None = None
     sampler: Sampler | None = None
+    #: from values (n, d) of real samples, their classes, weights and the context to statistics (C, d); None is the
+    #: weighted mean of each class
+    reduce: Callable[[Tensor, Tensor, Tensor | None, Context], Tensor] | None = None
     augment: Augment | None = None
     labels: Labels = field(default_factory=HardLabels)
     update: Mapping[str, UpdateRule] = field(default_factory=dict)
