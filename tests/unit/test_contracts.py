@@ -29,7 +29,10 @@ from datastill.decoders.pixels import Pixels
 from datastill.distillation.job import prepare_job
 from datastill.distillation.preparation import prepare, prepared_path
 from datastill.models import resolve_network
+from datastill.overrides.debias import Weights
+from datastill.overrides.surrogates import Surrogates
 from datastill.sampling.inits import Given
+from datastill.sampling.weighted import WeightedClassBatches
 from datastill.store import checkpoint
 from datastill.store.checkpoint import Checkpointer
 
@@ -416,3 +419,36 @@ class TestReduce:
     def test_objectives_that_do_not_go_through_it_refuse(self, digits: RealSet, method: str) -> None:
         with pytest.raises(InputError, match=f"{method} does not take all that it sees of real images"):
             prepare_job(method, digits, overrides=(Noisy(),), **self.settings).plan()
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A sampler and surrogates of a method's own, which are none of ours."""
+
+    factory: object = None
+    per_class: int | None = 5
+    draws: str = "network"
+
+
+class TestCapabilities:
+    """An override takes what says that it can be exchanged, whatever its class is."""
+
+    weights = Weights("kde", {"draw": True})
+
+    @staticmethod
+    def weighted(digits: RealSet) -> Task:
+        return Task(digits.with_weights(torch.ones(len(digits))), 1, None)
+
+    def test_samplers_that_draw_per_class(self, digits: RealSet) -> None:
+        made = self.weights.apply(plan(sampler=Pairs()), "toy", self.weighted(digits))
+        assert made.sampler == WeightedClassBatches(5)
+        with pytest.raises(InputError, match="toy does not draw class batches"):
+            self.weights.apply(plan(sampler=Pairs(per_class=None)), "toy", self.weighted(digits))
+
+    def test_networks_that_others_stand_in_for(self, task: Task) -> None:
+        pool = Surrogates.parse("dfa:count=2,steps=3")
+        made = pool.apply(plan(surrogates=Pairs(task.network)), "toy", task)
+        assert [unit.factory for unit in made.prepare] == [task.network] * 2
+        assert not Surrogates.fits(plan(surrogates=Pairs(task.network, draws="segment")))
+        with pytest.raises(InputError, match="toy does not match on fresh random networks"):
+            pool.apply(plan(surrogates=Pairs(task.network, draws="segment")), "toy", task)

@@ -197,10 +197,35 @@ class Surrogates(Protocol):
     def load(self, state: Mapping[str, Tensor]) -> None: ...
 
 
+@runtime_checkable
+class Exchangeable(Protocol):
+    """Surrogates that say what they draw, so that others may stand in for them."""
+
+    @property
+    def draws(self) -> str:
+        """ "network": one for each step, which no step before has changed; or "segment": of an expert's training."""
+        ...
+
+    @property
+    def factory(self) -> NetworkFactory:
+        """What builds the networks."""
+        ...
+
+
 class Sampler(Protocol):
     """Which real samples a step sees."""
 
     def draw(self, real: RealSet, context: Context) -> Batch: ...
+
+
+@runtime_checkable
+class PerClass(Protocol):
+    """A sampler that says how many images of each class it draws, so that another may draw as many."""
+
+    @property
+    def per_class(self) -> int | None:
+        """Images of every class of the block; None where classes have no number of their own."""
+        ...
 
 
 class Augment(Protocol):
