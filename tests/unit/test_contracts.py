@@ -179,6 +179,8 @@ class TestLeaves:
         [
             ({"shared": {"images": torch.zeros(1)}}, "Two leaves of this plan are called 'images'"),
             ({"keep": ("psi",)}, "keeps 'psi'"),
+            ({"update": {"image": Sgd(lr=0.1)}}, "rule for 'image', and the leaves are .'images'."),
+            ({"shared": {"psi": torch.zeros(1)}, "update": {"psi": Sgd(lr=0.1)}}, "no gradient of it"),
         ],
     )
     def test_leaves_that_do_not_go_together_are_refused(self, task: Task, changes: dict, said: str) -> None:
@@ -198,6 +200,13 @@ class TestLeaves:
         assert torch.equal(again.labels, made.labels)
         assert set(again.extra) == {"lr", "classes"}
         assert set(again.codes) == {"images"}
+
+    def test_gradients_of_images_alone_do_not_move_a_leaf(self, task: Task) -> None:
+        def images_alone(context: Context) -> Grads:
+            return Grads(torch.zeros(()), torch.zeros_like(context.synthetic.x))
+
+        with pytest.raises(InputError, match="'targets' has an update rule, and the objective gives no gradient"):
+            synthesise(plan(images_alone, labels=Learned(), update=self.rules), task, prepared=PREPARED)
 
     def test_learned_labels_have_a_row_for_each_image(self, task: Task) -> None:
         class Wrong(Learned):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from datastill.core.context import Context
-from datastill.core.errors import Diverged, Interrupted
+from datastill.core.errors import Diverged, InputError, Interrupted
 from datastill.core.guard import Guard
 from datastill.core.interrupt import stop_between_steps
 from datastill.core.plan import Block, Callback, Codes, Grads, Plan, Stepper, Synthetic, Task
@@ -155,6 +155,7 @@ def gradients(context: Context, record: object) -> tuple[Tensor, Codes]:
     plan, codes = context.plan, context.codes
     assert plan.objective is not None
     leaves = {name: leaf.detach().requires_grad_(leaf.is_floating_point()) for name, leaf in codes.items()}
+    moving = [name for name in leaves if name in plan.update]
     context.codes = leaves  # with graph, for labels and objectives that move leaves
     try:
         with torch.enable_grad():
@@ -166,14 +167,22 @@ def gradients(context: Context, record: object) -> tuple[Tensor, Codes]:
             if isinstance(out, Grads):
                 with torch.no_grad():
                     grads = dict(plan.decoder.backward(codes, y, record, out.x))
-                return out.loss.detach(), {**grads, **{name: g.detach() for name, g in out.leaves.items()}}
-            names = [name for name in leaves if name in plan.update]
-            found = torch.autograd.grad(out.sum(), [leaves[n] for n in names])
-        return out.detach(), dict(zip(names, found, strict=True))
+                grads |= {name: g.detach() for name, g in out.leaves.items()}
+                return out.loss.detach(), _complete(grads, moving)
+            found = torch.autograd.grad(out.sum(), [leaves[n] for n in moving], allow_unused=True)
+        return out.detach(), _complete(dict(zip(moving, found, strict=True)), moving)
     finally:
         context.codes = codes
         if context.synthetic is not None:
             context.synthetic = Synthetic(context.synthetic.x.detach(), context.synthetic.y.detach())
+
+
+def _complete(grads: Mapping[str, Tensor | None], moving: Sequence[str]) -> Codes:
+    """The gradients, where each leaf with a rule has one."""
+    for name in moving:
+        if grads.get(name) is None:
+            raise InputError(f"The leaf {name!r} has an update rule, and the objective gives no gradient of it.")
+    return {name: grad for name, grad in grads.items() if grad is not None}
 
 
 def _copy(codes: Codes, steppers: dict[str, Stepper]) -> Callable[[], None]:

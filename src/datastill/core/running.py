@@ -131,7 +131,8 @@ def start(
     """The block with its leaves: those of the decoder, of learned labels, and of the whole set.
 
     Raises:
-        InputError: leaves of the whole set in a block that is a part of it, or leaves that cannot be told apart.
+        InputError: leaves of the whole set in a block that is a part of it, or leaves that cannot be told
+            apart, or a rule for a leaf that is not there.
     """
     context = Context(task, plan, block, Rng(task.seed), callbacks, steps=plan.steps, prepared=prepared)
     images, extra = plan.init.images(task, block, context)
@@ -148,6 +149,9 @@ def start(
                 raise InputError(f"{name} are learned labels of {len(block.y)} images, and are {list(leaf.shape)}.")
     shared = _add(context, plan.shared(context) if callable(plan.shared) else plan.shared)
     _check_shared(plan, shared, whole=len(block.y) == len(task.labels))
+    unknown = sorted(set(plan.update) - set(context.codes))
+    if unknown:
+        raise InputError(f"There is an update rule for {unknown[0]!r}, and the leaves are {sorted(context.codes)}.")
     bound = {name: plan.update[name].bind(leaf) for name, leaf in context.codes.items() if name in plan.update}
     if plan.surrogates is not None:
         plan.surrogates.begin(context)
