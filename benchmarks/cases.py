@@ -124,8 +124,9 @@ def stepping(
 ) -> tuple[Callable[[], None], Any]:
     """One step of a method in its published setting, and what runs it."""
     from datastill import load_real
-    from datastill.core.loop import _start, one_step
+    from datastill.core.loop import one_step
     from datastill.core.plan import Block
+    from datastill.core.running import start
     from datastill.core.runtime import Runtime
     from datastill.distillation.job import prepare_job
 
@@ -135,7 +136,7 @@ def stepping(
     job = prepare_job(method, real, steps=10**6, recipe="paper", runtime=Runtime.of(device, precision), **hyper)
     plan = job.method.build(job.task)
     block: Block = next(plan.partition.blocks(job.task.labels))
-    running = _start(plan, job.task, block, (), prepared or {})
+    running = start(plan, job.task, block, (), prepared or {})
 
     def step() -> None:
         one_step(running.context, running.steppers, running.guard)

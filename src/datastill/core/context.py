@@ -96,5 +96,7 @@ class Context:
             callback.after_net_update(network, self)
 
     def reduce(self, values: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Statistics of real samples per class, (C, d). The one place that privacy mechanisms replace."""
+        """Statistics of real samples per class, (C, d), by `Plan.reduce`: the place for privacy mechanisms."""
+        if self.plan.reduce is not None:
+            return self.plan.reduce(values, y, weight, self)
         return class_means(values, y, self.task.classes, weight)

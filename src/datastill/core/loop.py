@@ -15,8 +15,9 @@ from datastill.core.guard import Guard
 from datastill.core.interrupt import stop_between_steps
 from datastill.core.plan import Block, Callback, Codes, Grads, Plan, Stepper, Synthetic, Task
 from datastill.core.precision import casting
-from datastill.core.rng import Rng, isolated
-from datastill.core.snapshot import Checkpoints, Snapshot
+from datastill.core.rng import isolated
+from datastill.core.running import Running, restore, start
+from datastill.core.snapshot import Checkpoints
 
 
 @dataclass
@@ -44,78 +45,6 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass
-class _Running:
-    """A block at work."""
-
-    context: Context
-    steppers: dict[str, Stepper]
-    guard: Guard
-    losses: list[float]
-    extra: dict[str, Tensor]
-    seconds: float = 0.0
-    y: Tensor | None = None  #: final labels, once closed
-    notes: list[str] = field(default_factory=list)  #: of the update rules, once closed
-
-    def close(self, release: bool) -> None:
-        """Final labels and notes of a finished block; with `release`, networks and optimiser states go.
-
-        Hundreds of blocks of large images would fill a card otherwise.
-        """
-        context = self.context
-        self.y = context.plan.labels.final(context).detach().cpu()
-        self.notes = _notes(self.steppers)
-        if not release:
-            return
-        context.codes = {n: leaf.detach().cpu() for n, leaf in context.codes.items()}
-        context.surrogate, context.synthetic, context.state, self.steppers = None, None, {}, {}
-
-    def snapshot(self, finished: bool) -> Snapshot:
-        context = self.context
-        groups = {
-            "codes": {n: leaf.detach() for n, leaf in context.codes.items()},
-            "state": context.state,
-            "extra": self.extra,
-            "losses": {"losses": torch.tensor(self.losses, dtype=torch.float32)},
-        }
-        for name, stepper in self.steppers.items():
-            groups[f"update:{name}"] = stepper.state()
-        if context.plan.surrogates is not None:
-            groups["surrogates"] = dict(context.plan.surrogates.state())
-        for callback in context.callbacks:
-            if callback.name:
-                groups[f"callback:{callback.name}"] = callback.state()
-        meta = {
-            "step": context.step,
-            "finished": finished,
-            "skipped": self.guard.skipped,
-            "in_a_row": self.guard.in_a_row,
-            "seconds": self.seconds,
-        }
-        return Snapshot(groups, meta)
-
-    def restore(self, snapshot: Snapshot) -> None:
-        context = self.context
-        for name, value in snapshot.group("codes").items():
-            context.codes[name].copy_(value)
-        context.state = {n: t.to(context.device) for n, t in snapshot.group("state").items()}
-        self.extra = snapshot.group("extra")
-        self.losses = snapshot.group("losses")["losses"].tolist()
-        for name, stepper in self.steppers.items():
-            stepper.load(snapshot.group(f"update:{name}"))
-        if context.plan.surrogates is not None:
-            context.plan.surrogates.load(snapshot.group("surrogates"))
-        for callback in context.callbacks:
-            if callback.name and f"callback:{callback.name}" in snapshot.groups:
-                callback.load(snapshot.group(f"callback:{callback.name}"))
-            elif callback.name:
-                callback.start(context)  # it was not there when the run began
-        context.step = int(snapshot.meta["step"])
-        self.guard.skipped = context.skipped = int(snapshot.meta["skipped"])
-        self.guard.in_a_row = int(snapshot.meta["in_a_row"])
-        self.seconds = float(snapshot.meta["seconds"])
-
-
 def synthesise(
     plan: Plan,
     task: Task,
@@ -133,21 +62,16 @@ def synthesise(
     Raises:
         Diverged: too many non-finite steps in a row.
         Interrupted: Ctrl-C; a checkpoint was written if there is a checkpointer.
-        InputError: leaves of the whole set in a plan of several blocks.
+        InputError: leaves of the plan do not go together, or the whole set's with several blocks.
     """
     y = task.labels
     blocks = list(plan.partition.blocks(y))
-    if plan.shared and len(blocks) > 1:
-        raise InputError(
-            f"{', '.join(plan.shared)} belongs to the whole set, so all of it is one block, not {len(blocks)}; "
-            "take the partition AllAtOnce."
-        )
     done = []
     for block in blocks:
         running = run_block(plan, task, block, callbacks, checkpointer, prepared or {}, stop_after)
         running.close(release=len(blocks) > 1)
         done.append((block, running))
-    return _assemble(plan, y, done)
+    return _assemble(y, done)
 
 
 def run_block(
@@ -158,12 +82,12 @@ def run_block(
     checkpointer: Checkpoints | None = None,
     prepared: dict[str, dict[str, Tensor]] | None = None,
     stop_after: int | None = None,
-) -> _Running:
+) -> Running:
     """One block, from its checkpoint if there is one, to its end; a function of the plan, the task and the block."""
-    running = _start(plan, task, block, callbacks, prepared or {})
+    running = start(plan, task, block, callbacks, prepared or {})
     stored = checkpointer.read(block.key) if checkpointer is not None else None
     if stored is not None:
-        _restore(running, stored)
+        restore(running, stored)
     else:
         for callback in callbacks:
             callback.start(running.context)
@@ -172,48 +96,7 @@ def run_block(
     return running
 
 
-def _restore(running: _Running, stored: Snapshot) -> None:
-    """Go on from a snapshot; one that does not fit, whoever made it, is refused in a sentence."""
-    context = running.context
-    try:
-        for group, fresh in (("codes", context.codes), ("extra", running.extra)):
-            if _kinds(stored.group(group)) != _kinds(fresh):
-                raise ValueError(f"its {group} have other names, shapes or types")
-        running.restore(stored)
-        if context.step > context.steps or len(running.losses) != context.step:
-            raise ValueError("its steps are not those of its losses")
-    except InputError:
-        raise
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).split("\n")[0][:200]
-        raise InputError(
-            f"The checkpoint of block {context.block.key} does not fit this run ({reason}); remove it to start the "
-            "block again."
-        ) from error
-
-
-def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-
-
-def _start(
-    plan: Plan,
-    task: Task,
-    block: Block,
-    callbacks: Sequence[Callback],
-    prepared: dict[str, dict[str, Tensor]],
-) -> _Running:
-    context = Context(task, plan, block, Rng(task.seed), callbacks, steps=plan.steps, prepared=prepared)
-    images, extra = plan.init.images(task, block, context)
-    leaves = {**plan.decoder.encode(images.to(task.device)), **{n: t.to(task.device) for n, t in plan.shared.items()}}
-    context.codes = {name: leaf.detach().clone() for name, leaf in leaves.items()}
-    steppers = {name: plan.update[name].bind(leaf) for name, leaf in context.codes.items() if name in plan.update}
-    if plan.surrogates is not None:
-        plan.surrogates.begin(context)
-    return _Running(context, steppers, Guard(), [], extra)
-
-
-def _run_steps(running: _Running, checkpointer: Checkpoints | None, stop_after: int | None) -> None:
+def _run_steps(running: Running, checkpointer: Checkpoints | None, stop_after: int | None) -> None:
     context = running.context
     last = context.steps if stop_after is None else min(context.steps, stop_after)
     with stop_between_steps() as stop:
@@ -235,6 +118,9 @@ def _run_steps(running: _Running, checkpointer: Checkpoints | None, stop_after: 
                 checkpointer.write(context.block.key, running.snapshot(finished=False))
             if stop.requested and unfinished:
                 raise Interrupted(f"Stopped after step {context.step} of {context.steps}.")
+    with torch.no_grad():
+        for stepper in running.steppers.values():
+            stepper.finish()
     if checkpointer is not None:
         checkpointer.write(context.block.key, running.snapshot(finished=True))
 
@@ -268,21 +154,35 @@ def gradients(context: Context, record: object) -> tuple[Tensor, Codes]:
     """The loss, and the gradients of the codes: through autograd, or through the decoder's `backward`."""
     plan, codes = context.plan, context.codes
     assert plan.objective is not None
-    y = plan.labels.during(context)
-    with torch.enable_grad():
-        leaves = {name: leaf.detach().requires_grad_() for name, leaf in codes.items()}
-        context.synthetic = plan.decoder.decode(leaves, y, record)
-        drawing = isolated(context.seed("dropout"))  # networks may draw from the global generator
-        with casting(context.device, context.task.precision), drawing:
-            out = plan.objective(context)
-        if isinstance(out, Grads):
-            with torch.no_grad():
-                grads = dict(plan.decoder.backward(codes, y, record, out.x))
-            return out.loss.detach(), {**grads, **out.leaves}
-        names = [name for name in leaves if name in plan.update]
-        found = torch.autograd.grad(out.sum(), [leaves[n] for n in names])
-    context.synthetic = Synthetic(context.synthetic.x.detach(), context.synthetic.y)
-    return out.detach(), dict(zip(names, found, strict=True))
+    leaves = {name: leaf.detach().requires_grad_(leaf.is_floating_point()) for name, leaf in codes.items()}
+    moving = [name for name in leaves if name in plan.update]
+    context.codes = leaves  # with graph, for labels and objectives that move leaves
+    try:
+        with torch.enable_grad():
+            y = plan.labels.during(context)
+            context.synthetic = plan.decoder.decode(leaves, y, record)
+            drawing = isolated(context.seed("dropout"))  # networks may draw from the global generator
+            with casting(context.device, context.task.precision), drawing:
+                out = plan.objective(context)
+            if isinstance(out, Grads):
+                with torch.no_grad():
+                    grads = dict(plan.decoder.backward(codes, y, record, out.x))
+                grads |= {name: g.detach() for name, g in out.leaves.items()}
+                return out.loss.detach(), _complete(grads, moving)
+            found = torch.autograd.grad(out.sum(), [leaves[n] for n in moving], allow_unused=True)
+        return out.detach(), _complete(dict(zip(moving, found, strict=True)), moving)
+    finally:
+        context.codes = codes
+        if context.synthetic is not None:
+            context.synthetic = Synthetic(context.synthetic.x.detach(), context.synthetic.y.detach())
+
+
+def _complete(grads: Mapping[str, Tensor | None], moving: Sequence[str]) -> Codes:
+    """The gradients, where each leaf with a rule has one."""
+    for name in moving:
+        if grads.get(name) is None:
+            raise InputError(f"The leaf {name!r} has an update rule, and the objective gives no gradient of it.")
+    return {name: grad for name, grad in grads.items() if grad is not None}
 
 
 def _copy(codes: Codes, steppers: dict[str, Stepper]) -> Callable[[], None]:
@@ -299,14 +199,16 @@ def _copy(codes: Codes, steppers: dict[str, Stepper]) -> Callable[[], None]:
     return undo
 
 
-def _assemble(plan: Plan, y: Tensor, done: list[tuple[Block, _Running]]) -> Outcome:
+def _assemble(y: Tensor, done: list[tuple[Block, Running]]) -> Outcome:
     """Blocks back into the order of the synthetic set."""
     leaves = [(block, running.context.codes) for block, running in done]
-    shared = {name: done[0][1].context.codes[name].detach().cpu() for name in plan.shared}
+    apart = done[0][1].apart
+    shared = {name: done[0][1].context.codes[name].detach().cpu() for name in apart.shared}
+    others = {*apart.labels, *apart.shared}
     finals = [(block, {"y": running.y}) for block, running in done if running.y is not None]
     losses = torch.tensor([running.losses for _, running in done], dtype=torch.float32)
     return Outcome(
-        codes=_in_order([(block, {n: t for n, t in codes.items() if n not in shared}) for block, codes in leaves], y),
+        codes=_in_order([(block, {n: t for n, t in codes.items() if n not in others}) for block, codes in leaves], y),
         y=_in_order(finals, y)["y"],
         shared=shared,
         extra=_in_order([(block, running.extra) for block, running in done], y),
@@ -327,9 +229,3 @@ def _in_order(parts: list[tuple[Block, Codes]], y: Tensor) -> Codes:
                 found[name] = torch.empty(len(y), *piece.shape[1:], dtype=piece.dtype)
             found[name][block.index] = piece
     return found
-
-
-def _notes(steppers: dict[str, Stepper]) -> list[str]:
-    """What update rules have to say about their leaf."""
-    said = {name: stepper.note() for name, stepper in steppers.items()}
-    return [f"{name}: {note}" for name, note in said.items() if note]

@@ -37,6 +37,8 @@ class Task:
     seed: int = 0
     runtime: Runtime = field(default_factory=Runtime)
     folder: Path | None = None  #: where prepared units are kept; None keeps them in memory only
+    #: while a unit runs: what those that it needs have prepared
+    prepared: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -169,6 +171,16 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class Reduces(Protocol):
+    """An objective that says whether all it takes of real images goes through `context.reduce`."""
+
+    @property
+    def reduces(self) -> bool:
+        """Whether a plan may give another `reduce`, which bounds what one image contributes, say."""
+        ...
+
+
 class Surrogates(Protocol):
     """Where the networks come from on which the match is made."""
 
@@ -185,10 +197,35 @@ class Surrogates(Protocol):
     def load(self, state: Mapping[str, Tensor]) -> None: ...
 
 
+@runtime_checkable
+class Exchangeable(Protocol):
+    """Surrogates that say what they draw, so that others may stand in for them."""
+
+    @property
+    def draws(self) -> str:
+        """ "network": one for each step, which no step before has changed; or "segment": of an expert's training."""
+        ...
+
+    @property
+    def factory(self) -> NetworkFactory:
+        """What builds the networks."""
+        ...
+
+
 class Sampler(Protocol):
     """Which real samples a step sees."""
 
     def draw(self, real: RealSet, context: Context) -> Batch: ...
+
+
+@runtime_checkable
+class PerClass(Protocol):
+    """A sampler that says how many images of each class it draws, so that another may draw as many."""
+
+    @property
+    def per_class(self) -> int | None:
+        """Images of every class of the block; None where classes have no number of their own."""
+        ...
 
 
 class Augment(Protocol):
@@ -208,11 +245,44 @@ class Labels(Protocol):
         ...
 
     def during(self, context: Context) -> Tensor:
-        """Of the block's stored images in this step, (n,) or (n, C); the surrogate of the step is there."""
+        """Of the block's stored images in this step, (n,) or (n, C).
+
+        The surrogate of the step is there, and the leaves in `context.codes` have a graph.
+        """
         ...
 
     def final(self, context: Context) -> Tensor:
         """Of the block's stored images in the end, (n,) or (n, C)."""
+        ...
+
+
+@runtime_checkable
+class CodesFromContext(Protocol):
+    """A decoder whose codes begin with what was prepared, where no `encode` of images alone gives them."""
+
+    def begin(self, context: Context, images: Tensor, extra: dict[str, Tensor]) -> Codes:
+        """Codes for the start of a block, in the place of `encode`.
+
+        Args:
+            context: with what was prepared.
+            images: of the init, on the device.
+            extra: the init's named tensors: what is taken out of it, latents that an init gave, is not in the artifact.
+        """
+        ...
+
+
+@runtime_checkable
+class LearnedLabels(Protocol):
+    """Labels with leaves of their own: `during` and `final` read them from `context.codes`."""
+
+    def leaves(self, context: Context, images: Tensor, extra: Mapping[str, Tensor]) -> Codes:
+        """Named leaves with a row for each stored image of the block, which move by `Plan.update`.
+
+        Args:
+            context: with what was prepared, and the decoder's codes.
+            images: of the init, on the device.
+            extra: the init's named tensors.
+        """
         ...
 
 
@@ -244,6 +314,10 @@ class Stepper(Protocol):
     def before(self) -> None: ...
 
     def after(self, grad: Tensor, progress: float) -> None: ...
+
+    def finish(self) -> None:
+        """After the last step of a block, before anything is read of its leaves."""
+        ...
 
     def note(self) -> str:
         """A sentence for the notes of the run, or ""."""
@@ -280,6 +354,16 @@ class Unit(Protocol):
 
     def run(self, task: Task) -> dict[str, Tensor]:
         """Do the work; a pure function of the task."""
+        ...
+
+
+@runtime_checkable
+class Needs(Protocol):
+    """A unit that runs after others, and sees in `Task.prepared` what they have prepared."""
+
+    @property
+    def needs(self) -> Collection[str]:
+        """Their names; what the unit depends on through them is no part of its key."""
         ...
 
 
@@ -374,6 +458,9 @@ class Plan:
     objective: Objective | None = None
     surrogates: Surrogates | None = None
     sampler: Sampler | None = None
+    #: from values (n, d) of real samples, their classes, weights and the context to statistics (C, d); None is the
+    #: weighted mean of each class
+    reduce: Callable[[Tensor, Tensor, Tensor | None, Context], Tensor] | None = None
     augment: Augment | None = None
     labels: Labels = field(default_factory=HardLabels)
     update: Mapping[str, UpdateRule] = field(default_factory=dict)
@@ -382,9 +469,12 @@ class Plan:
     prepare: Sequence[Unit] = ()
     #: the surrogates' family, which chunk sizes and threads follow; None is the task's network
     network: NetworkFactory | None = None
-    #: initial values of leaves that belong to the whole set and not to its images, such as a learned learning rate;
-    #: they stand in `context.codes` beside the decoder's, move by `update`, and need a single block
-    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    #: initial values of leaves that belong to the whole set and not to its images, such as a learned learning rate, or
+    #: a function that gives them after preparation; they stand in `context.codes` beside the decoder's, move by
+    #: `update`, and need a single block
+    shared: Mapping[str, Tensor] | Callable[[Context], Mapping[str, Tensor]] = field(default_factory=dict)
+    #: which of the shared leaves are in the artifact; None is all of them
+    keep: Collection[str] | None = None
     #: from the final shared leaves to what the manifest's `student` says besides the protocol: {"lr": 0.02}
     student: Callable[[Mapping[str, Tensor]], Mapping[str, Any]] | None = None
     #: from what was prepared to things that belong beside the set, by the name of their folder in it: the teacher that

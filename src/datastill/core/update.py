@@ -47,6 +47,9 @@ class OptimiserStepper:
         self.optimiser.step()
         self.leaf.grad = None
 
+    def finish(self) -> None:
+        """Nothing: the leaf is where its last step left it."""
+
     def note(self) -> str:
         """Nothing to say."""
         return ""
@@ -100,6 +103,25 @@ class Adam:
     def bind(self, leaf: Tensor) -> OptimiserStepper:
         """The rule with its own state for one leaf."""
         optimiser = torch.optim.Adam([leaf], lr=self.lr, betas=self.betas, eps=self.eps)
+        return OptimiserStepper(leaf, optimiser, self.lr, self.schedule, self.maximise)
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay."""
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    schedule: Schedule | None = None
+    maximise: bool = False
+
+    def bind(self, leaf: Tensor) -> OptimiserStepper:
+        """The rule with its own state for one leaf."""
+        optimiser = torch.optim.AdamW(
+            [leaf], lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
+        )
         return OptimiserStepper(leaf, optimiser, self.lr, self.schedule, self.maximise)
 
 
@@ -180,6 +202,9 @@ class SequentialStepper:
         if state:
             self.buffer.copy_(state["momentum_buffer"])
             self.factor = float(state["factor"])
+
+    def finish(self) -> None:
+        """Nothing: the leaf is where its last step left it."""
 
     def note(self) -> str:
         """Nothing to say."""

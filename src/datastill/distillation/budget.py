@@ -17,6 +17,7 @@ from datastill.core.registry import NOMINAL_MACS_PER_SECOND, Method, nominal_sec
 from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
 from datastill.distillation.job import CONFIG, Job, RunRecord, changes, compiled_for, prepare_job
+from datastill.distillation.preparation import Prepared, in_order, run_unit
 from datastill.store.files import read_sealed
 
 #: What a budget settles where nothing is prepared.
@@ -140,7 +141,9 @@ def _timed(method: Method, task: Task, seconds: float) -> float:
     """Seconds of a step of all blocks, from those of the first block."""
     plan = method.build(task)
     block = next(iter(plan.partition.blocks(task.labels)))
-    prepared = {unit.name: dict(unit.run(task)) for unit in plan.prepare}
+    prepared: Prepared = {}
+    for unit in in_order(plan.prepare):
+        prepared[unit.name] = run_unit(unit, task, prepared)
     with threads_for((plan.network or task.network).macs):
         warm = run_block(plan, task, block, prepared=prepared, stop_after=1)
         count = max(2, min(8, int(seconds / max(warm.seconds, 1e-6))))  # a first step may hold more than a step (dwa)

@@ -23,6 +23,7 @@ from datastill.core.recipes import Recipe, find_recipe, get_recipe
 from datastill.core.registry import Method, get_method, with_overrides
 from datastill.core.runtime import Runtime
 from datastill.data import check_ipc, load_real
+from datastill.distillation.preparation import check_plan
 from datastill.models import resolve_network
 from datastill.store.checkpoint import plain
 from datastill.store.files import digest
@@ -63,12 +64,12 @@ class Job:
         """The method's plan with what the run changes in it.
 
         Raises:
-            InputError: the method has nothing of the kind that is to be changed.
+            InputError: the method has nothing of the kind that is to be changed, or its plan could not run to its end.
         """
         plan = self.method.build(self.task)
         for override in self.overrides:
             plan = override.apply(plan, self.method_name, self.task)
-        return plan
+        return check_plan(plan, self.method_name)
 
     def config(self, plan: Plan) -> dict[str, Any]:
         """Everything that the result depends on, JSON-able; a resumed run must agree with it."""

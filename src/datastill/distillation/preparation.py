@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from datastill.core.cost import Stopwatch
-from datastill.core.plan import Plan, Task, Unit
+from datastill.core.errors import InputError
+from datastill.core.plan import Decoder, Needs, Plan, Reduces, Task, Unit
+from datastill.store.artifact import decoder_of
+from datastill.store.checkpoint import plain
 from datastill.store.files import digest, read_tensors, seconds_of, write_tensors
 
+Prepared = dict[str, dict[str, Tensor]]
 
-def prepare(plan: Plan, task: Task) -> tuple[dict[str, dict[str, Tensor]], float]:
-    """Run the units that are missing; each is one file, named by the hash of what it depends on.
+
+def prepare(plan: Plan, task: Task, only: Unit | None = None) -> tuple[Prepared, float]:
+    """Run the units that are missing, of all or of one with those that it needs; each is one file.
 
     Returns their tensors by name, and the seconds that they took, whenever that was.
     """
-    prepared: dict[str, dict[str, Tensor]] = {}
+    prepared: Prepared = {}
     total = 0.0
-    for unit in plan.prepare:
+    for unit in in_order(plan.prepare, only):
         name = unit.name
-        path = prepared_path(unit, task)
+        path = prepared_path(unit, task, plan.prepare)
         if path is not None and path.is_file():
             prepared[name], meta = read_tensors(path, resuming=True)
             total += seconds_of(meta)
             continue
         watch = Stopwatch()
-        prepared[name] = unit.run(task)
+        prepared[name] = run_unit(unit, task, prepared)
         seconds = watch.read()["seconds"]
         total += seconds
         if path is not None:
@@ -34,8 +42,90 @@ def prepare(plan: Plan, task: Task) -> tuple[dict[str, dict[str, Tensor]], float
     return prepared, total
 
 
-def prepared_path(unit: Unit, task: Task) -> Path | None:
-    """The file of a prepared unit in the task's folder, which several runs may share; None keeps it in memory."""
+def run_unit(unit: Unit, task: Task, prepared: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What one unit prepares, given what the units before it did."""
+    needed = {name: prepared[name] for name in _needs(unit)}
+    return dict(unit.run(replace(task, prepared=needed) if needed else task))
+
+
+def in_order(units: Sequence[Unit], only: Unit | None = None) -> list[Unit]:
+    """The units, each after those that it needs; with `only`, that one and those.
+
+    Raises:
+        InputError: two units have one name, or one needs a unit that is not there or needs itself.
+    """
+    known = {unit.name: unit for unit in units}
+    if len(known) < len(units):
+        names = [unit.name for unit in units]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"Two units that are prepared are called {twice!r}; give one of them another name.")
+    ordered: dict[str, Unit] = {}
+
+    def place(unit: Unit, above: tuple[str, ...]) -> None:
+        if unit.name in above:
+            raise InputError(f"The unit {unit.name!r} would be prepared after itself: {' → '.join(above)}.")
+        for name in _needs(unit):
+            if name not in known:
+                raise InputError(f"The unit {unit.name!r} needs {name!r}, and the plan prepares {sorted(known)}.")
+            place(known[name], (*above, unit.name))
+        ordered.setdefault(unit.name, unit)
+
+    for unit in units if only is None else [only]:
+        place(unit, ())
+    return list(ordered.values())
+
+
+def prepared_path(unit: Unit, task: Task, units: Sequence[Unit] = ()) -> Path | None:
+    """The file of a prepared unit in the task's folder, which several runs may share; None keeps it in memory.
+
+    Args:
+        unit: which.
+        task: whose folder.
+        units: those of its plan, on some of which it may depend.
+    """
     if task.folder is None:
         return None
-    return task.folder / "prepare" / f"{unit.name}-{digest(unit.key(task))}.safetensors"
+    key = _key(unit, task, {other.name: other for other in units})
+    return task.folder / "prepare" / f"{unit.name}-{digest(key)}.safetensors"
+
+
+def check_plan(plan: Plan, method: str) -> Plan:
+    """The plan, if it can be run to its end.
+
+    Raises:
+        InputError: its units cannot be prepared, its decoder not be read back, or its objective does not go through
+            its `reduce`.
+    """
+    in_order(plan.prepare)
+    _check_decoder(plan.decoder, method)
+    objective = plan.objective
+    if plan.reduce is not None and not (isinstance(objective, Reduces) and objective.reduces):
+        raise InputError(
+            f"{method} does not take all that it sees of real images through one reduction, so none can replace it; "
+            "of the methods here dm and dm-fast do."
+        )
+    return plan
+
+
+def _check_decoder(decoder: Decoder, method: str) -> None:
+    record = plain(decoder.describe())
+    try:
+        same = plain(decoder_of(record).describe()) == record
+    except InputError:
+        same = False
+    if not same:
+        name = record.get("decoder")
+        raise InputError(
+            f"Sets of {method} could not be read back: its decoder describes itself as {record}, and DECODER in "
+            f"datastill/decoders/{name}.py must be the class that makes it again from these options."
+        )
+
+
+def _needs(unit: Unit) -> Sequence[str]:
+    return sorted(unit.needs) if isinstance(unit, Needs) else ()
+
+
+def _key(unit: Unit, task: Task, known: Mapping[str, Unit]) -> dict[str, Any]:
+    """What the result depends on, through the units that are needed too."""
+    needs = {name: _key(known[name], task, known) for name in _needs(unit)}
+    return {"unit": unit.key(task), "needs": needs} if needs else unit.key(task)

@@ -58,7 +58,8 @@ def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, 
         **{override.option: override.describe() for override in job.overrides},
         "notes": [*job.notes, *outcome.notes, *_skipped(outcome), *_of_objective(plan, outcome)],
     }
-    extra = {**outcome.extra, **outcome.shared}
+    kept = outcome.shared if plan.keep is None else {name: outcome.shared[name] for name in plan.keep}
+    extra = {**outcome.extra, **kept}
     if outcome.y.ndim > 1:
         extra["classes"] = task.labels
     return DistilledSet(outcome.codes, outcome.y, real.space, plain(manifest), extra)

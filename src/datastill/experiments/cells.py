@@ -15,6 +15,7 @@ from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
 from datastill.distillation.distill import run_job
 from datastill.distillation.job import Job, hyper_of, prepare_job
+from datastill.distillation.preparation import prepare as prepare_units
 from datastill.distillation.preparation import prepared_path
 from datastill.evaluation import Evaluation, evaluate
 from datastill.experiments.rates import FOLDER as RATES_FOLDER
@@ -23,7 +24,7 @@ from datastill.experiments.settings import Settings
 from datastill.experiments.sources import RealSets
 from datastill.store.artifact import DistilledSet
 from datastill.store.checkpoint import plain
-from datastill.store.files import digest, read_tensors, seconds_of, write_sealed, write_tensors
+from datastill.store.files import digest, read_tensors, seconds_of, write_sealed
 
 FORMAT = "datastill-cell"
 CELLS, RESULTS = "cells", "results"
@@ -143,7 +144,8 @@ def readable(text: str) -> str:
 def prepared_units(job: Job) -> list[Path]:
     """The files that a job's preparation leaves."""
     with threads_for(job.task.network.macs):
-        paths = [prepared_path(unit, job.task) for unit in job.method.build(job.task).prepare]
+        units = job.method.build(job.task).prepare
+        paths = [prepared_path(unit, job.task, units) for unit in units]
     return [path for path in paths if path is not None]
 
 
@@ -155,11 +157,10 @@ def perform(step: Callable[[Work, Cell, Path], None], work: Work, cell: Cell, ta
 def prepare(work: Work, cell: Cell, target: Path) -> None:
     """Do the preparation that writes `target`, once for all cells that share it."""
     job = work.job(cell)
-    watch = Stopwatch()
     with threads_for(job.task.network.macs):
-        unit = next(u for u in job.method.build(job.task).prepare if prepared_path(u, job.task) == target)
-        tensors = unit.run(job.task)
-    write_tensors(target, tensors, {"seconds": str(watch.read()["seconds"])})
+        plan = job.method.build(job.task)
+        unit = next(u for u in plan.prepare if prepared_path(u, job.task, plan.prepare) == target)
+        prepare_units(plan, job.task, unit)
 
 
 def run_cell(work: Work, cell: Cell, target: Path) -> None:

@@ -35,7 +35,8 @@ FOLDER = "rates"
 
 def may_come_without(job: Job, protocol: Protocol) -> bool:
     """Whether the protocol takes learned rates and the sets of this job may have none: the rate is not a leaf."""
-    return protocol.learned_lr and "lr" not in job.method.build(job.task).shared
+    leaves = job.method.build(job.task).shared
+    return protocol.learned_lr and (callable(leaves) or "lr" not in leaves)
 
 
 def choose_rate(work: Work, cell: Cell, target: Path) -> None:

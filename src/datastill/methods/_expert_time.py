@@ -70,7 +70,7 @@ def affordable(method: T, task: Task, seconds: float, pace: Pace | None = None) 
     cheap = replace(cheap, student_steps=min(method.student_steps, 15))
     left = seconds - pace.experts * expert_seconds(cheap, task)
     if left < 100 * pace.step * step_seconds(cheap, task):
-        images = task.ipc * task.classes * method.canvas_samples
+        images = len(task.labels) * method.canvas_samples
         batch = min(method.batch_syn or images, images, max(32, task.classes))
         cheap = replace(cheap, student_steps=min(method.student_steps, 10), batch_syn=0 if batch == images else batch)
     steps = int(left / (pace.step * step_seconds(cheap, task)))

@@ -98,7 +98,7 @@ class DC(Method):
     def macs_per_step(self, task: Task) -> float:
         """Forward and weight gradient of real images are three passes, the double backward of synthetic ones eight."""
         real = sum(min(self.real_batch, int(n)) for n in task.real.counts)
-        synthetic = task.ipc * task.classes
+        synthetic = len(task.labels)
         trained = 3 * self.inner * synthetic * (self.outer - 1) / max(1, self.outer)
         return task.network.macs * (3 * real + 8 * synthetic + trained)
 

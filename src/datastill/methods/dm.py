@@ -72,7 +72,7 @@ class DM(Method):
     def macs_per_step(self, task: Task) -> float:
         """One pass per real image; forward and backward to the pixels, about three, per decoded one."""
         real = sum(min(self.real_batch, int(n)) for n in task.real.counts)
-        return task.network.macs * (real + 3 * task.ipc * self.factor**2 * task.classes)
+        return task.network.macs * (real + 3 * len(task.labels) * self.factor**2)
 
     def scaled(self, task: Task, seconds: float) -> DM:
         """Fewer real images per step before fewer steps: at equal cost more, cheaper steps win by far.

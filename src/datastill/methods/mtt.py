@@ -179,7 +179,7 @@ class MTT(Method):
 
         What N student steps cost beside their arithmetic is counted too, as its equivalent.
         """
-        images = task.ipc * task.classes * self.canvas_samples
+        images = len(task.labels) * self.canvas_samples
         passes = 11 * self.student_steps * min(self.batch_syn or images, images)
         return passes * task.network.macs + self.student_steps * _overhead(task)
 

@@ -6,7 +6,7 @@ L = sum_c || mean_{x in B_c} f(A_c(x)) - mean_{s in S_c} f(A_c(s)) ||^2, squared
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class FeatureMeans:
     batch statistics all classes must share one forward pass per side, and do. Compiled code, where the task asks
     for it, serves the real side.
     """
+
+    reduces: ClassVar[bool] = True
 
     def __call__(self, context: Context) -> Grads:
         """Loss per class of the block, and its gradient for every synthetic image."""

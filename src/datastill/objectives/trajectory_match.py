@@ -139,7 +139,7 @@ class TrajectoryMatch:
             start,
             x,
             y,
-            rate.alpha(context.codes.get("lr")).to(start),
+            rate.alpha(context.codes.get("lr")).detach().to(start),
             plan,
             terms,
             momentum=self.momentum,
@@ -192,7 +192,7 @@ def _leaves(found: hg.HyperGradients, rate: hg.SyntheticLr, context: Context) ->
     """Gradients of the leaves that there are, shaped like them."""
     leaves: dict[str, Tensor] = {}
     if "lr" in context.codes:
-        leaf = context.codes["lr"]
+        leaf = context.codes["lr"].detach()
         leaves["lr"] = found.alpha.to(leaf).reshape(leaf.shape) * rate.slope(leaf)
     if "labels" in context.codes:
         shape = context.codes["labels"].shape

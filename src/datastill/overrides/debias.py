@@ -46,14 +46,15 @@ class Weights(Override):
 
     def apply(self, plan: Plan, method: str, task: Task) -> Plan:
         """Real images drawn in proportion to their weights, where `draw` asks for that; weights need no exchange."""
-        from datastill.sampling.samplers import ClassBatches, ClassEpochs
+        from datastill.core.plan import PerClass
         from datastill.sampling.weighted import WeightedClassBatches
 
         if not self.report.get("draw") or task.real.weights is None or not plan.steps:
             return plan
-        if not isinstance(plan.sampler, ClassBatches | ClassEpochs):
+        count = plan.sampler.per_class if isinstance(plan.sampler, PerClass) else None
+        if count is None:
             raise InputError(f"{method} does not draw class batches of real images; leave draw=true out of debias.")
-        return replace(plan, sampler=WeightedClassBatches(plan.sampler.n))
+        return replace(plan, sampler=WeightedClassBatches(count))
 
     def config(self) -> dict[str, Any]:
         """The weights themselves are part of the data's fingerprint."""

@@ -11,6 +11,7 @@ from datastill.core.overrides import Override
 
 if TYPE_CHECKING:
     from datastill.core.plan import Plan, Task
+    from datastill.models.factory import NetworkFactory
     from datastill.surrogates.debiased import DebiasedSurrogates
 
 
@@ -35,22 +36,20 @@ class Surrogates(Override):
 
     @staticmethod
     def fits(plan: Plan) -> bool:
-        """Whether the plan matches on fresh random networks, which others can stand in for."""
-        from datastill.surrogates.fresh import Fresh
-
-        return isinstance(plan.surrogates, Fresh)
+        """Whether the plan matches on a network of its own for each step, which others can stand in for."""
+        return _factory(plan) is not None
 
     def apply(self, plan: Plan, method: str, task: Task) -> Plan:
         """The plan on the pool, which is prepared first."""
         from datastill.surrogates.debiased import DebiasedPool
-        from datastill.surrogates.fresh import Fresh
 
-        if not isinstance(plan.surrogates, Fresh):
+        factory = _factory(plan)
+        if factory is None:
             raise InputError(
                 f"{method} does not match on fresh random networks, so none can stand in for them; of the methods "
                 "here dm and dm-fast do, and mtt takes expert_policy=selecmix."
             )
-        units = self.pool.units(plan.surrogates.factory)
+        units = self.pool.units(factory)
         return replace(plan, surrogates=DebiasedPool(units), prepare=[*plan.prepare, *units])
 
     def describe(self) -> dict[str, Any]:
@@ -72,6 +71,14 @@ class Surrogates(Override):
     def phrase(cls, record: Mapping[str, Any]) -> tuple[str, str]:
         """For the card."""
         return " trained to resist a bias", cls.text(record)
+
+
+def _factory(plan: Plan) -> NetworkFactory | None:
+    """What builds the plan's networks, where others can stand in for them."""
+    from datastill.core.plan import Exchangeable
+
+    drawn = plan.surrogates
+    return drawn.factory if isinstance(drawn, Exchangeable) and drawn.draws == "network" else None
 
 
 OVERRIDE = Surrogates

@@ -25,6 +25,11 @@ class ClassBatches:
 
     n: int
 
+    @property
+    def per_class(self) -> int:
+        """So many are drawn of every class."""
+        return self.n
+
     def draw(self, real: RealSet, context: Context) -> Batch:
         """Images of the block's classes at this step."""
         return real.of_classes(context.block.classes, self.n, context.generator("real"))
@@ -47,6 +52,11 @@ class ClassEpochs:
     def __post_init__(self) -> None:
         if self.n < 1:
             raise InputError(f"A batch of {self.n} real images per class is empty; use at least 1.")
+
+    @property
+    def per_class(self) -> int:
+        """So many are drawn of every class."""
+        return self.n
 
     def draw(self, real: RealSet, context: Context) -> Batch:
         """Images of the block's classes at this step."""

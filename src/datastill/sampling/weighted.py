@@ -39,6 +39,11 @@ class WeightedClassBatches:
         if self.n < 1:
             raise InputError(f"A batch of {self.n} real images per class is empty; use at least 1.")
 
+    @property
+    def per_class(self) -> int:
+        """So many are drawn of every class."""
+        return self.n
+
     def draw(self, real: RealSet, context: Context) -> Batch:
         """Images of the block's classes at this step."""
         unweighted = real.with_weights(None)

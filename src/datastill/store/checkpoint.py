@@ -17,6 +17,9 @@ from datastill.core.snapshot import Snapshot
 from datastill.store.files import read_tensors, write_tensors
 from datastill.store.schema import Count, Record, Seconds, as_record
 
+#: Of the time, what checkpoints may take.
+SHARE = 0.02
+
 
 def write_snapshot(path: Path, snapshot: Snapshot) -> None:
     """Write a snapshot atomically."""
@@ -62,7 +65,12 @@ def read_snapshot(path: Path, schema: type[Record] | None = None) -> Snapshot:
 class Checkpointer:
     """Decides when to write and where; one file per block.
 
-    When it writes never changes a result: every draw is derived from its step.
+    When it writes never changes a result: every draw is derived from its step. The time between two is longer where
+    writing would take more than `SHARE` of it.
+
+    Attributes:
+        every_seconds: time between checkpoints; 0 asks for one after every step, whatever that takes.
+        every_steps: steps between checkpoints, as well; 0 counts none.
     """
 
     folder: Path
@@ -70,6 +78,7 @@ class Checkpointer:
     every_seconds: float = 15.0
     every_steps: int = 0
     _last: float = field(default_factory=time.monotonic)
+    _took: float = 0.0  #: seconds of the last write
 
     def path(self, block: int) -> Path:
         """The file of a block."""
@@ -78,13 +87,16 @@ class Checkpointer:
     def due(self, step: int) -> bool:
         """Whether a checkpoint is wanted after this step."""
         by_steps = self.every_steps > 0 and step % self.every_steps == 0
-        return by_steps or time.monotonic() - self._last >= self.every_seconds
+        pause = max(self.every_seconds, self._took / SHARE) if self.every_seconds > 0 else 0.0
+        return by_steps or time.monotonic() - self._last >= pause
 
     def write(self, block: int, snapshot: Snapshot) -> None:
         """Write a block's checkpoint with the run's configuration."""
+        began = time.monotonic()
         snapshot.meta["config"] = dict(self.config)
         write_snapshot(self.path(block), snapshot)
         self._last = time.monotonic()
+        self._took = self._last - began
 
     def read(self, block: int) -> Snapshot | None:
         """A block's checkpoint, or None.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Fresh:
     """Networks at random initialisation, in train mode, without parameter gradients."""
+
+    draws: ClassVar[str] = "network"
 
     factory: NetworkFactory
 

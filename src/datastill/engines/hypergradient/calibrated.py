@@ -105,6 +105,10 @@ class MeasuringStepper:
         self.inner.optimiser.param_groups[0]["lr"] = self.rule.rate(self.rms)
         self.inner.after(grad, progress)
 
+    def finish(self) -> None:
+        """As the inner rule."""
+        self.inner.finish()
+
     def note(self) -> str:
         """What the rule has to say, for the manifest."""
         return self.rule.note(self.rms) if self.seen else ""

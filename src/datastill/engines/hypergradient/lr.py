@@ -108,6 +108,10 @@ class KeepPositiveStepper:
                 forgotten = {n: t if n in kept else torch.zeros_like(t) for n, t in self.inner.state().items()}
                 self.inner.load(forgotten)
 
+    def finish(self) -> None:
+        """As the inner rule."""
+        self.inner.finish()
+
     def note(self) -> str:
         """What the inner rule says, and how many steps were not taken; for the manifest."""
         inner = self.inner.note()
