@@ -7,9 +7,9 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from datastill.cli.options import DataOptions, parse, plain_warnings
+from datastill.cli.options import DataOptions, RuntimeOptions, parse, plain_warnings
 from datastill.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class CompareData(DataOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions:
+class CompareOptions(RuntimeOptions):
     """What to compare."""
 
     data: CompareData
@@ -48,11 +48,9 @@ class CompareOptions:
     #: score these distilled sets, or those of a comparison's folder, on the networks of --on
     sets: tuple[Path, ...] = ()
     on: tuple[str, ...] = ("convnet", "mlp", "lenet")  #: with --sets: evaluation networks
-    learning_rates: str = "fixed"  #: with --sets: fixed, or tuned for each network on real training images held back
+    #: with --sets: fixed, or tuned for each network on real training images held back
+    learning_rates: Literal["fixed", "tuned"] = "fixed"
     ledger: Path | None = None  #: a folder that gets a copy of every cell's record
-    device: str = "auto"  #: auto, cpu, cuda or mps
-    precision: str = "float32"  #: of the networks' arithmetic: float32, or bf16 where the processor is fast at it
-    compile: str = "auto"  #: compiled code for the networks: auto (in long runs on a CPU), on or off
     quiet: bool = False  #: print the table only
     json: bool = False  #: print the result as JSON instead of a table
 
@@ -93,9 +91,7 @@ def run(options: CompareOptions) -> int:
                 budget=None if options.budget is None else parse_seconds(options.budget),
                 out=out,
                 workers=options.workers,
-                device=options.device,
-                precision=options.precision,
-                compile=options.compile,
+                **options.engine,
                 progress=_teller(display),
             )
     except CellsFailed as error:

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datastill.cli.options import DataOptions, RuntimeOptions, override_options, parse, plain_warnings, positional_first
+from datastill.cli.options import (
+    DataOptions,
+    RuntimeOptions,
+    helped,
+    override_options,
+    parse,
+    plain_warnings,
+    positional_first,
+)
 from datastill.core.errors import InputError, ShareDone
 from datastill.core.registry import MethodInfo, get_method, methods
 
@@ -49,8 +57,7 @@ def main(args: list[str]) -> int:
     """Parse and run."""
     name, rest = positional_first(args)
     if name is None:
-        if any(a in ("-h", "--help") for a in args):
-            print(usage())
+        if helped(args, usage):
             return 0
         if not _mentioned("budget", args):
             raise InputError(

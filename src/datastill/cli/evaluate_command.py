@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -30,12 +30,11 @@ class EvaluateData(DataOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(RuntimeOptions):
     """How to score."""
 
     sets: tyro.conf.Positional[tuple[Path, ...]]  #: folders of distilled sets; three or more give an interval over sets
     data: EvaluateData
-    run: RuntimeOptions
     #: dc-v1, dc-v1-dsa, dsa-quick-v1, mtt-v1, mtt-quick-v1, idc-v1, idc-quick-v1, soft-quick-v1, sre2l-cifar-v1,
     #: sre2l-imagenet-v1, dwa-imagenet-v1, tiny-sgd-v1, rded-v1, or auto: what the set asks for
     protocol: str = "auto"
@@ -43,7 +42,8 @@ class EvaluateOptions:
     #: an architecture, also my_file.py:Net; none takes the one that the set was distilled with, if that is built in
     network: str | None = None
     seed: int = 0  #: of the networks' weights and orders, shared with Random
-    labels: str = "auto"  #: where the protocol takes a teacher's labels: auto or soft, or hard to do without
+    #: where the protocol takes a teacher's labels: auto or soft, or hard to do without
+    labels: Literal["auto", "soft", "hard"] = "auto"
     teacher: Path | None = None  #: folder of who labels, instead of the teacher that comes with each set
     teacher_network: str | None = None  #: what builds that teacher, where its network is not built in
     training: str = "plain"  #: or dfa, selecmix: networks that resist a bias; options as in dfa:steps=4000
@@ -89,7 +89,7 @@ def score(options: EvaluateOptions) -> int:
     names += ("labels", "teacher", "teacher_network", "training")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     with display.bars():
-        result = evaluate(sets, real, **settings, **options.run.engine, progress=display.update)
+        result = evaluate(sets, real, **settings, **options.engine, progress=display.update)
     record = {**result.to_dict(), "command": shlex.join(["datastill", *sys.argv[1:]])}
     if options.json:
         print(json.dumps(record, indent=2))
@@ -112,7 +112,7 @@ def _say_ceiling(options: EvaluateOptions, one: DistilledSet, real: RealSet, dis
     from datastill.evaluation.inputs import network_for
 
     macs = ceiling_macs(real, network_for(one, real, options.network))
-    seconds = nominal_seconds(macs, pick_device(options.run.device).type)
+    seconds = nominal_seconds(macs, pick_device(options.device).type)
     display.say(f"The whole real set takes about {describe_seconds(seconds)} more, unless it is cached.")
 
 
