@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from datastill.cli.options import DataOptions, RuntimeOptions, parse, plain_warnings
+from datastill.cli.options import DataOptions, RuntimeOptions, parse, plain_warnings, value_of
 from datastill.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -125,11 +125,7 @@ def parse_settings(given: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         method, dot, name = key.strip().rpartition(".")
         if not (equals and dot and method and name):
             raise InputError(f"Cannot read --set {text!r}; write it as METHOD.NAME=VALUE, such as dm.steps=60.")
-        try:
-            found = json.loads(value)
-        except json.JSONDecodeError:
-            found = {"True": True, "False": False}.get(value.strip(), value.strip())
-        settings.setdefault(method, {})[name.replace("-", "_")] = found
+        settings.setdefault(method, {})[name.replace("-", "_")] = value_of(value)
     return settings
 
 
@@ -137,7 +133,7 @@ def _teller(display: Display) -> Any:
     """Bars in a terminal, else a line for every unit."""
     import sys
 
-    from datastill.core.cost import describe_seconds
+    from datastill.cli.progress import ended
     from datastill.experiments.cells import RESULTS
     from datastill.experiments.records import CellRecord, RateRecord
     from datastill.store.files import read_sealed
@@ -154,8 +150,7 @@ def _teller(display: Display) -> Any:
             schema = CellRecord if done.unit.target.parent.name == RESULTS else RateRecord
             record = read_sealed(done.unit.target, schema)
             outcome = f"{100 * record['accuracy']:.1f} %" if "accuracy" in record else f"lr {record['lr']:g}"
-        left = f", about {describe_seconds(done.seconds_left)} left" if done.done < done.total else ""
-        display.say(f"[{done.done}/{done.total}] {done.unit.name}: {outcome} ({done.seconds:.1f} s{left})")
+        display.say(ended(done, outcome))
 
     return tell
 

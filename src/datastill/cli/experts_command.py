@@ -188,7 +188,7 @@ def _announcement(options: TrainOptions, images: int, network: Any) -> str:
 
 def _teller(display: Display, out: Path) -> Any:
     """A line for every expert that ends."""
-    from datastill.core.cost import describe_seconds
+    from datastill.cli.progress import ended
     from datastill.store.files import read_sealed
     from datastill.surrogates.experts.files import ExpertFile
 
@@ -199,11 +199,8 @@ def _teller(display: Display, out: Path) -> Any:
             display.say(f"[{done.done}/{done.total}] {done.unit.name}: failed: {done.failure.sentence}")
         elif not in_terminal:
             record = read_sealed(done.unit.target, ExpertFile)
-            left = f", about {describe_seconds(done.seconds_left)} left" if done.done < done.total else ""
-            display.say(
-                f"[{done.done}/{done.total}] {done.unit.name}: training loss {record['train_loss'][-1]:.3g}, "
-                f"accuracy {100 * record['train_accuracy'][-1]:.1f} % ({done.seconds:.1f} s{left})"
-            )
+            loss, accuracy = record["train_loss"][-1], 100 * record["train_accuracy"][-1]
+            display.say(ended(done, f"training loss {loss:.3g}, accuracy {accuracy:.1f} %"))
 
     return tell
 

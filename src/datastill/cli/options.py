@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, make_dataclass
@@ -83,6 +84,14 @@ def parse(cls: type[T], args: list[str], prog: str, description: str) -> T:
     )
 
 
+def value_of(text: str) -> Any:
+    """What the value of a --set NAME=VALUE is: JSON, True or False, else a word."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {"True": True, "False": False}.get(text.strip(), text.strip())
+
+
 def usage_of(command: str, about: str, actions: Mapping[str, str]) -> str:
     """What the `--help` of a command with actions prints."""
     lines = "\n".join(f"  {name:<9} {text}" for name, text in actions.items())
@@ -132,4 +141,5 @@ __all__ = [
     "plain_warnings",
     "positional_first",
     "usage_of",
+    "value_of",
 ]

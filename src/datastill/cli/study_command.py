@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datastill.cli.options import DeviceOptions, helped, parse, plain_warnings, positional_first
+from datastill.cli.options import DeviceOptions, helped, parse, plain_warnings, positional_first, value_of
 from datastill.core.errors import InputError, nearest
 
 ACTIONS = {"debias": "Distil a biased set by several methods, with and without weights against its bias."}
@@ -163,17 +163,10 @@ def parse_values(given: tuple[str, ...]) -> dict[str, Any]:
             raise InputError(f"{text!r} is not a value; write steps=500, or dm.steps=500 for one method.")
         method, dot, inner = name.partition(".")
         if dot:
-            found.setdefault(method, {})[inner] = _parsed(value)
+            found.setdefault(method, {})[inner] = value_of(value)
         else:
-            found[name] = _parsed(value)
+            found[name] = value_of(value)
     return found
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 def _plain(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
