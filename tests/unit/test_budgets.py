@@ -27,10 +27,10 @@ from datastill.data import RealSet
 from datastill.distillation import budget as estimation
 from datastill.distillation.budget import within
 from datastill.distillation.job import Job, prepare_job
-from datastill.methods._expert_time import Pace, affordable, expert_seconds, step_seconds
 from datastill.methods.mtt import MTT
 from datastill.methods.tesla import TESLA
 from datastill.models import resolve_network
+from datastill.surrogates.expert_cost import Pace, affordable, expert_seconds, step_seconds
 from datastill.surrogates.experts import ExpertsUnit, open_buffer, train_experts
 from datastill.surrogates.experts.policies import Epoch, TrainingSet
 from datastill.surrogates.experts.policies.sgd import Sgd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import torch
 from PIL import Image
 
 from datastill import load_distilled
-from datastill.cli import COMMANDS, main
+from datastill.cli import COMMANDS, main, options
+from datastill.cli.compare_command import parse_settings
+from datastill.cli.study_command import parse_values
 from datastill.core.rng import Rng
 
 TINY = ["--network", "convnet:width=4,depth=1", "--steps", "3", "--real-batch", "4", "--quiet"]
@@ -50,6 +53,45 @@ def test_help_answers_at_once(args: list[str]) -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
     assert done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["distill", "dm", "--precision", "float16"], ("float32", "bf16")),
+        (["compare", "--compile", "maybe"], ("auto", "on", "off")),
+        (["compare", "--learning-rates", "free"], ("fixed", "tuned")),
+        (["evaluate", "x", "--labels", "softly"], ("auto", "soft", "hard")),
+        (["evaluate", "x", "--compile", "maybe"], ("auto", "on", "off")),
+        (["relabel", "x", "--dtype", "float64"], ("float16", "int8")),
+        (["export", "x", "y", "--to", "gif"], ("imagefolder", "parquet", "tensors")),
+    ],
+)
+def test_a_word_that_is_no_choice(args: list[str], words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(args, capsys)
+    assert code == 2
+    assert not out
+    assert all(word in err for word in (*words, args[-1], args[-2])), err
+
+
+def test_how_it_is_computed_is_declared_once() -> None:
+    """Device, precision and compile have one declaration each; `teacher train --compile` is a switch."""
+    found = [
+        (path.name, name)
+        for path in sorted(Path(options.__file__).parent.glob("*.py"))
+        for name in re.findall(r"^    (device|precision|compile): (?!bool)", path.read_text(), re.M)
+    ]
+    assert found == [("options.py", "device"), ("options.py", "precision"), ("options.py", "compile")]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("5", 5), ("true", True), ("True", True), ("False ", False), ("[1, 2]", [1, 2]), ("real", "real")],
+)
+def test_values_of_set(text: str, value: object) -> None:
+    for found in (parse_settings((f"dm.x={text}",))["dm"]["x"], parse_values((f"dm.x={text}",))["dm"]["x"]):
+        assert found == value
+        assert type(found) is type(value)
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,9 +7,9 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from datastill.cli.options import DataOptions, parse, plain_warnings
+from datastill.cli.options import DataOptions, RuntimeOptions, parse, plain_warnings, value_of
 from datastill.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class CompareData(DataOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions:
+class CompareOptions(RuntimeOptions):
     """What to compare."""
 
     data: CompareData
@@ -48,11 +48,9 @@ class CompareOptions:
     #: score these distilled sets, or those of a comparison's folder, on the networks of --on
     sets: tuple[Path, ...] = ()
     on: tuple[str, ...] = ("convnet", "mlp", "lenet")  #: with --sets: evaluation networks
-    learning_rates: str = "fixed"  #: with --sets: fixed, or tuned for each network on real training images held back
+    #: with --sets: fixed, or tuned for each network on real training images held back
+    learning_rates: Literal["fixed", "tuned"] = "fixed"
     ledger: Path | None = None  #: a folder that gets a copy of every cell's record
-    device: str = "auto"  #: auto, cpu, cuda or mps
-    precision: str = "float32"  #: of the networks' arithmetic: float32, or bf16 where the processor is fast at it
-    compile: str = "auto"  #: compiled code for the networks: auto (in long runs on a CPU), on or off
     quiet: bool = False  #: print the table only
     json: bool = False  #: print the result as JSON instead of a table
 
@@ -93,9 +91,7 @@ def run(options: CompareOptions) -> int:
                 budget=None if options.budget is None else parse_seconds(options.budget),
                 out=out,
                 workers=options.workers,
-                device=options.device,
-                precision=options.precision,
-                compile=options.compile,
+                **options.engine,
                 progress=_teller(display),
             )
     except CellsFailed as error:
@@ -129,11 +125,7 @@ def parse_settings(given: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         method, dot, name = key.strip().rpartition(".")
         if not (equals and dot and method and name):
             raise InputError(f"Cannot read --set {text!r}; write it as METHOD.NAME=VALUE, such as dm.steps=60.")
-        try:
-            found = json.loads(value)
-        except json.JSONDecodeError:
-            found = {"True": True, "False": False}.get(value.strip(), value.strip())
-        settings.setdefault(method, {})[name.replace("-", "_")] = found
+        settings.setdefault(method, {})[name.replace("-", "_")] = value_of(value)
     return settings
 
 
@@ -141,7 +133,7 @@ def _teller(display: Display) -> Any:
     """Bars in a terminal, else a line for every unit."""
     import sys
 
-    from datastill.core.cost import describe_seconds
+    from datastill.cli.progress import ended
     from datastill.experiments.cells import RESULTS
     from datastill.experiments.records import CellRecord, RateRecord
     from datastill.store.files import read_sealed
@@ -158,8 +150,7 @@ def _teller(display: Display) -> Any:
             schema = CellRecord if done.unit.target.parent.name == RESULTS else RateRecord
             record = read_sealed(done.unit.target, schema)
             outcome = f"{100 * record['accuracy']:.1f} %" if "accuracy" in record else f"lr {record['lr']:g}"
-        left = f", about {describe_seconds(done.seconds_left)} left" if done.done < done.total else ""
-        display.say(f"[{done.done}/{done.total}] {done.unit.name}: {outcome} ({done.seconds:.1f} s{left})")
+        display.say(ended(done, outcome))
 
     return tell
 

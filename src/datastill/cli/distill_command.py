@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -13,11 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datastill.cli.options import DataOptions, RuntimeOptions, override_options, parse, plain_warnings, positional_first
+from datastill.cli.options import (
+    DataOptions,
+    RuntimeOptions,
+    helped,
+    override_options,
+    parse,
+    plain_warnings,
+    positional_first,
+)
 from datastill.core.errors import InputError, ShareDone
 from datastill.core.registry import MethodInfo, get_method, methods
 
 if TYPE_CHECKING:
+    from datastill.cli.progress import Display
     from datastill.distillation.job import Job
 
 
@@ -47,8 +57,7 @@ def main(args: list[str]) -> int:
     """Parse and run."""
     name, rest = positional_first(args)
     if name is None:
-        if any(a in ("-h", "--help") for a in args):
-            print(usage())
+        if helped(args, usage):
             return 0
         if not _mentioned("budget", args):
             raise InputError(
@@ -108,9 +117,7 @@ def _mentioned(field: str, args: list[str]) -> bool:
 def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[str, Any]) -> int:
     """The whole run, with its pictures and report."""
     from datastill.cli.progress import Display, LoopProgress
-    from datastill.core.cost import describe_cost, describe_seconds
     from datastill.core.runtime import Runtime
-    from datastill.distillation.budget import estimate_job
     from datastill.distillation.distill import check_out, distill
     from datastill.distillation.job import prepare_job
     from datastill.evaluation.check import Check
@@ -122,23 +129,12 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
     display.say(f"Reading {data.data} ...")
     real = data.load()
     budget = parse_seconds(run.budget) if run.budget is not None else None
-    settings: dict[str, Any] = {
-        "ipc": run.ipc,
-        "network": run.network,
-        "recipe": run.recipe,
-        "seed": run.seed,
-    }
-    runtime = Runtime.of(**run.engine)
-    job = prepare_job(info.cls, real, runtime=runtime, **settings, **values)
+    settings: dict[str, Any] = {"ipc": run.ipc, "network": run.network, "seed": run.seed, **values}
+    prepared = functools.partial(prepare_job, info.cls, real, runtime=Runtime.of(**run.engine), **settings)
+    job = prepared(recipe=run.recipe)
     display.say(describe_job(job))
     if not display.quiet and budget is None:
-        paper = prepare_job(info.cls, real, runtime=runtime, **{**settings, "recipe": "paper"}, **values)
-        told = estimate_job(job, paper)
-        if told.seconds >= 2:
-            steps = f", {told.steps} steps" if told.steps else ""
-            display.say(f"Expected: {describe_seconds(told.seconds)}{steps}.")
-        if told.paper_seconds > 1.5 * told.seconds:
-            display.say(f"The paper's setting would take {describe_seconds(told.paper_seconds)} (--recipe paper).")
+        _say_expected(job, prepared(recipe="paper"), display)
     check = Check(run.check_every) if run.check_every else None
     snapshots = Snapshots()
     hooks = [h for h in (snapshots, check, LoopProgress(display, check)) if h is not None]
@@ -146,6 +142,7 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
         distilled = distill(
             info.cls,
             real,
+            recipe=run.recipe,
             **settings,
             **run.engine,
             budget=budget,
@@ -155,7 +152,6 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
             callbacks=hooks,
             workers=run.workers,
             shard=parse_shard(run.shard) if run.shard is not None else None,
-            **values,
         )
     snapshots.save(run.out)
     write_run(
@@ -166,17 +162,37 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
         accuracy=check.accuracies if check is not None else (),
         command=shlex.join(["datastill", *sys.argv[1:]]),
     )
-    cost = distilled.manifest["cost"]
-    display.say(f"Done: {describe_cost(cost)}; saved in {run.out}.")
-    if cost["skipped_steps"]:
-        display.say(f"{cost['skipped_steps']} steps were not finite and changed nothing.")
-    for note in distilled.manifest["notes"]:
-        if note not in job.notes:
-            display.say(f"  {note}")
-    display.say(f"Score it beside a random selection: {scoring(distilled.manifest, run.out)}")
+    _say_done(distilled.manifest, job, run.out, display)
     if run.json:
         print(json.dumps(distilled.manifest, indent=2))
     return 0
+
+
+def _say_expected(job: Job, paper: Job, display: Display) -> None:
+    """How long it will take, and how long the paper's setting would."""
+    from datastill.core.cost import describe_seconds
+    from datastill.distillation.budget import estimate_job
+
+    told = estimate_job(job, paper)
+    if told.seconds >= 2:
+        steps = f", {told.steps} steps" if told.steps else ""
+        display.say(f"Expected: {describe_seconds(told.seconds)}{steps}.")
+    if told.paper_seconds > 1.5 * told.seconds:
+        display.say(f"The paper's setting would take {describe_seconds(told.paper_seconds)} (--recipe paper).")
+
+
+def _say_done(manifest: Mapping[str, Any], job: Job, out: Path, display: Display) -> None:
+    """What it took, what there is to know of it, and what comes next."""
+    from datastill.core.cost import describe_cost
+
+    cost = manifest["cost"]
+    display.say(f"Done: {describe_cost(cost)}; saved in {out}.")
+    if cost["skipped_steps"]:
+        display.say(f"{cost['skipped_steps']} steps were not finite and changed nothing.")
+    for note in manifest["notes"]:
+        if note not in job.notes:
+            display.say(f"  {note}")
+    display.say(f"Score it beside a random selection: {scoring(manifest, out)}")
 
 
 def scoring(manifest: Mapping[str, Any], out: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from datastill.cli.distill_command import describe_job, parse_options, parse_seconds
-from datastill.cli.options import plain_warnings, positional_first
+from datastill.cli.options import helped, plain_warnings, positional_first
 from datastill.core.errors import InputError
 from datastill.core.registry import get_method
 
@@ -14,11 +14,7 @@ def main(args: list[str]) -> int:
     """Parse as `distill` does, run a few steps, tell."""
     name, rest = positional_first(args)
     if name is None:
-        if any(a in ("-h", "--help") for a in args):
-            print(
-                "usage: datastill estimate METHOD [options]\n\n"
-                "Tell minutes and memory of a run before it starts; takes the options of `datastill distill METHOD`."
-            )
+        if helped(args, usage):
             return 0
         raise InputError("Name a method: `datastill estimate dm --data PATH --ipc 10`.")
     info = get_method(name)
@@ -52,3 +48,11 @@ def main(args: list[str]) -> int:
     print(f"The paper's setting: {describe_seconds(told.paper_seconds)} ({told.paper_steps} steps)")
     print(f"Peak memory:       {told.peak_memory_bytes / 2**30:.1f} GiB")
     return 0
+
+
+def usage() -> str:
+    """What `datastill estimate --help` prints."""
+    return (
+        "usage: datastill estimate METHOD [options]\n\n"
+        "Tell minutes and memory of a run before it starts; takes the options of `datastill distill METHOD`."
+    )

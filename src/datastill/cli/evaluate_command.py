@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from datastill.cli.options import DataOptions, parse, plain_warnings
+from datastill.cli.options import DataOptions, RuntimeOptions, parse, plain_warnings
+
+if TYPE_CHECKING:
+    from datastill.cli.progress import Display
+    from datastill.data.real import RealSet
+    from datastill.evaluation import Evaluation
+    from datastill.store.artifact import DistilledSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +30,7 @@ class EvaluateData(DataOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(RuntimeOptions):
     """How to score."""
 
     sets: tyro.conf.Positional[tuple[Path, ...]]  #: folders of distilled sets; three or more give an interval over sets
@@ -34,15 +42,13 @@ class EvaluateOptions:
     #: an architecture, also my_file.py:Net; none takes the one that the set was distilled with, if that is built in
     network: str | None = None
     seed: int = 0  #: of the networks' weights and orders, shared with Random
-    labels: str = "auto"  #: where the protocol takes a teacher's labels: auto or soft, or hard to do without
+    #: where the protocol takes a teacher's labels: auto or soft, or hard to do without
+    labels: Literal["auto", "soft", "hard"] = "auto"
     teacher: Path | None = None  #: folder of who labels, instead of the teacher that comes with each set
     teacher_network: str | None = None  #: what builds that teacher, where its network is not built in
     training: str = "plain"  #: or dfa, selecmix: networks that resist a bias; options as in dfa:steps=4000
     ceiling: bool = False  #: train on the whole real set too (30 passes; its cost is told first, the result cached)
     random: bool = True  #: put Random beside it, from the same initial subsets
-    device: str = "auto"  #: auto, cpu, cuda or mps
-    precision: str = "float32"  #: of the networks' arithmetic: float32, or bf16 where the processor is fast at it
-    compile: str = "auto"  #: compiled code for the networks: auto (in long runs on a CPU), on or off
     out: Path | None = None  #: a JSON file for the result; none keeps it beside the first set
     quiet: bool = False  #: print the table only
     json: bool = False  #: print the result as JSON instead of a table
@@ -58,14 +64,10 @@ def main(args: list[str]) -> int:
 def score(options: EvaluateOptions) -> int:
     """Evaluate, print, write."""
     from datastill.cli.progress import Display
-    from datastill.cli.tables import evaluation_table, group_table
-    from datastill.core.cost import describe_seconds, pick_device
     from datastill.core.errors import InputError
-    from datastill.core.registry import nominal_seconds
     from datastill.data.places import places_of
     from datastill.evaluation import evaluate
-    from datastill.evaluation.ceiling import ceiling_macs
-    from datastill.evaluation.inputs import network_for, real_for
+    from datastill.evaluation.inputs import real_for
     from datastill.report import write_run
     from datastill.store.artifact import load_distilled
     from datastill.store.files import write_json
@@ -82,39 +84,17 @@ def score(options: EvaluateOptions) -> int:
     if options.data.data is None:
         display.say(f"Real data: {real.source}, which the set names.")
     if options.ceiling:
-        macs = ceiling_macs(real, network_for(sets[0], real, options.network))
-        seconds = nominal_seconds(macs, pick_device(options.device).type)
-        display.say(f"The whole real set takes about {describe_seconds(seconds)} more, unless it is cached.")
+        _say_ceiling(options, sets[0], real, display)
+    names = ("protocol", "networks", "network", "seed", "random", "ceiling")
+    names += ("labels", "teacher", "teacher_network", "training")
+    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     with display.bars():
-        result = evaluate(
-            sets,
-            real,
-            protocol=options.protocol,
-            networks=options.networks,
-            network=options.network,
-            seed=options.seed,
-            random=options.random,
-            ceiling=options.ceiling,
-            device=options.device,
-            precision=options.precision,
-            compile=options.compile,
-            labels=options.labels,
-            teacher=options.teacher,
-            teacher_network=options.teacher_network,
-            training=options.training,
-            progress=display.update,
-        )
+        result = evaluate(sets, real, **settings, **options.engine, progress=display.update)
     record = {**result.to_dict(), "command": shlex.join(["datastill", *sys.argv[1:]])}
     if options.json:
         print(json.dumps(record, indent=2))
     else:
-        display.table(evaluation_table(result))
-        matrix = group_table(result, real.class_names)
-        if matrix is not None:
-            display.table(matrix)
-        display.out.print(result.verdict)
-        for note in result.notes:
-            display.say(f"  {note}")
+        _print(result, real.class_names, display)
     write_json(target, record)
     if options.out is None:
         write_run(options.sets[0], sets[0], real=real, evaluation=result, sets=sets)
@@ -122,3 +102,28 @@ def score(options: EvaluateOptions) -> int:
         where = "" if options.out else f"; pictures in {options.sets[0] / 'report.html'}"
         display.say(f"Written to {target}{where}.")
     return 0
+
+
+def _say_ceiling(options: EvaluateOptions, one: DistilledSet, real: RealSet, display: Display) -> None:
+    """What the whole real set costs."""
+    from datastill.core.cost import describe_seconds, pick_device
+    from datastill.core.registry import nominal_seconds
+    from datastill.evaluation.ceiling import ceiling_macs
+    from datastill.evaluation.inputs import network_for
+
+    macs = ceiling_macs(real, network_for(one, real, options.network))
+    seconds = nominal_seconds(macs, pick_device(options.device).type)
+    display.say(f"The whole real set takes about {describe_seconds(seconds)} more, unless it is cached.")
+
+
+def _print(result: Evaluation, class_names: Sequence[str], display: Display) -> None:
+    """Tables, verdict and notes."""
+    from datastill.cli.tables import evaluation_table, group_table
+
+    display.table(evaluation_table(result))
+    matrix = group_table(result, class_names)
+    if matrix is not None:
+        display.table(matrix)
+    display.out.print(result.verdict)
+    for note in result.notes:
+        display.say(f"  {note}")

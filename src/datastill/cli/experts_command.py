@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from datastill.cli.options import DataOptions, parse, plain_warnings, positional_first
+from datastill.cli.options import DataOptions, DeviceOptions, helped, parse, plain_warnings, positional_first, usage_of
 from datastill.core.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ ACTIONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
+class TrainOptions(DeviceOptions):
     """How many experts, and how they are trained."""
 
     data: DataOptions
@@ -40,7 +40,6 @@ class TrainOptions:
     augment: str = "auto"  #: DSA operations, none, or auto, which suits the data
     seed: int = 0  #: of every random draw
     workers: int = 1  #: processes to train in, one thread each
-    device: str = "auto"  #: auto, cpu, cuda or mps
     lossy: bool = False  #: store float16 in half the space, where that changes no step by more than 1 %
     test_accuracy: bool = False  #: read the test split after every epoch, to describe experts; choose nothing by it
     quiet: bool = False  #: say nothing but errors
@@ -76,8 +75,7 @@ def main(args: list[str]) -> int:
     """Parse and run."""
     action, rest = positional_first(args)
     if action is None:
-        if any(a in ("-h", "--help") for a in args):
-            print(usage())
+        if helped(args, usage):
             return 0
         raise InputError("Say what to do with experts: `datastill experts train --data PATH --out FOLDER`.")
     if action not in ACTIONS:
@@ -96,12 +94,10 @@ def main(args: list[str]) -> int:
 
 def usage() -> str:
     """What `datastill experts --help` prints."""
-    lines = "\n".join(f"  {name:<9} {text}" for name, text in ACTIONS.items())
-    return (
-        "usage: datastill experts ACTION [options]\n\n"
-        "Networks trained on the real data, kept epoch by epoch: what trajectory matching matches.\n\n"
-        f"actions:\n{lines}\n\n"
-        "`datastill experts ACTION --help` shows the options of an action."
+    return usage_of(
+        "experts",
+        "Networks trained on the real data, kept epoch by epoch: what trajectory matching matches.",
+        ACTIONS,
     )
 
 
@@ -192,7 +188,7 @@ def _announcement(options: TrainOptions, images: int, network: Any) -> str:
 
 def _teller(display: Display, out: Path) -> Any:
     """A line for every expert that ends."""
-    from datastill.core.cost import describe_seconds
+    from datastill.cli.progress import ended
     from datastill.store.files import read_sealed
     from datastill.surrogates.experts.files import ExpertFile
 
@@ -203,11 +199,8 @@ def _teller(display: Display, out: Path) -> Any:
             display.say(f"[{done.done}/{done.total}] {done.unit.name}: failed: {done.failure.sentence}")
         elif not in_terminal:
             record = read_sealed(done.unit.target, ExpertFile)
-            left = f", about {describe_seconds(done.seconds_left)} left" if done.done < done.total else ""
-            display.say(
-                f"[{done.done}/{done.total}] {done.unit.name}: training loss {record['train_loss'][-1]:.3g}, "
-                f"accuracy {100 * record['train_accuracy'][-1]:.1f} % ({done.seconds:.1f} s{left})"
-            )
+            loss, accuracy = record["train_loss"][-1], 100 * record["train_accuracy"][-1]
+            display.say(ended(done, f"training loss {loss:.3g}, accuracy {accuracy:.1f} %"))
 
     return tell
 

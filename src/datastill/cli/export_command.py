@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -18,7 +18,8 @@ class ExportOptions:
 
     folder: tyro.conf.Positional[Path]  #: folder of a distilled set
     target: tyro.conf.Positional[Path]  #: folder to write
-    to: str = "imagefolder"  #: imagefolder (PNG), parquet (as the Hub takes it), or tensors (exact)
+    #: imagefolder (PNG), parquet (as the Hub takes it), or tensors (exact)
+    to: Literal["imagefolder", "parquet", "tensors"] = "imagefolder"
     score: bool = True  #: where pixels are rounded, score the set before and after
     data: str | None = None  #: real data to score on; none takes the source that the set names
     network: str | None = None  #: architecture for the scores; none takes that of the set, if that is built in

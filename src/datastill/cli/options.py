@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, make_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from datastill.core.overrides import overrides
 
@@ -42,12 +43,20 @@ class DataOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RuntimeOptions:
-    """Where and how it is computed."""
+class DeviceOptions:
+    """Where it is computed."""
 
     device: str = "auto"  #: auto, cpu, cuda or mps
-    precision: str = "float32"  #: of the networks' arithmetic: float32, or bf16 where the processor is fast at it
-    compile: str = "auto"  #: compiled code for the networks: auto (in long runs on a CPU), on or off
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions(DeviceOptions):
+    """Where and how it is computed."""
+
+    #: of the networks' arithmetic: float32, or bf16 where the processor is fast at it
+    precision: Literal["float32", "bf16"] = "float32"
+    #: compiled code for the networks: auto (in long runs on a CPU), on or off
+    compile: Literal["auto", "on", "off"] = "auto"
 
     @property
     def engine(self) -> dict[str, Any]:
@@ -75,6 +84,31 @@ def parse(cls: type[T], args: list[str], prog: str, description: str) -> T:
     )
 
 
+def value_of(text: str) -> Any:
+    """What the value of a --set NAME=VALUE is: JSON, True or False, else a word."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {"True": True, "False": False}.get(text.strip(), text.strip())
+
+
+def usage_of(command: str, about: str, actions: Mapping[str, str]) -> str:
+    """What the `--help` of a command with actions prints."""
+    lines = "\n".join(f"  {name:<9} {text}" for name, text in actions.items())
+    return (
+        f"usage: datastill {command} ACTION [options]\n\n{about}\n\nactions:\n{lines}\n\n"
+        f"`datastill {command} ACTION --help` shows the options of an action."
+    )
+
+
+def helped(args: list[str], usage: Callable[[], str]) -> bool:
+    """Whether help is asked for of a command whose name of a method or an action is missing; it is printed."""
+    wanted = any(a in ("-h", "--help") for a in args)
+    if wanted:
+        print(usage())
+    return wanted
+
+
 def positional_first(args: list[str]) -> tuple[str | None, list[str]]:
     """A leading word that is no option, and the rest."""
     if args and not args[0].startswith("-"):
@@ -97,4 +131,15 @@ def plain_warnings(quiet: bool) -> Iterator[None]:
         yield
 
 
-__all__ = ["DataOptions", "RuntimeOptions", "override_options", "parse", "plain_warnings", "positional_first"]
+__all__ = [
+    "DataOptions",
+    "DeviceOptions",
+    "RuntimeOptions",
+    "helped",
+    "override_options",
+    "parse",
+    "plain_warnings",
+    "positional_first",
+    "usage_of",
+    "value_of",
+]

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +22,9 @@ from rich.table import Table
 
 from datastill.core.context import Context
 from datastill.core.plan import Callback
+
+if TYPE_CHECKING:
+    from datastill.launch import Done
 
 #: Seconds between lines where the error stream is a file.
 _LINE_SECONDS = 30.0
@@ -98,3 +101,11 @@ class LoopProgress(Callback):
 
 def _short(name: str, value: float) -> str:
     return f"{100 * value:.1f} %" if name in ("accuracy", "check") else f"{value:.4g}"
+
+
+def ended(done: Done, outcome: str) -> str:
+    """A line about a unit of work that ended."""
+    from datastill.core.cost import describe_seconds
+
+    left = f", about {describe_seconds(done.seconds_left)} left" if done.done < done.total else ""
+    return f"[{done.done}/{done.total}] {done.unit.name}: {outcome} ({done.seconds:.1f} s{left})"

@@ -6,14 +6,15 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
-from datastill.cli.options import parse, plain_warnings
+from datastill.cli.options import DeviceOptions, parse, plain_warnings
 
 
 @dataclass(frozen=True, kw_only=True)
-class RelabelOptions:
+class RelabelOptions(DeviceOptions):
     """Which set, and how its labels are stored."""
 
     folder: tyro.conf.Positional[Path]  #: folder of a distilled set
@@ -24,10 +25,9 @@ class RelabelOptions:
     passes: int | None = None  #: passes to store; training begins with the first again when they are used up
     teacher: Path | None = None  #: folder of who labels, instead of the teacher that comes with the set
     teacher_network: str | None = None  #: what builds the teacher (my_file.py:Net), where its network is not built in
-    dtype: str = "float16"  #: of the stored logits: float16 or int8
+    dtype: Literal["float16", "int8"] = "float16"  #: of the stored logits: float16 or int8
     top_k: int | None = None  #: largest logits to keep for each view; none keeps all
     seed: int = 0  #: of the views
-    device: str = "auto"  #: auto, cpu, cuda or mps
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print what was made as JSON
 

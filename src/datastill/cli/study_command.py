@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datastill.cli.options import parse, plain_warnings, positional_first
+from datastill.cli.options import DeviceOptions, helped, parse, plain_warnings, positional_first, value_of
 from datastill.core.errors import InputError, nearest
 
 ACTIONS = {"debias": "Distil a biased set by several methods, with and without weights against its bias."}
 
 
 @dataclass(frozen=True, kw_only=True)
-class DebiasOptions:
+class DebiasOptions(DeviceOptions):
     """What is crossed, and where it is kept."""
 
     dataset: str = "cmnist"  #: cmnist, bg-fmnist or ccifar10, with options as in cmnist:severity=1,train=1000
@@ -32,7 +32,6 @@ class DebiasOptions:
     protocol: str = "dsa-quick-v1"  #: how networks are trained on a set; auto takes what each set asks for
     recipe: str = "auto"  #: auto (minutes on a laptop) or paper
     set: tuple[str, ...] = field(default_factory=tuple)  #: values, steps=500 for all or dm.steps=500 for one method
-    device: str = "auto"  #: auto, cpu, cuda or mps
     out: Path = Path("runs/debias")  #: folder of the study; the same command goes on in it
     quiet: bool = False  #: say nothing but the table
     json: bool = False  #: print the rows as JSON
@@ -41,8 +40,7 @@ class DebiasOptions:
 def main(args: list[str]) -> int:
     """Parse and run."""
     action, rest = positional_first(args)
-    if action is None and any(a in ("-h", "--help") for a in args):
-        print("usage: datastill study debias [options]\n\n" + ACTIONS["debias"])
+    if action is None and helped(args, usage):
         return 0
     if action not in ACTIONS:
         hint = nearest(str(action), ACTIONS) if action else "Name one: debias."
@@ -50,6 +48,11 @@ def main(args: list[str]) -> int:
     options = parse(DebiasOptions, rest, "study debias", ACTIONS["debias"])
     with plain_warnings(options.quiet):
         return debias(options)
+
+
+def usage() -> str:
+    """What `datastill study --help` prints."""
+    return "usage: datastill study debias [options]\n\n" + ACTIONS["debias"]
 
 
 def debias(options: DebiasOptions) -> int:
@@ -160,17 +163,10 @@ def parse_values(given: tuple[str, ...]) -> dict[str, Any]:
             raise InputError(f"{text!r} is not a value; write steps=500, or dm.steps=500 for one method.")
         method, dot, inner = name.partition(".")
         if dot:
-            found.setdefault(method, {})[inner] = _parsed(value)
+            found.setdefault(method, {})[inner] = value_of(value)
         else:
-            found[name] = _parsed(value)
+            found[name] = value_of(value)
     return found
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 def _plain(found: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from datastill.cli.options import DataOptions, parse, plain_warnings, positional_first
+from datastill.cli.options import DataOptions, DeviceOptions, helped, parse, plain_warnings, positional_first, usage_of
 from datastill.core.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ ACTIONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
+class TrainOptions(DeviceOptions):
     """How it is trained."""
 
     data: DataOptions
@@ -35,14 +35,13 @@ class TrainOptions:
     lr: float = 0.1  #: of SGD, which warms up and falls to 0 along a cosine
     batch: int = 128  #: images a step
     seed: int = 0  #: of every random draw
-    device: str = "auto"  #: auto, cpu, cuda or mps
     compile: bool = False  #: compiled code for the network, for long trainings on a CPU
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print what was made as JSON
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportOptions:
+class ImportOptions(DeviceOptions):
     """What it is and what is known of it."""
 
     data: DataOptions
@@ -53,7 +52,6 @@ class ImportOptions:
     #: mean/std, such as .485,.456,.406/.229,.224,.225
     pixels: str = "same"
     classes: str | None = None  #: its classes in the order of its logits, with commas, where they are not the data's
-    device: str = "auto"  #: auto, cpu, cuda or mps
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print what was made as JSON
 
@@ -72,8 +70,7 @@ def main(args: list[str]) -> int:
     """Parse and run."""
     action, rest = positional_first(args)
     if action is None:
-        if any(a in ("-h", "--help") for a in args):
-            print(usage())
+        if helped(args, usage):
             return 0
         raise InputError("Say what to do with a teacher: `datastill teacher train --data PATH --out FOLDER`.")
     if action not in ACTIONS:
@@ -92,12 +89,10 @@ def main(args: list[str]) -> int:
 
 def usage() -> str:
     """What `datastill teacher --help` prints."""
-    lines = "\n".join(f"  {name:<9} {text}" for name, text in ACTIONS.items())
-    return (
-        "usage: datastill teacher ACTION [options]\n\n"
-        "A network trained on the real data: sre2l, cda, dwa and rded take images from it, and it labels them.\n\n"
-        f"actions:\n{lines}\n\n"
-        "`datastill teacher ACTION --help` shows the options of an action."
+    return usage_of(
+        "teacher",
+        "A network trained on the real data: sre2l, cda, dwa and rded take images from it, and it labels them.",
+        ACTIONS,
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datastill.cli.options import DataOptions, parse, plain_warnings
+from datastill.cli.options import DataOptions, DeviceOptions, parse, plain_warnings
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -21,7 +21,7 @@ CLASSES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeighOptions:
+class WeighOptions(DeviceOptions):
     """How to weigh, and where to put what comes of it."""
 
     data: DataOptions
@@ -29,7 +29,6 @@ class WeighOptions:
     out: Path = Path("runs/weights")  #: folder for the picture, the weights and the table
     images: int = 8  #: lightest and heaviest images of each class in the picture
     seed: int = 0  #: of the network that the density is measured with
-    device: str = "auto"  #: auto, cpu, cuda or mps
     quiet: bool = False  #: print the table only
     json: bool = False  #: print the table as JSON
 

@@ -88,9 +88,14 @@ NOMINAL_MACS_PER_SECOND = {"cpu": 50e9, "mps": 500e9, "cuda": 5e12}
 NOMINAL_STEP_SECONDS = 0.01
 
 
+def nominal_speed(device: str) -> float:
+    """Multiply-accumulates a second of a device type; one that is not known is taken for a CPU."""
+    return NOMINAL_MACS_PER_SECOND.get(device, NOMINAL_MACS_PER_SECOND["cpu"])
+
+
 def nominal_seconds(macs: float, device: str) -> float:
     """Seconds of one step at the nominal speed of a device type."""
-    return NOMINAL_STEP_SECONDS + macs / NOMINAL_MACS_PER_SECOND.get(device, 50e9)
+    return NOMINAL_STEP_SECONDS + macs / nominal_speed(device)
 
 
 @dataclass(frozen=True)

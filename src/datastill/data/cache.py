@@ -7,6 +7,7 @@ damaged entry is rebuilt; where the folder cannot be written, images stay in mem
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import warnings
 import zlib
@@ -177,31 +178,15 @@ def _on_access(entry: Path, items: Listing, skip_bad: bool) -> tuple[Split, tupl
 
 def decoded(items: Listing, record: Record, skip_bad: bool) -> Iterator[np.ndarray]:
     """Chunks (m, c, h, w) uint8 in order; fills `record` with the shape and with what was skipped."""
+    lead, first = _first_image(items, skip_bad)
+    record.shape = first.shape
     count = len(items.labels)
-
-    def attempt(i: int) -> np.ndarray | CorruptImage:
-        try:
-            return items.decode(i)
-        except CorruptImage as error:
-            return error
-
-    lead, image = 0, attempt(0)
-    while isinstance(image, CorruptImage):
-        if not skip_bad:
-            raise image
-        lead += 1
-        if lead == count:
-            raise ImageError(f"None of the {count} images can be decoded; check the files.")
-        image = attempt(lead)
-    record.shape = image.shape
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, count, CHUNK):
             positions = range(start, min(start + CHUNK, count))
             images = np.zeros((len(positions), *record.shape), np.uint8)
-            for i, image in zip(positions, pool.map(attempt, positions)):
-                if isinstance(image, CorruptImage):
-                    if not skip_bad:
-                        raise image
+            for i, image in zip(positions, pool.map(functools.partial(_attempt, items, skip_bad), positions)):
+                if image is None:
                     record.skipped[str(i)] = items.name(i)
                 elif image.shape != record.shape:
                     raise _mixed(items.name(lead), record.shape, items.name(i), image.shape)
@@ -209,6 +194,26 @@ def decoded(items: Listing, record: Record, skip_bad: bool) -> Iterator[np.ndarr
                     images[i - start] = image
             yield images
     _refuse_emptied(items, record)
+
+
+def _attempt(items: Listing, skip_bad: bool, i: int) -> np.ndarray | None:
+    """An image, or None where it cannot be read and such are left out."""
+    try:
+        return items.decode(i)
+    except CorruptImage:
+        if not skip_bad:
+            raise
+        return None
+
+
+def _first_image(items: Listing, skip_bad: bool) -> tuple[int, np.ndarray]:
+    """The first image that can be read, and its position."""
+    count = len(items.labels)
+    for i in range(count):
+        image = _attempt(items, skip_bad, i)
+        if image is not None:
+            return i, image
+    raise ImageError(f"None of the {count} images can be decoded; check the files.")
 
 
 @contextlib.contextmanager

@@ -49,23 +49,6 @@ def _read_split(dataset: Any, request: Request, where: str) -> Split:
     count = len(dataset)
     if not count:
         raise InputError(f"The {where} dataset has no items; give at least one per class.")
-
-    def item(i: int) -> tuple[np.ndarray, Any]:
-        try:
-            with isolated(Rng(request.seed).derive("item", i)):
-                found = dataset[i]
-        except Exception as error:  # a user's code may raise anything
-            raise CorruptImage(
-                f"Item {i} of the {where} dataset cannot be read ({type(error).__name__}: {error}); mend it, "
-                "or skip such items with skip_bad (--skip-bad)."
-            ) from error
-        if not isinstance(found, tuple | list) or len(found) < 2:
-            raise InputError(
-                f"Item {i} of the {where} dataset is not (image, label) but a {type(found).__name__}; "
-                "wrap the dataset so that its items are (image, label)."
-            )
-        return _as_array(found[0], f"Image {i} of the {where} dataset", request), found[1]
-
     rows: list[int] = []
     labels: list[Any] = []
     images: list[np.ndarray] = []
@@ -73,7 +56,7 @@ def _read_split(dataset: Any, request: Request, where: str) -> Split:
     shape: tuple[int, ...] = ()
     for i in range(count):
         try:
-            image, label = item(i)
+            image, label = _item(dataset, i, request, where)
         except CorruptImage:
             if not request.skip_bad:
                 raise
@@ -87,17 +70,37 @@ def _read_split(dataset: Any, request: Request, where: str) -> Split:
                 "size=32 and mode='RGB'."
             )
         rows.append(i)
-        labels.append(label.item() if isinstance(label, Tensor) and label.numel() == 1 else label)
+        labels.append(label)
         if request.storage != "decode":
             images.append(image)
     if not rows:
         raise InputError(f"None of the {count} items of the {where} dataset can be read; check its files.")
     store: Store
     if request.storage == "decode":
-        store = DecodeStore(len(rows), (shape[0], shape[1], shape[2]), lambda i: item(rows[i])[0])
+        size = (shape[0], shape[1], shape[2])
+        store = DecodeStore(len(rows), size, lambda i: _item(dataset, rows[i], request, where)[0])
     else:
         store = MemoryStore(torch.from_numpy(_alike(images)))
     return Split(store, read_labels(labels), tuple(skipped))
+
+
+def _item(dataset: Any, i: int, request: Request, where: str) -> tuple[np.ndarray, Any]:
+    """Image and label."""
+    try:
+        with isolated(Rng(request.seed).derive("item", i)):
+            found = dataset[i]
+    except Exception as error:  # a user's code may raise anything
+        raise CorruptImage(
+            f"Item {i} of the {where} dataset cannot be read ({type(error).__name__}: {error}); mend it, "
+            "or skip such items with skip_bad (--skip-bad)."
+        ) from error
+    if not isinstance(found, tuple | list) or len(found) < 2:
+        raise InputError(
+            f"Item {i} of the {where} dataset is not (image, label) but a {type(found).__name__}; "
+            "wrap the dataset so that its items are (image, label)."
+        )
+    label = found[1].item() if isinstance(found[1], Tensor) and found[1].numel() == 1 else found[1]
+    return _as_array(found[0], f"Image {i} of the {where} dataset", request), label
 
 
 def _alike(images: list[np.ndarray]) -> np.ndarray:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: What Random tries beside a set that learned a rate, and that rate with them.
 RATES = (0.001, 0.003, 0.01, 0.03)
+#: What a comparison tries, where a rate is for all sets or for another network.
+WIDE_RATES = (*RATES, 0.1)
 #: At most so many images choose, and at most this part of the training set.
 VALIDATION_IMAGES, VALIDATION_PART = 2000, 0.2
 #: At least so many networks are trained for every rate.

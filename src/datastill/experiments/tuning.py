@@ -10,14 +10,13 @@ from datastill.core.rng import Rng
 from datastill.evaluation import evaluate
 from datastill.evaluation.protocols import Protocol
 from datastill.evaluation.rates import TRAININGS, best_rate, validation_of, with_rate
+from datastill.evaluation.rates import WIDE_RATES as RATES
 from datastill.store.artifact import DistilledSet
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
 
 __all__ = ["RATES", "tune", "validation_of", "with_rate"]
-
-RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 
 
 def tune(

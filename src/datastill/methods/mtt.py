@@ -13,24 +13,14 @@ student arrives that starts at theta*_t and takes N steps on the synthetic set a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from datastill.core.errors import InputError
-from datastill.core.registry import (
-    NOMINAL_MACS_PER_SECOND,
-    NOMINAL_STEP_SECONDS,
-    Method,
-    method,
-)
-from datastill.methods._expert_time import CHOSEN, SETTLED, Pace, affordable, expert_seconds, with_short_experts
+from datastill.core.registry import method
+from datastill.surrogates.expert_cost import PaysForExperts, overhead_macs
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-    from typing import Self
-
     from datastill.core.plan import Decoder, Init, Plan, Task, UpdateRule
     from datastill.surrogates.experts import ExpertsUnit
 
@@ -40,11 +30,10 @@ _PIXEL_STEP, _ALPHA_STEP = 0.02, 0.02
 
 @method("mtt", paper="arXiv:2203.11932", family="trajectory")
 @dataclass(frozen=True, kw_only=True)
-class MTT(Method):
+class MTT(PaysForExperts):
     """Lead a student in a few steps to where an expert went in whole epochs."""
 
     compiles: ClassVar[bool] = False
-    settled_by_budget: ClassVar[frozenset[str]] = SETTLED
 
     steps: int = 5_000  #: image updates
     student_steps: int = 20  #: N, steps of the student on the synthetic set
@@ -181,40 +170,4 @@ class MTT(Method):
         """
         images = len(task.labels) * self.canvas_samples
         passes = 11 * self.student_steps * min(self.batch_syn or images, images)
-        return passes * task.network.macs + self.student_steps * _overhead(task)
-
-    def scaled(self, task: Task, seconds: float) -> Self:
-        """Fewer experts of short epochs for half of the time, and fewer updates of shorter students for the rest.
-
-        Published rates of pixels and alpha do not carry over to that: they come from the first gradients.
-        """
-        return affordable(self, task, seconds)
-
-    def at_pace(self, task: Task, seconds: float, preparation: float, step: float) -> Self:
-        """As `scaled`, where each nominal second of experts and of steps takes so many."""
-        return affordable(self, task, seconds, Pace(preparation, step))
-
-    def with_cheap_preparation(self, task: Task, seconds: float, given: Collection[str]) -> Self:
-        """Experts of short epochs where all would take more than `seconds`; not where `given` names which to train."""
-        if CHOSEN & set(given) or expert_seconds(self, task) <= seconds:
-            return self
-        starts = (self.max_start,) if "max_start" in given else ()
-        return with_short_experts(self, task, seconds, *starts)
-
-    def nominal_preparation(self, task: Task) -> float:
-        """Seconds of all experts at the nominal speed."""
-        return expert_seconds(self, task)
-
-    @contextmanager
-    def rehearse(self, task: Task) -> Iterator[tuple[Self, float]]:
-        """This method on experts that are good for timing its steps alone, and the seconds that its own would take."""
-        if self.experts:
-            yield self, 0.0
-            return
-        with self.experts_unit().rehearse(task) as (path, seconds):
-            yield replace(self, experts=str(path), max_start=1), seconds
-
-
-def _overhead(task: Task) -> float:
-    """A step's cost beside its arithmetic, in multiply-accumulates."""
-    return NOMINAL_STEP_SECONDS * NOMINAL_MACS_PER_SECOND.get(task.device.type, 50e9)
+        return passes * task.network.macs + self.student_steps * overhead_macs(task)

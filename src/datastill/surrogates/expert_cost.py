@@ -1,18 +1,20 @@
-"""What experts of trajectory matching a time pays for: how `auto` and budgets scale the numbers of `mtt.MTT`."""
+"""What experts of trajectory matching a time pays for: how `auto` and budgets scale a method that trains them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
-from datastill.core.registry import NOMINAL_MACS_PER_SECOND, NOMINAL_STEP_SECONDS, nominal_seconds
+from datastill.core.registry import NOMINAL_STEP_SECONDS, Method, nominal_seconds, nominal_speed
 
 if TYPE_CHECKING:
     from datastill.core.plan import Task
-    from datastill.methods.mtt import MTT
+    from datastill.surrogates.experts import ExpertsUnit
 
-T = TypeVar("T", bound="MTT")
+T = TypeVar("T", bound="PaysForExperts")
 
 #: Of a time that does not pay for everything, what goes to experts.
 SHARE = 0.5
@@ -43,18 +45,82 @@ class Pace:
         return 1.0 if self.experts == 1.0 else float(2 ** (math.ceil(2 * math.log2(self.experts)) / 2))
 
 
-def step_seconds(method: MTT, task: Task) -> float:
+class PaysForExperts(Method):
+    """A method that trains experts before its steps, so that a time pays for both."""
+
+    settled_by_budget: ClassVar[frozenset[str]] = SETTLED
+
+    if TYPE_CHECKING:  # what the method's fields are to have
+        steps: int
+        student_steps: int
+        span: int
+        max_start: int
+        batch_syn: int
+        image_lr: float
+        lr_lr: float
+        lr_kind: str
+        student_lr: float
+        canvas_samples: int
+        experts: str
+        expert_count: int
+        expert_epochs: int
+        expert_batch: int
+        expert_part: float
+        expert_lr: float
+
+    def experts_unit(self) -> ExpertsUnit:
+        """The experts that are trained, or taken from their folder."""
+        raise NotImplementedError
+
+    def scaled(self, task: Task, seconds: float) -> Self:
+        """Fewer experts of short epochs for half of the time, and fewer updates of shorter students for the rest.
+
+        Published rates of pixels and alpha do not carry over to that: they come from the first gradients.
+        """
+        return affordable(self, task, seconds)
+
+    def at_pace(self, task: Task, seconds: float, preparation: float, step: float) -> Self:
+        """As `scaled`, where each nominal second of experts and of steps takes so many."""
+        return affordable(self, task, seconds, Pace(preparation, step))
+
+    def with_cheap_preparation(self, task: Task, seconds: float, given: Collection[str]) -> Self:
+        """Experts of short epochs where all would take more than `seconds`; not where `given` names which to train."""
+        if CHOSEN & set(given) or expert_seconds(self, task) <= seconds:
+            return self
+        starts = (self.max_start,) if "max_start" in given else ()
+        return with_short_experts(self, task, seconds, *starts)
+
+    def nominal_preparation(self, task: Task) -> float:
+        """Seconds of all experts at the nominal speed."""
+        return expert_seconds(self, task)
+
+    @contextmanager
+    def rehearse(self, task: Task) -> Iterator[tuple[Self, float]]:
+        """This method on experts that are good for timing its steps alone, and the seconds that its own would take."""
+        if self.experts:
+            yield self, 0.0
+            return
+        with self.experts_unit().rehearse(task) as (path, seconds):
+            yield replace(self, experts=str(path), max_start=1), seconds
+
+
+def overhead_macs(task: Task) -> float:
+    """A step's cost beside its arithmetic, in multiply-accumulates."""
+    return NOMINAL_STEP_SECONDS * nominal_speed(task.device.type)
+
+
+def step_seconds(method: PaysForExperts, task: Task) -> float:
     """Of an image update, at the nominal speed."""
     return nominal_seconds(method.macs_per_step(task), task.device.type)
 
 
-def expert_seconds(method: MTT, task: Task) -> float:
+def expert_seconds(method: PaysForExperts, task: Task) -> float:
     """Of all experts at the nominal speed, with what a step costs beside its arithmetic; 0 where they are given."""
     if method.experts:
         return 0.0
     updates = math.ceil(method.expert_part * len(task.real) / method.expert_batch)
     epochs = method.expert_count * (method.max_start - 1 + method.span)
-    work = method.experts_unit().macs(task) / NOMINAL_MACS_PER_SECOND.get(task.device.type, 50e9)
+    work = method.experts_unit().macs(task) / nominal_speed(task.device.type)
     return work + epochs * updates * NOMINAL_STEP_SECONDS
 
 
