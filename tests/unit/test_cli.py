@@ -113,6 +113,7 @@ def test_a_network_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str
     args = ["distill", "dm", "--network", f"{tmp_path / 'net.py'}:Net", "--out", tmp_path / "run", *TINY[2:-1]]
     code, _, err = run(args, capsys)
     assert code == 0, err
+    assert f"run --network {tmp_path / 'net.py'}:Net" in err.replace("\n", ""), "how to score it"
     scoring = ["evaluate", tmp_path / "run", "--networks", 1, "--quiet"]
     code, _, err = run(scoring, capsys)
     assert code == 2, "no code is imported on the word of a file"
