@@ -155,11 +155,12 @@ def test_a_network_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str
     args = ["distill", "dm", "--network", f"{tmp_path / 'net.py'}:Net", "--out", tmp_path / "run", *TINY[2:-1]]
     code, _, err = run(args, capsys)
     assert code == 0, err
-    assert f"--network {tmp_path / 'net.py'}:Net" in err, "how to score it"
-    code, _, err = run(["evaluate", tmp_path / "run", "--networks", 1, "--quiet"], capsys)
-    assert code == 2, err
-    again = ["evaluate", tmp_path / "run", "--networks", 1, "--quiet", "--network", f"{tmp_path / 'net.py'}:Net"]
-    code, _, err = run(again, capsys)
+    assert f"run --network {tmp_path / 'net.py'}:Net" in err.replace("\n", ""), "how to score it"
+    scoring = ["evaluate", tmp_path / "run", "--networks", 1, "--quiet"]
+    code, _, err = run(scoring, capsys)
+    assert code == 2, "no code is imported on the word of a file"
+    assert "give it by --network" in err
+    code, _, err = run([*scoring, "--network", f"{tmp_path / 'net.py'}:Net"], capsys)
     assert code == 0, err
 
 

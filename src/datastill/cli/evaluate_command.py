@@ -85,7 +85,7 @@ def score(options: EvaluateOptions) -> int:
         display.say(f"Real data: {real.source}, which the set names.")
     if options.ceiling:
         _say_ceiling(options, sets[0], real, display)
-    names = ("protocol", "networks", "network", "seed", "random", "ceiling")
+    names: tuple[str, ...] = ("protocol", "networks", "network", "seed", "random", "ceiling")
     names += ("labels", "teacher", "teacher_network", "training")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     with display.bars():

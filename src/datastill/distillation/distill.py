@@ -136,9 +136,10 @@ def run_job(
     folder: Path | None,
     callbacks: Sequence[Callback],
     checkpoint_seconds: float,
-    spread: Spread = Spread(),
+    spread: Spread | None = None,
 ) -> DistilledSet:
     """Prepare, synthesise, and write the artifact."""
+    spread = spread or Spread()
     stored = _stored(folder)
     if stored is not None:
         job = as_begun(job, stored)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from datastill.core.registry import NOMINAL_STEP_SECONDS, Method, nominal_seconds, nominal_speed
 
 if TYPE_CHECKING:
     from datastill.core.plan import Task
     from datastill.surrogates.experts import ExpertsUnit
+
+replace: Any = dataclasses.replace  #: the fields are those of the methods that inherit from this
+
 
 T = TypeVar("T", bound="PaysForExperts")
 

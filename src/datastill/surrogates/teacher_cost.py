@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from datastill.core.registry import NOMINAL_STEP_SECONDS, Method, nominal_speed
 
 if TYPE_CHECKING:
     from datastill.core.plan import Task
     from datastill.surrogates.teachers import TeacherSource
+
+replace: Any = dataclasses.replace  #: the fields are those of the methods that inherit from this
 
 
 class PaysForTeacher(Method):
@@ -65,7 +67,7 @@ class PaysForTeacher(Method):
         assert isinstance(source, Squeeze)
         stand_in, seconds = rehearse(source, task)
         pace = seconds / self._squeeze_seconds(task)
-        yield replace(self, teacher=stand_in), seconds + pace * choosing  # type: ignore[arg-type]
+        yield replace(self, teacher=stand_in), seconds + pace * choosing
 
     def at_pace(self, task: Task, seconds: float, preparation: float, step: float) -> Self:
         """Fewer passes of the squeeze: in half of the time where there are steps to take, in all of it where none are.
