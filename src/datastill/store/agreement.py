@@ -69,11 +69,6 @@ def refuse_disagreement(distilled: DistilledSet, folder: Path) -> None:
     made_for = distilled.extra.get("classes") if y.ndim > 1 else y
     if made_for is not None:
         _refuse_uneven(made_for, len(y), distilled, folder)
-    if (y.ndim == 1) != (distilled.label_kind == "classes"):
-        raise InputError(
-            f"The labels in {folder} are {'positions' if y.ndim == 1 else 'vectors'}, and its manifest says "
-            f"{distilled.label_kind}: classes are positions, probabilities and the like are vectors; it is damaged."
-        )
     if distilled.label_kind == "probabilities" and (bool((y < 0).any()) or bool(((y.sum(1) - 1).abs() > 1e-2).any())):
         raise InputError(f"The soft labels in {folder} are not probabilities that sum to 1; the set is damaged.")
     try:

@@ -100,8 +100,14 @@ class DistilledSet:
 
     @property
     def label_kind(self) -> str:
-        """What the labels are: "classes", "probabilities", "logits", "regression" or "pairs"."""
-        return str(self.manifest.get("label_kind") or ("classes" if self.labels.ndim == 1 else "probabilities"))
+        """What the labels are: "classes", "probabilities", "logits", "regression" or "pairs".
+
+        Positions are classes; what vectors are, the manifest says, and probabilities where it says nothing of them.
+        """
+        if self.labels.ndim == 1:
+            return "classes"
+        told = str(self.manifest.get("label_kind", "classes"))
+        return "probabilities" if told == "classes" else told
 
     @property
     def class_names(self) -> tuple[str, ...]:
