@@ -50,9 +50,13 @@ class Runtime:
         compilation.decide(compile, 0.0, where)
         return cls(where, precision, compile, progress)
 
-    def for_work(self, macs: float) -> Runtime:
-        """With compiled code where it was asked for, or where so many multiply-accumulates pay for it."""
-        return replace(self, compiled=compilation.decide(self.compile, macs, self.device))
+    def for_work(self, macs: float, may: bool = True) -> Runtime:
+        """With compiled code where it was asked for, or where so many multiply-accumulates pay for it.
+
+        Args:
+            may: whether what is to be computed can be compiled at all: no layer couples samples, say.
+        """
+        return replace(self, compiled=compilation.decide(self.compile, macs, self.device) and may)
 
     @contextlib.contextmanager
     def computing(self, macs: float) -> Iterator[None]:

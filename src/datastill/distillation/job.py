@@ -151,9 +151,8 @@ def planned_macs(job: Job) -> float:
 
 def compiled_for(job: Job, macs: float) -> Job:
     """The job, with compiled networks if so much work is worth it; not where layers couple samples."""
-    runtime = job.task.runtime.for_work(macs)
     may = job.method.compiles and not job.task.network.couples_samples
-    return replace(job, task=replace(job.task, runtime=replace(runtime, compiled=runtime.compiled and may)))
+    return replace(job, task=replace(job.task, runtime=job.task.runtime.for_work(macs, may)))
 
 
 def as_begun(job: Job, config: dict[str, Any]) -> Job:

@@ -46,7 +46,7 @@ def whole_set(real: RealSet, factory: NetworkFactory, seed: int, runtime: Runtim
     """One network on the whole real set; kept in the cache under a hash of all that it depends on."""
     schedule = get_protocol(PROTOCOL).schedule(real.name, real.shape)
     assert real.test is not None
-    runtime = runtime.for_work(ceiling_macs(real, factory))
+    runtime = runtime.for_work(ceiling_macs(real, factory), not factory.couples_samples)
     sets = [real.fingerprint, real.test.fingerprint]
     key = digest(
         [*sets, factory.describe(), asdict(schedule), seed, runtime.device.type, runtime.precision, runtime.compiled]

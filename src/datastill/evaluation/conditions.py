@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,27 +54,26 @@ class Setup:
         """Train on each set by its trainer, and score the networks after the last pass."""
         assert self.test is not None
         started, fallbacks = time.perf_counter(), compilation.fallbacks()
-        runtime = replace(self.runtime, compiled=self.runtime.compiled and not self.factory.couples_samples)
         accuracies = torch.zeros(len(sets), self.networks, dtype=torch.double)
         per_class, groups, losses = [], [], list[list[float]]()
         for s, (data, trainer) in enumerate(zip(sets, trainers, strict=True)):
             made, curves = self.train(trainer, data, s, name, len(sets))
             losses += curves
             for k, network in enumerate(made):
-                with runtime.computing(self.factory.macs):
-                    score = self.metric.score(network, self.test, runtime)
+                with self.runtime.computing(self.factory.macs):
+                    score = self.metric.score(network, self.test, self.runtime)
                 accuracies[s, k] = score.accuracy
                 per_class.append(score.per_class)
                 groups += [score.groups] if score.groups is not None else []
             done, total = (s + 1) * self.networks, len(sets) * self.networks
-            runtime.progress(name, done, total, {self.metric.name: float(accuracies[s].mean())})
+            self.runtime.progress(name, done, total, {self.metric.name: float(accuracies[s].mean())})
         return Arm(
             name,
             accuracies,
             torch.stack(per_class).mean(0),
             torch.tensor(losses).mean(0).tolist() if losses else [],
             time.perf_counter() - started,
-            runtime.compiled and compilation.fallbacks() == fallbacks,
+            self.runtime.compiled and compilation.fallbacks() == fallbacks,
             [trainer.lr for trainer in trainers],
             groups=Groups.of(groups) if groups else None,
         )

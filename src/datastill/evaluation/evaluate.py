@@ -93,7 +93,8 @@ def evaluate(
     asked = settle(distilled, real, protocol, network, variation, runtime)
     test = TestSplit.of(with_test(asked.data))
     setup = Setup(asked.factory, test, networks, seed, runtime, asked.protocol.metric)
-    setup = replace(setup, runtime=runtime.for_work(_macs(asked, setup, len(test.y), random)))
+    macs = _macs(asked, setup, len(test.y), random)
+    setup = replace(setup, runtime=runtime.for_work(macs, not asked.factory.couples_samples))
     scored = setup.run(asked.sets[0].manifest["method"], asked.labeled, asked.trainers)
     baseline = _random(asked, setup) if random else None
     top = whole_set(asked.data, asked.factory, seed, runtime) if ceiling else None

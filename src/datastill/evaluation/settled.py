@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from datastill.core.errors import InputError
@@ -67,10 +68,10 @@ class Settled:
             return []
         return [rate for one, rate in zip(self.sets, self.rates, strict=True) if learned_rate(one) is not None]
 
-    @property
+    @cached_property
     def labeled(self) -> list[Labeled]:
-        """The images and labels of each set."""
-        return [Labeled(one.images, one.targets) for one in self.sets]
+        """The images and labels of each set, rendered once."""
+        return [Labeled(rendered.x, rendered.y) for rendered in (one.rendered() for one in self.sets)]
 
     @property
     def trainers(self) -> list[Trainer]:

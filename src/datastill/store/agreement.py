@@ -72,10 +72,10 @@ def refuse_disagreement(distilled: DistilledSet, folder: Path) -> None:
     if distilled.label_kind == "probabilities" and (bool((y < 0).any()) or bool(((y.sum(1) - 1).abs() > 1e-2).any())):
         raise InputError(f"The soft labels in {folder} are not probabilities that sum to 1; the set is damaged.")
     try:
-        images, targets = distilled.images, distilled.targets
+        rendered = distilled.rendered()
     except (KeyError, RuntimeError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"The tensors in {folder} do not fit its manifest ({error}); it is damaged.") from error
-    if len(images) != len(targets) or not bool(torch.isfinite(images).all()):
+    if len(rendered.x) != len(rendered.y) or not bool(torch.isfinite(rendered.x).all()):
         raise InputError(f"The images and labels in {folder} do not fit its manifest; it is damaged.")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datastill.core.errors import InputError
-from datastill.core.plan import Codes, Companion, Decoder
+from datastill.core.plan import Codes, Companion, Decoder, Synthetic
 from datastill.core.space import Space
 from datastill.store.agreement import refuse_claims, refuse_disagreement
 from datastill.store.files import (
@@ -74,14 +74,15 @@ class DistilledSet:
     @property
     def images(self) -> Tensor:
         """Rendered images in the Space, (N, c, h, w)."""
-        return self._rendered().x
+        return self.rendered().x
 
     @property
     def targets(self) -> Tensor:
         """Labels of the rendered images."""
-        return self._rendered().y
+        return self.rendered().y
 
-    def _rendered(self, labels: Tensor | None = None) -> Any:
+    def rendered(self, labels: Tensor | None = None) -> Synthetic:
+        """Images and labels in one rendering; `labels` of the stored images stand in for the set's own."""
         with torch.no_grad():
             return decoder_of(self.manifest["decoder"]).decode(self.codes, self.labels if labels is None else labels)
 
@@ -94,7 +95,7 @@ class DistilledSet:
     def hard_labels(self) -> Tensor:
         """Class positions (N,); beside soft labels the class that an image was made for, or else the likeliest."""
         if self.labels.ndim > 1 and "classes" in self.extra:
-            return self._rendered(self.extra["classes"]).y
+            return self.rendered(self.extra["classes"]).y
         y = self.targets
         return y if y.ndim == 1 else y.argmax(1)
 

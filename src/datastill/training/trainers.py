@@ -95,7 +95,7 @@ class CrossEntropy:
             device=runtime.device,
             stacked=self.stacked,
             on_pass=_by_passes(self.schedule.passes, told),
-            compiled=runtime.compiled and not factory.couples_samples,
+            compiled=runtime.compiled,
             chunk=chunk_for(factory.macs, runtime.device),
         )
         return Trained(made, losses)
