@@ -105,6 +105,6 @@ def test_commands_announce_it(capsys: pytest.CaptureFixture[str], tmp_path, monk
     seen = []
     estimate_job = estimation.estimate_job
     monkeypatch.setattr(estimation, "estimate_job", lambda *jobs: seen.extend(jobs) or estimate_job(*jobs))
-    assert main(["distill", *words, "--out", str(tmp_path / "run")]) == 0
+    assert main(["distill", *words, "--profile", "--out", str(tmp_path / "run")]) == 0
     assert len(seen) == 2
     assert all([o.option for o in job.overrides] == ["surrogates"] for job in seen)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import re
@@ -45,6 +44,7 @@ class RunOptions(RuntimeOptions):
     recipe: str = "auto"  #: auto (minutes on a laptop), paper (the published setting), or a recipe's name
     budget: str | None = None  #: time to spend, such as 60s or 5m, instead of auto's two minutes
     seed: int = 0  #: of every random draw
+    profile: bool = False  #: measure a few steps first, and tell how long this run and the paper's setting take
     resume: bool = False  #: go on from the checkpoints in --out
     check_every: int = 0  #: every so many steps, train a network and show its accuracy on training images
     workers: int = 1  #: processes for the blocks of methods that have several (sre2l, cda, dwa)
@@ -118,8 +118,9 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
     """The whole run, with its pictures and report."""
     from datastill.cli.progress import Display, LoopProgress
     from datastill.core.runtime import Runtime
-    from datastill.distillation.distill import check_out, distill
+    from datastill.distillation.distill import carry_out, check_out
     from datastill.distillation.job import prepare_job
+    from datastill.distillation.parallel import Spread
     from datastill.evaluation.check import Check
     from datastill.report import write_run
     from datastill.report.snapshots import Snapshots
@@ -130,28 +131,23 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
     real = data.load()
     budget = parse_seconds(run.budget) if run.budget is not None else None
     settings: dict[str, Any] = {"ipc": run.ipc, "network": run.network, "seed": run.seed, **values}
-    prepared = functools.partial(prepare_job, info.cls, real, runtime=Runtime.of(**run.engine), **settings)
-    job = prepared(recipe=run.recipe)
+    settings["runtime"] = Runtime.of(**run.engine, progress=display.update)
+    job = prepare_job(info.cls, real, recipe=run.recipe, folder=run.out, **settings)
     display.say(describe_job(job))
-    if not display.quiet and budget is None:
-        _say_expected(job, prepared(recipe="paper"), display)
+    if run.profile:
+        paper = prepare_job(info.cls, real, recipe="paper", **{**settings, "network": job.task.network})
+        _say_expected(job, paper, display)
     check = Check(run.check_every) if run.check_every else None
     snapshots = Snapshots()
     hooks = [h for h in (snapshots, check, LoopProgress(display, check)) if h is not None]
     with display.bars():
-        distilled = distill(
-            info.cls,
-            real,
-            recipe=run.recipe,
-            **settings,
-            **run.engine,
+        distilled = carry_out(
+            job,
+            run.out,
             budget=budget,
-            out=run.out,
             resume=run.resume,
-            progress=display.update,
             callbacks=hooks,
-            workers=run.workers,
-            shard=parse_shard(run.shard) if run.shard is not None else None,
+            spread=Spread(run.workers, parse_shard(run.shard) if run.shard is not None else None),
         )
     snapshots.save(run.out)
     write_run(
@@ -174,9 +170,8 @@ def _say_expected(job: Job, paper: Job, display: Display) -> None:
     from datastill.distillation.budget import estimate_job
 
     told = estimate_job(job, paper)
-    if told.seconds >= 2:
-        steps = f", {told.steps} steps" if told.steps else ""
-        display.say(f"Expected: {describe_seconds(told.seconds)}{steps}.")
+    steps = f", {told.steps} steps" if told.steps else ""
+    display.say(f"Expected: {describe_seconds(told.seconds)}{steps}.")
     if told.paper_seconds > 1.5 * told.seconds:
         display.say(f"The paper's setting would take {describe_seconds(told.paper_seconds)} (--recipe paper).")
 
@@ -190,7 +185,7 @@ def _say_done(manifest: Mapping[str, Any], job: Job, out: Path, display: Display
     if cost["skipped_steps"]:
         display.say(f"{cost['skipped_steps']} steps were not finite and changed nothing.")
     for note in manifest["notes"]:
-        if note not in job.notes:
+        if note not in job.remarks:
             display.say(f"  {note}")
     display.say(f"Score it beside a random selection: {scoring(manifest, out)}")
 
@@ -212,7 +207,7 @@ def describe_job(job: Job) -> str:
         f"{'×'.join(map(str, real.shape))}; {task.ipc} per class; {task.network} on {task.device.type}"
     )
     compiling = ["networks are compiled, which takes half a minute or more at the start"] if task.compile else []
-    return "\n".join([text, *(f"  {note}" for note in (*real.notes, *job.notes, *compiling))])
+    return "\n".join([text, *(f"  {note}" for note in (*real.notes, *job.remarks, *compiling))])
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -14,7 +14,6 @@ from datastill.core import compilation
 from datastill.core.errors import Diverged, InputError, Interrupted, ShareDone
 from datastill.core.interrupt import Stopped
 from datastill.core.loop import synthesise
-from datastill.core.overrides import taken_from
 from datastill.core.plan import Callback, Plan, Progress, Task, silent
 from datastill.core.registry import Method
 from datastill.core.runtime import Runtime
@@ -106,12 +105,6 @@ def distill(
     folder = Path(out) if out is not None else None
     if folder is not None:
         check_out(folder, resume, real)
-    asked, hyper = taken_from(options)  # refused before weights take their time
-    runtime = Runtime.of(device, precision, compile, progress)
-    begun = []
-    for override in asked:
-        real, changed = override.begin(real, seed, runtime)
-        begun.append(changed)
     job = prepare_job(
         method,
         real,
@@ -119,16 +112,39 @@ def distill(
         network=network,
         recipe=recipe,
         seed=seed,
-        runtime=runtime,
+        runtime=Runtime.of(device, precision, compile, progress),
         folder=folder if units is None else Path(units),
-        overrides=tuple(begun),
-        **hyper,
+        **options,
     )
+    spread = Spread(workers, shard)
+    return carry_out(
+        job, folder, budget=budget, resume=resume, callbacks=callbacks, every=checkpoint_seconds, spread=spread
+    )
+
+
+def carry_out(
+    job: Job,
+    folder: Path | None,
+    *,
+    budget: float | None = None,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+    every: float = 15.0,
+    spread: Spread | None = None,
+) -> DistilledSet:
+    """Run a settled job: begin its overrides, bring it within its budget, distill.
+
+    Args:
+        folder: of the run, which has been checked (`check_out`); None keeps the result in memory only.
+        every: seconds between checkpoints.
+        budget, resume, callbacks: as `distill` takes them.
+    """
+    spread = spread or Spread()
+    spread.check(folder)
+    job = job.begun()
     if budget is not None:
         job = within(job, budget, folder, resume)
-    spread = Spread(workers, shard)
-    spread.check(folder)
-    return run_job(job, folder, callbacks, checkpoint_seconds, spread)
+    return run_job(job, folder, callbacks, every, spread)
 
 
 def run_job(

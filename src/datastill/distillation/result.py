@@ -9,11 +9,10 @@ import torch
 
 from datastill.augment.strategies import strategy_for
 from datastill.core.cost import environment, peak_memory_bytes
-from datastill.core.errors import InputError
 from datastill.core.loop import Outcome
-from datastill.core.plan import Plan, Remarks, Task
+from datastill.core.plan import Plan, Remarks
 from datastill.distillation.job import Job, hyper_of
-from datastill.models import resolve_network
+from datastill.models import spec_of
 from datastill.store.artifact import DistilledSet
 from datastill.store.checkpoint import plain
 
@@ -42,7 +41,7 @@ def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, 
         "space": real.space.to_dict(),
         "decoder": plan.decoder.describe(),
         "data": {**real.describe(), "fingerprint": real.with_weights(None).fingerprint},
-        "network": {**task.network.describe(), "spec": _network_spec(task)},
+        "network": {**task.network.describe(), "spec": spec_of(task.network)},
         "student": {"protocol": _student_protocol(job, student), **student},
         "cost": {
             "steps": int(losses.shape[1]) if losses.ndim == 2 else 0,
@@ -56,7 +55,7 @@ def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, 
             **environment(task.device),
         },
         **{override.option: override.describe() for override in job.overrides},
-        "notes": [*job.notes, *outcome.notes, *_skipped(outcome), *_of_objective(plan, outcome)],
+        "notes": [*job.remarks, *outcome.notes, *_skipped(outcome), *_of_objective(plan, outcome)],
     }
     kept = outcome.shared if plan.keep is None else {name: outcome.shared[name] for name in plan.keep}
     extra = {**outcome.extra, **kept}
@@ -85,16 +84,6 @@ def _skipped(outcome: Outcome, window: int = 200, most: float = 0.2) -> list[str
         f"up to {100 * share:.0f} % of {width} steps in a row were skipped (numbers not finite, or the loss refused): "
         "lower the learning rates, and in trajectory matching the bound on start epochs (max_start)"
     ]
-
-
-def _network_spec(task: Task) -> str | None:
-    """The network as `resolve_network` reads it, or None for an object that only the caller has."""
-    spec = str(task.network)
-    try:
-        resolve_network(spec, channels=task.real.shape[0], classes=task.classes, size=task.real.shape[1:])
-    except InputError:
-        return None
-    return spec
 
 
 def _student_protocol(job: Job, student: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from datastill.decoders.pixels import Pixels
 from datastill.evaluation.protocols import get_protocol
 from datastill.exchange.formats import FORMATS, Released, read_released
 from datastill.exchange.spaces import outside, stated_space
-from datastill.models import resolve_network
+from datastill.models import resolve_network, spec_of
 from datastill.report.card import PICTURE
 from datastill.report.pictures import png, preview
 from datastill.store.artifact import MANIFEST, DistilledSet, load_distilled
@@ -168,14 +168,8 @@ def _real(data: Any) -> RealSet:
 
 def _network(network: Any, real: RealSet) -> dict[str, Any]:
     """The record of a network, with the text that finds it again where there is one."""
-    shapes: dict[str, Any] = {"channels": real.shape[0], "classes": real.classes, "size": real.shape[1:]}
-    factory = resolve_network(network, **shapes)
-    spec: str | None = str(factory)
-    try:
-        resolve_network(spec, **shapes)
-    except InputError:
-        spec = None
-    return {**factory.describe(), "spec": spec}
+    factory = resolve_network(network, channels=real.shape[0], classes=real.classes, size=real.shape[1:])
+    return {**factory.describe(), "spec": spec_of(factory)}
 
 
 def _check_images(x: Tensor, real: RealSet, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,22 @@ class Settled:
 
 @dataclass(frozen=True)
 class Work:
-    """What all units of a comparison share; it can be pickled."""
+    """What all units of a comparison share; it can be pickled.
+
+    Attributes:
+        settled: by the group of a cell.
+        jobs: of cells that are yet to be run, settled in this process; another settles those that it runs.
+    """
 
     out: Path
     reals: RealSets
     settings: Settings
-    settled: Mapping[str, Settled]  #: by the group of a cell
+    settled: Mapping[str, Settled]
     command: str | None
+    jobs: dict[tuple[str, str, int, int], Job] = field(default_factory=dict, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "jobs": {}}
 
     def folder(self, cell: Cell) -> Path:
         """The run folder of a cell."""
@@ -83,8 +92,20 @@ class Work:
         return self.out / RATES_FOLDER / f"{readable(f'{cell.data}-ipc{cell.ipc}')}-{key[:10]}.json"
 
     def job(self, cell: Cell) -> Job:
-        """A cell's job, with the hyper-parameters that were settled for its group."""
-        job = job_of(self.settings, self.reals, cell, self.out)
+        """A cell's job, with the hyper-parameters that were settled for its group; settled once in a process."""
+        key = (cell.data, cell.method, cell.ipc, cell.seed)
+        if key not in self.jobs:
+            self.keep(job_of(self.settings, self.reals, cell, self.out), cell)
+        return self.jobs[key]
+
+    def take(self, cell: Cell) -> Job:
+        """A cell's job, which is not kept any longer: networks that its plan holds go with it."""
+        job = self.job(cell)
+        del self.jobs[cell.data, cell.method, cell.ipc, cell.seed]
+        return job
+
+    def keep(self, job: Job, cell: Cell) -> None:
+        """Keep a job for its cell, with what was settled for the cell's group."""
         settled = self.settled[cell.group]
         now = hyper_of(job.method)
         other = {n: v for n, v in settled.hyper.items() if now.get(n) != v}
@@ -94,7 +115,9 @@ class Work:
                     f"The plan in {self.out} has {cell.method}.{name} {value!r} and this call {now.get(name)!r}; "
                     "use the same settings to go on, or another --out."
                 )
-        return replace(job, method=with_overrides(job.method, other), notes=settled.notes)
+        if other or job.notes != settled.notes:
+            job = replace(job, method=with_overrides(job.method, other), notes=settled.notes)
+        self.jobs[cell.data, cell.method, cell.ipc, cell.seed] = job
 
 
 def job_of(settings: Settings, reals: RealSets, cell: Cell, out: Path) -> Job:
@@ -144,7 +167,7 @@ def readable(text: str) -> str:
 def prepared_units(job: Job) -> list[Path]:
     """The files that a job's preparation leaves."""
     with threads_for(job.task.network.macs):
-        units = job.method.build(job.task).prepare
+        units = job.plan().prepare
         paths = [prepared_path(unit, job.task, units) for unit in units]
     return [path for path in paths if path is not None]
 
@@ -158,14 +181,14 @@ def prepare(work: Work, cell: Cell, target: Path) -> None:
     """Do the preparation that writes `target`, once for all cells that share it."""
     job = work.job(cell)
     with threads_for(job.task.network.macs):
-        plan = job.method.build(job.task)
+        plan = job.plan()
         unit = next(u for u in plan.prepare if prepared_path(u, job.task, plan.prepare) == target)
         prepare_units(plan, job.task, unit)
 
 
 def run_cell(work: Work, cell: Cell, target: Path) -> None:
     """Distil (or go on from a checkpoint), score, and write the record."""
-    job = work.job(cell)
+    job = work.take(cell)
     watch = Stopwatch()
     distilled = run_job(job, work.folder(cell), (), 15.0)
     made = watch.read()

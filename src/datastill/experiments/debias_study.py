@@ -115,7 +115,7 @@ class DebiasStudy:
         DebiasedSurrogates.parse(cell.own_surrogates)
         settings: dict[str, Any] = {"ipc": cell.ipc, "network": self.network, "runtime": Runtime.of(self.device)}
         job = prepare_job(cell.method, real, recipe=self.recipe, **settings, **cell.values)
-        return cell.own_surrogates == "method" or Surrogates.fits(job.method.build(job.task))
+        return cell.own_surrogates == "method" or Surrogates.fits(job.own_plan)
 
     def run(
         self,

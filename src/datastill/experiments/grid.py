@@ -37,11 +37,14 @@ def lay_out(settings: Settings, reals: RealSets, out: Path) -> tuple[Work, list[
         Cell(data, method, ipc, settings.seeds[0])
         for data, ipc, method in itertools.product(reals.labels(), settings.ipc, settings.methods)
     ]
-    settled = {}
+    settled: dict[str, Settled] = {}
+    work = Work(out, reals, settings, settled, settings.command(reals))
     for cell in groups:
         kept = (stored or {}).get("settled", {}).get(cell.group)
-        settled[cell.group] = Settled(kept["hyper"], tuple(kept["notes"])) if kept else _settle(settings, reals, cell)
-    work = Work(out, reals, settings, settled, settings.command(reals))
+        if kept:
+            settled[cell.group] = Settled(kept["hyper"], tuple(kept["notes"]))
+        else:
+            _settle(work, settled, cell)
     unnamed = [replace(cell, seed=seed) for seed in settings.seeds for cell in groups]
     cells = [named(cell, work.job(cell), settings) for cell in unnamed]
     if stored is None:
@@ -82,12 +85,12 @@ def _stored(config: dict[str, Any], out: Path) -> dict[str, Any] | None:
     return stored
 
 
-def _settle(settings: Settings, reals: RealSets, cell: Cell) -> Settled:
-    """The method's values; a budget becomes a number of steps."""
-    job = job_of(settings, reals, cell, Path())
-    if settings.budget is not None:
-        job = within(job, settings.budget, None, False)
-    return Settled(hyper_of(job.method), tuple(job.notes))
+def _settle(work: Work, settled: dict[str, Settled], cell: Cell) -> None:
+    """The method's values at a data set and a size, by its first cell; a budget becomes a number of steps."""
+    job = job_of(work.settings, work.reals, cell, work.out)
+    within_it = job if work.settings.budget is None else within(job, work.settings.budget, None, False)
+    settled[cell.group] = Settled(hyper_of(within_it.method), tuple(within_it.notes))
+    work.keep(job, cell)
 
 
 def _record(config: dict[str, Any], work: Work, cells: list[Cell]) -> dict[str, Any]:

@@ -47,6 +47,21 @@ KINDS = {
 }
 
 
+class _Rendering:
+    """What a decoder made of tensors, and whether any of them has been written to since."""
+
+    def __init__(self, decoder: dict[str, Any], of: list[Tensor], result: Synthetic) -> None:
+        self.decoder, self.of, self.result = decoder, of, result
+        self._versions = self._written()
+
+    def holds(self) -> bool:
+        return self._versions is not None and self._versions == self._written()
+
+    def _written(self) -> list[int] | None:
+        tensors = [*self.of, self.result.x, self.result.y]
+        return None if any(t.is_inference() for t in tensors) else [t._version for t in tensors]
+
+
 @dataclass
 class DistilledSet:
     """A distilled set in memory.
@@ -70,6 +85,7 @@ class DistilledSet:
     extra: dict[str, Tensor] = field(default_factory=dict)
     companions: Mapping[str, Companion] = field(default_factory=dict)
     folder: Path | None = None
+    _kept: list[_Rendering] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def images(self) -> Tensor:
@@ -82,9 +98,20 @@ class DistilledSet:
         return self.rendered().y
 
     def rendered(self, labels: Tensor | None = None) -> Synthetic:
-        """Images and labels in one rendering; `labels` of the stored images stand in for the set's own."""
+        """Images and labels; `labels` of the stored images stand in for the set's own.
+
+        They are rendered once, and anew where codes, labels or the result have changed since.
+        """
+        y, decoder = self.labels if labels is None else labels, dict(self.manifest["decoder"])
+        of = [*self.codes.values(), y]
+        self._kept = [kept for kept in self._kept if kept.holds()]
+        for kept in self._kept:
+            if kept.decoder == decoder and len(of) == len(kept.of) and all(a is b for a, b in zip(of, kept.of)):
+                return kept.result
         with torch.no_grad():
-            return decoder_of(self.manifest["decoder"]).decode(self.codes, self.labels if labels is None else labels)
+            result = decoder_of(decoder).decode(self.codes, y)
+        self._kept = [*self._kept[-1:], _Rendering(decoder, of, result)]
+        return result
 
     @property
     def pixels(self) -> Tensor:
