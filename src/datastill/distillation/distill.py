@@ -18,6 +18,7 @@ from datastill.core.plan import Callback, Plan, Progress, Task, silent
 from datastill.core.registry import Method
 from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
+from datastill.core.update import load_optimizers
 from datastill.data.places import places_of
 from datastill.distillation.budget import within
 from datastill.distillation.job import CONFIG, Job, RunRecord, as_begun, prepare_job
@@ -160,6 +161,8 @@ def run_job(
     if stored is not None:
         job = as_begun(job, stored)
     plan = job.plan()
+    if plan.update:
+        load_optimizers()
     with threads_for((plan.network or job.task.network).macs):
         if stored is not None:  # the caller's number comes back afterwards
             torch.set_num_threads(int(stored.get("threads") or torch.get_num_threads()))
