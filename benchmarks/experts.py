@@ -40,7 +40,7 @@ def images(batches: int) -> tuple[Any, Any]:
 
 
 def literal(batches: int, experts: int = 1) -> Callable[[], object]:
-    """The published loop: a data loader, one optimiser step per batch, loss and accuracy read each time."""
+    """The published loop: a data loader, one optimizer step per batch, loss and accuracy read each time."""
     import naive
 
     x, y = images(batches)
@@ -59,7 +59,7 @@ def real_set(batches: int) -> Any:
     from datastill import load_real
 
     x, y = images(batches)
-    return load_real((x.sigmoid(), y), space="normalised", holdout=0)
+    return load_real((x.sigmoid(), y), space="normalized", holdout=0)
 
 
 def ours(side: str, batches: int, folder: Path) -> Callable[[], object]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from datastill.core.errors import InputError, nearest
-from datastill.core.space import Space, normalised
+from datastill.core.space import Space, normalized
 from datastill.data.cache import cache_folder
 from datastill.data.store import Store, as_pixels
 from datastill.data.zca import fit_zca
@@ -27,14 +27,16 @@ CONVENTIONAL: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet1k": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
-SPACES = ("auto", "raw", "normalised", "zca")
+SPACES = ("auto", "raw", "normalized", "zca")
+#: Taken until 1.0.
+_OLD_NAMES = {"normalised": "normalized"}
 
 
 def resolve_space(space: str | Space, name: str, store: Store) -> Space:
     """The Space for a training store.
 
     Args:
-        space: a Space, or "auto" and "normalised" (per-channel mean and std), "raw", "zca".
+        space: a Space, or "auto" and "normalized" (per-channel mean and std), "raw", "zca".
         name: of the set; its last path component decides on conventional constants.
         store: training images; measured where no constants are known.
 
@@ -43,6 +45,7 @@ def resolve_space(space: str | Space, name: str, store: Store) -> Space:
     """
     if isinstance(space, Space):
         return space
+    space = _OLD_NAMES.get(space, space)
     if space not in SPACES:
         raise InputError(f"Unknown space {space!r}. {nearest(str(space), SPACES)}")
     if space == "raw":
@@ -73,7 +76,7 @@ def conventional(name: str, channels: int) -> Space | None:
     known = CONVENTIONAL.get(key)
     if known is None or len(known[0]) != channels:
         return None
-    return normalised(*known, source="conventional")
+    return normalized(*known, source="conventional")
 
 
 def measure(store: Store) -> Space:
@@ -93,7 +96,7 @@ def measure(store: Store) -> Space:
     pixels = len(store) * store.shape[1] * store.shape[2]
     mean = total / pixels
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 0)) / unit
-    return normalised(
+    return normalized(
         tuple(round(float(v), 6) for v in mean / unit),
         tuple(round(float(v), 6) or 1.0 for v in std),
         source="measured",
