@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ NETWORK = ["--network", "convnet:width=8,depth=2,padding=1"]
 
 
 @pytest.fixture
-def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each thing is done; images that a step decodes are no rendering."""
     seen: Counter[str] = Counter()
     stepping = []
@@ -67,7 +67,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     for module in (run, folder):
         counted(module, "write_card_and_preview", "cards")
     counted(NetworkFactory, "__call__", "networks")
-    yield seen
+    return seen
 
 
 @pytest.mark.parametrize("method", CASES)

@@ -8,7 +8,6 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from datastill.core.registry import MethodInfo, get_method, methods
 if TYPE_CHECKING:
     from datastill.cli.progress import Display
     from datastill.distillation.job import Job
+    from datastill.store.manifest import Manifest
 
 
 #: What a time without a method takes.
@@ -158,7 +158,7 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
         accuracy=check.accuracies if check is not None else (),
         command=shlex.join(["datastill", *sys.argv[1:]]),
     )
-    _say_done(distilled.manifest, job, run.out, display)
+    _say_done(distilled.record, job, run.out, display)
     if run.json:
         print(json.dumps(distilled.manifest, indent=2))
     return 0
@@ -176,25 +176,26 @@ def _say_expected(job: Job, paper: Job, display: Display) -> None:
         display.say(f"The paper's setting would take {describe_seconds(told.paper_seconds)} (--recipe paper).")
 
 
-def _say_done(manifest: Mapping[str, Any], job: Job, out: Path, display: Display) -> None:
+def _say_done(record: Manifest, job: Job, out: Path, display: Display) -> None:
     """What it took, what there is to know of it, and what comes next."""
     from datastill.core.cost import describe_cost
 
-    cost = manifest["cost"]
-    display.say(f"Done: {describe_cost(cost)}; saved in {out}.")
-    if cost["skipped_steps"]:
-        display.say(f"{cost['skipped_steps']} steps were not finite and changed nothing.")
-    for note in manifest["notes"]:
+    cost = record.cost
+    made = describe_cost(cost.steps, cost.seconds + cost.prepare_seconds)
+    display.say(f"Done: {made}; saved in {out}.")
+    if cost.skipped_steps:
+        display.say(f"{cost.skipped_steps} steps were not finite and changed nothing.")
+    for note in record.notes:
         if note not in job.remarks:
             display.say(f"  {note}")
-    display.say(f"Score it beside a random selection: {scoring(manifest, out)}")
+    display.say(f"Score it beside a random selection: {scoring(record, out)}")
 
 
-def scoring(manifest: Mapping[str, Any], out: Path) -> str:
+def scoring(record: Manifest, out: Path) -> str:
     """The command that scores a set, which names a network that is not built in."""
     from datastill.models import is_built_in
 
-    spec = manifest["network"]["spec"]
+    spec = None if record.network is None else record.network.spec
     named = ["--network", spec] if spec is not None and not is_built_in(spec) else []
     return shlex.join(["datastill", "evaluate", str(out), *named])
 

@@ -78,7 +78,7 @@ def score(options: EvaluateOptions) -> int:
     display = Display(options.quiet or options.json)
     sets = [load_distilled(folder) for folder in options.sets]
     target = options.out or options.sets[0] / "evaluation.json"
-    source = options.data.data or sets[0].manifest["data"].get("source", "")
+    source = options.data.data or sets[0].record.data.source
     refuse_out_file(target, ("distilled", "protocol"), places_of(source))
     real = options.data.load() if options.data.data is not None else real_for(sets[0], None)
     if options.data.data is None:

@@ -151,7 +151,8 @@ def _save(one: DistilledSet, folder: Path) -> None:
     if (folder / MANIFEST).is_file():
         remove_rests(folder)
         there = load_distilled(folder)
-        if any(there.manifest.get(name) != one.manifest[name] for name in ("imported", "space", "seed")):
+        kept, new = there.record, one.record
+        if (kept.imported, kept.space, kept.seed) != (new.imported, new.space, new.seed):
             raise InputError(f"{folder} already holds a distilled set; choose another --out or remove it.")
     else:
         with whole_folder(folder) as work:

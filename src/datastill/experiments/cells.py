@@ -205,13 +205,14 @@ def run_cell(work: Work, cell: Cell, target: Path) -> None:
         precision=work.settings.precision,
         compile=work.settings.compile,
     )
+    spent = distilled.record.cost
     cost = {
-        "steps": distilled.manifest["cost"]["steps"],
+        "steps": spent.steps,
         # of a run that was taken up again, this process saw the last part only
-        "distillation_seconds": round(max(made["seconds"], distilled.manifest["cost"]["seconds"]), 3),
+        "distillation_seconds": round(max(made["seconds"], spent.seconds), 3),
         "prepare_seconds": round(sum(_seconds_of(path) for path in prepared_units(job)), 3),
         "evaluation_seconds": round(result.distilled.seconds, 3),
-        "compile": {"distillation": distilled.manifest["cost"]["compile"], "evaluation": result.distilled.compiled},
+        "compile": {"distillation": spent.compile, "evaluation": result.distilled.compiled},
         "cpu_seconds": watch.read()["cpu_seconds"],
         "peak_memory_bytes": peak_memory_bytes(job.task.device),
     }
@@ -223,12 +224,12 @@ def record_of(
     work: Work, cell: Cell, distilled: DistilledSet, result: Evaluation, cost: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything about a cell; but for `cost` it is the same whenever and wherever it is run."""
-    manifest, arm = distilled.manifest, result.distilled.to_dict()
+    made, arm = distilled.record, result.distilled.to_dict()
     return {
         "format": FORMAT,
         "version": 1,
         "method": cell.method,
-        "family": manifest["family"],
+        "family": made.family,
         "data": cell.data,
         "ipc": cell.ipc,
         "seed": cell.seed,
@@ -238,12 +239,12 @@ def record_of(
         "accuracy": arm["mean"],
         "accuracies": arm["accuracies"][0],
         "per_class": arm["per_class"],
-        "hyper": manifest["hyper"],
-        "recipe": manifest["recipe"],
-        "notes": manifest["notes"],
+        "hyper": made.hyper,
+        "recipe": made.recipe.plain(),
+        "notes": made.notes,
         "network": result.network,
         "real": result.data,
-        "skipped_steps": manifest["cost"]["skipped_steps"],
+        "skipped_steps": made.cost.skipped_steps,
         "command": work.command,
         "cell": cell.name,
         "cost": dict(cost),

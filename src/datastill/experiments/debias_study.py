@@ -177,7 +177,8 @@ class DebiasStudy:
         )
         groups = found.distilled.groups
         assert groups is not None
-        told = made.manifest.get("debias", {})
+        record = made.record
+        told = record.change("debias") or {}
         kept = ("conflict_mass", "effective_samples", "effective_share", "kernel", "rules", "warnings", "extractor")
         return {
             **cell.record,
@@ -189,8 +190,8 @@ class DebiasStudy:
             "weights": {name: told[name] for name in kept if name in told},
             "conflicting_images": conflicting_share(made, real),
             "colour_distance": color_distance(made, real),
-            "seconds": round(made.manifest["cost"]["seconds"] + made.manifest["cost"]["prepare_seconds"], 1),
-            "cost": made.manifest["cost"],
+            "seconds": round(record.cost.seconds + record.cost.prepare_seconds, 1),
+            "cost": record.cost.plain(),
         }
 
     def _made(

@@ -227,7 +227,7 @@ def _hyper(comparison: Comparison, method: str) -> list[tuple[str, str, str]]:
     found: dict[str, tuple[str, dict[str, list[str]]]] = {}
     for row in mine:
         cell = next(iter(row.cells.values()))
-        for name, text, meaning in words.hyper_rows({"method": method, "hyper": cell["hyper"]}):
+        for name, text, meaning in words.hyper_rows(method, cell["hyper"]):
             where = f"{row.data}, ipc {row.ipc}" if len(comparison.config["data"]) > 1 else f"ipc {row.ipc}"
             found.setdefault(name, (meaning, {}))[1].setdefault(text, []).append(where)
     return [

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from datastill.core.overrides import recorded
 from datastill.report import reproduce, words
 from datastill.report.pictures import png, preview
 from datastill.store.artifact import DistilledSet
 from datastill.store.files import write_bytes, write_text
+from datastill.store.manifest import Manifest
 
 if TYPE_CHECKING:
     from datastill.evaluation.scores import Arm, Evaluation
@@ -66,23 +66,22 @@ def card(
         layout: what the folder holds: "artifact", or the format of an export.
         notes: sentences to add, one each.
     """
-    manifest = distilled.manifest
-    count = len(distilled.targets)
-    data = manifest["data"]
+    record = distilled.record
+    count, data = len(distilled.targets), record.data
     parts = [
         _front(distilled, layout, count),
-        f"# {_md(manifest['method'])} on {_md(data['name'])}: {words.images(distilled)}, {distilled.ipc} per class",
+        f"# {_md(record.method)} on {_md(data.name)}: {words.images(distilled)}, {distilled.ipc} per class",
         f"![The images, class by class]({PICTURE})" if layout == "artifact" else "",
-        f"A distilled data set: {count:,} {words.kind_of_images(manifest)} images to train networks on in place of the "
-        f"{_count(data.get('images'))} training images of {_md(data['name'])} in {len(distilled.class_names)} classes.",
+        f"A distilled data set: {count:,} {words.kind_of_images(record)} images to train networks on in place of the "
+        f"{_count(data.images)} training images of {_md(data.name)} in {len(record.classes.names)} classes.",
         _results(evaluation),
         "## Load it\n\n" + _fence(*_LOADING[layout]),
         *([f"- {_md(note)}" for note in notes] if notes else []),
-        _made(distilled),
-        _again(manifest, evaluation, layout),
-        _data(manifest),
+        _made(record),
+        _again(record, evaluation, layout),
+        _data(record),
         "## License\n\nThe images derive from real ones: the license and the terms of use of "
-        f"{_md(data['name'])} apply to them too. Distillation is not anonymisation; an image may resemble a real one.",
+        f"{_md(data.name)} apply to them too. Distillation is not anonymisation; an image may resemble a real one.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -102,13 +101,13 @@ def write_card_and_preview(
 
 
 def _front(distilled: DistilledSet, layout: str, count: int) -> str:
-    manifest = distilled.manifest
+    record = distilled.record
     size = next(
         (name for limit, name in ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K")) if count < limit),
         "100K<n<1M",
     )
-    tags = ["datastill", "dataset-distillation", "dataset-condensation", _tag(manifest["method"])]
-    tags += ["synthetic"] if words.kind_of_images(manifest) == "synthetic" else ["coreset"]
+    tags = ["datastill", "dataset-distillation", "dataset-condensation", _tag(record.method)]
+    tags += ["synthetic"] if words.kind_of_images(record) == "synthetic" else ["coreset"]
     lines = [
         "---",
         f"pretty_name: {json.dumps(distilled.name)}",
@@ -183,42 +182,39 @@ def _row(arm: Arm, biased: bool) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _made(distilled: DistilledSet) -> str:
-    manifest = distilled.manifest
-    cost = manifest.get("cost", {})
-    rows = words.hyper_rows(manifest)
+def _made(record: Manifest) -> str:
+    cost, recipe, network = record.cost, record.recipe, record.network
+    rows = words.hyper_rows(record.method, record.hyper)
     table = ["| hyper-parameter | value | meaning |", "|---|---|---|"]
     table += [f"| `{_code(name)}` | {_md(text)} | {_md(meaning)} |" for name, text, meaning in rows]
-    recipe = manifest.get("recipe", {})
-    network = manifest.get("network")
     lines = [
-        f"Method `{_code(manifest['method'])}`, seed {manifest['seed']}, {_md(str(manifest['labels']))} labels"
-        + (f", recipe `{_code(str(recipe['published'] or recipe['asked']))}`" if recipe else "")
-        + (f", matched on {_md(words.describe_network(network))}" if network else "")
-        + _changed(manifest)
+        f"Method `{_code(record.method)}`, seed {record.seed}, {record.labels} labels"
+        + (f", recipe `{_code(recipe.published or recipe.asked)}`" if recipe.asked else "")
+        + (f", matched on {_md(words.describe_network(network.plain()))}" if network else "")
+        + _changed(record)
         + ".",
         "\n".join(table) if rows else "It has no hyper-parameters.",
     ]
-    if cost and cost.get("known", True):
-        versions = ", ".join(f"{name} {number}" for name, number in cost.get("versions", {}).items())
+    if cost.model_fields_set and cost.known:
+        versions = ", ".join(f"{name} {number}" for name, number in cost.versions.plain().items())
         lines.append(
-            f"Cost: {words.plural(cost['steps'], 'image update')} in {words.duration(cost['seconds'])} on "
-            f"{_md(cost.get('hardware', 'unknown hardware'))}, "
-            f"peak memory of the process {words.bytes_(cost.get('peak_memory_bytes', 0))}; {_md(versions)}."
+            f"Cost: {words.plural(cost.steps, 'image update')} in {words.duration(cost.seconds)} on "
+            f"{_md(cost.hardware or 'unknown hardware')}, "
+            f"peak memory of the process {words.bytes_(cost.peak_memory_bytes)}; {_md(versions)}."
         )
-    lines += [f"- {_md(note)}" for note in manifest.get("notes", [])]
+    lines += [f"- {_md(note)}" for note in record.notes]
     return "## How it was made\n\n" + "\n\n".join(lines)
 
 
-def _changed(manifest: Mapping[str, Any]) -> str:
+def _changed(record: Manifest) -> str:
     """What the run changed in its method."""
-    said = (kind.phrase(record) for kind, record in reversed(recorded(manifest)))
+    said = (kind.phrase(one) for kind, one in reversed(record.changes))
     return "".join(f"{what} (`{_code(how)}`)" for what, how in said)
 
 
-def _again(manifest: Mapping[str, Any], evaluation: Evaluation | None, layout: str) -> str:
-    parts = ["## Make it again", _fence("python", reproduce.python_call(manifest))]
-    command = reproduce.command(manifest)
+def _again(record: Manifest, evaluation: Evaluation | None, layout: str) -> str:
+    parts = ["## Make it again", _fence("python", reproduce.python_call(record))]
+    command = reproduce.command(record)
     if command:
         parts += ["or", _fence("sh", command)]
     if evaluation is not None and layout == "artifact":
@@ -226,20 +222,20 @@ def _again(manifest: Mapping[str, Any], evaluation: Evaluation | None, layout: s
     return "\n\n".join(parts)
 
 
-def _data(manifest: Mapping[str, Any]) -> str:
-    data = manifest["data"]
-    names = [_md(name) for name in manifest["classes"]["names"]]
+def _data(record: Manifest) -> str:
+    data = record.data
+    names = [_md(name) for name in record.classes.names]
     classes = ", ".join(names[:50]) + (f" and {len(names) - 50} more" if len(names) > 50 else "")
     lines = [
-        f"Real set: {_md(data['name'])}"
-        + (f" (`{_code(data['source'])}`)" if data.get("source") else "")
-        + f", {_count(data.get('images'))} training and {_count(data.get('test_images'))} test images of "
-        f"{_md('×'.join(str(n) for n in manifest['shape']))} (channels × height × width), "
-        f"fingerprint `{_code(str(data.get('fingerprint', '')))}`.",
+        f"Real set: {_md(data.name)}"
+        + (f" (`{_code(data.source)}`)" if data.source else "")
+        + f", {_count(data.images)} training and {_count(data.test_images)} test images of "
+        f"{_md('×'.join(str(n) for n in record.shape))} (channels × height × width), "
+        f"fingerprint `{_code(data.fingerprint)}`.",
         f"Classes, in the order of the labels: {classes}.",
-        words.describe_space(manifest),
+        words.describe_space(record.space),
     ]
-    lines += [f"- {_md(note)}" for note in data.get("notes", [])]
+    lines += [f"- {_md(note)}" for note in data.notes]
     return "## Data\n\n" + "\n\n".join(lines)
 
 

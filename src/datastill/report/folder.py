@@ -61,7 +61,7 @@ def write_run(
         write_card_and_preview(distilled, folder, evaluation)
     if real is not None:
         random = random_selection(distilled, real)
-        picture = comparison(random, distilled, ("random", distilled.manifest["method"]))
+        picture = comparison(random, distilled, ("random", distilled.record.method))
         write_bytes(folder / "comparison.png", png(picture))
     if timeline is not None and len(timeline) > 1:
         write_bytes(folder / "animation.gif", animation(timeline))
@@ -72,5 +72,5 @@ def random_selection(distilled: DistilledSet, real: RealSet) -> tuple[Tensor, Te
     """Pixels, labels and class names of the random selection that a set is compared with."""
     from datastill.sampling.inits import random_indices
 
-    index = random_indices(real, distilled.ipc, int(distilled.manifest["seed"]))
+    index = random_indices(real, distilled.ipc, distilled.record.seed)
     return real.pixels(index), real.labels[index], real.class_names

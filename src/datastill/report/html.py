@@ -18,6 +18,7 @@ from datastill.report.pictures import png, preview
 from datastill.report.snapshots import Snapshots, Timeline
 from datastill.store.artifact import DistilledSet
 from datastill.store.files import write_text
+from datastill.store.manifest import Data, Manifest
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -87,23 +88,23 @@ def page(
 ) -> dict[str, Any]:
     """Everything that the template names."""
     first = sets[0]
-    manifest = first.manifest
-    notes = [*manifest.get("notes", []), *manifest["data"].get("notes", [])]
+    record = first.record
+    notes = [*record.notes, *record.data.notes]
     if evaluation is not None:
         notes += evaluation.notes
     return {
         "name": first.name,
-        "title": f"{manifest['method']} on {manifest['data']['name']}",
-        "manifest": manifest,
+        "title": f"{record.method} on {record.data.name}",
+        "record": record,
         "images": len(first.targets),
-        "kind": words.kind_of_images(manifest),
-        "sets": [one.manifest["seed"] for one in sets],
+        "kind": words.kind_of_images(record),
+        "sets": [one.record.seed for one in sets],
         "outcome": views.outcome(evaluation),
         "verdict": None if evaluation is None else evaluation.verdict,
         "tiles": _tiles(first, evaluation),
         "reel": views.reel(snapshots, first.class_names),
         "gallery": views.gallery(first, real),
-        "more_sets": [(one.manifest["seed"], views.data_uri(png(preview(one)))) for one in sets[1 : SETS + 1]],
+        "more_sets": [(one.record.seed, views.data_uri(png(preview(one)))) for one in sets[1 : SETS + 1]],
         "evaluation": evaluation,
         "arms": [] if evaluation is None else views.arm_rows(evaluation),
         "difference": None if evaluation is None else views.difference(evaluation),
@@ -111,12 +112,12 @@ def page(
         "bars": [] if evaluation is None else views.bars(evaluation, first.class_names),
         "name_width": min(16, max(3, *map(len, first.class_names)) + 1),
         "charts": _charts(losses, accuracy, evaluation),
-        "hyper": words.hyper_rows(manifest),
+        "hyper": words.hyper_rows(record.method, record.hyper),
         "facts": _facts(first),
-        "cost": _cost(manifest, evaluation),
+        "cost": _cost(record, evaluation),
         "notes": list(dict.fromkeys(notes)),
-        "python": reproduce.python_call(manifest),
-        "again": reproduce.command(manifest),
+        "python": reproduce.python_call(record),
+        "again": reproduce.command(record),
         "evaluate": None if evaluation is None else reproduce.evaluate_call(evaluation.to_dict()),
         "command": command,
         "version": __version__,
@@ -125,21 +126,19 @@ def page(
 
 def _tiles(first: DistilledSet, evaluation: Evaluation | None) -> list[tuple[str, str, str, str]]:
     """(kind, number, unit, meaning) of the few numbers to see first."""
-    manifest = first.manifest
-    tiles = []
+    record, tiles = first.record, []
     if evaluation is not None:
-        tiles.append(("main", words.percent(evaluation.mean), "%", f"test accuracy of {manifest['method']}"))
+        tiles.append(("main", words.percent(evaluation.mean), "%", f"test accuracy of {record.method}"))
         if evaluation.random is not None:
             tiles.append(("other", words.percent(evaluation.random.mean), "%", "test accuracy of Random"))
         if evaluation.ceiling is not None:
             tiles.append(("ceiling", words.percent(evaluation.ceiling.mean), "%", "of the whole real set"))
-    count, real = first.stored, int(manifest["data"].get("images") or 0)
+    count, real = first.stored, record.data.images or 0
     share = f" ({100 * count / real:.2g}\u00a0%)" if real else ""
     meaning = f"stored images in place of {real:,}{share}" if real else "images"
     tiles.append(("plain", f"{count:,}", "", meaning))
-    cost = manifest.get("cost", {})
-    if "seconds" in cost and cost.get("known", True):
-        number, _, unit = words.duration(manifest["cost"]["seconds"]).partition(" ")
+    if "seconds" in record.cost.model_fields_set and record.cost.known:
+        number, _, unit = words.duration(record.cost.seconds).partition(" ")
         tiles.append(("plain", number, unit, "to distil"))
     return tiles
 
@@ -168,22 +167,21 @@ def _chart(title: str, pair: Sequence[bytes]) -> dict[str, str]:
 
 
 def _facts(first: DistilledSet) -> list[tuple[str, str]]:
-    manifest = first.manifest
-    data = manifest["data"]
-    counts = data.get("counts") or [0]
+    record = first.record
+    data, recipe, network = record.data, record.recipe, record.network
+    counts = data.counts or [0]
     per_class = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
-    recipe = manifest.get("recipe", {})
     return [
-        ("Method", f"{manifest['method']} ({manifest.get('family') or 'no family'})"),
-        ("Images", f"{words.images(first)} of {_shape(manifest['shape'])}, ipc {first.ipc}"),
-        ("Labels", str(manifest["labels"])),
-        ("Seed", str(manifest["seed"])),
-        ("Recipe", str(recipe.get("published") or recipe.get("asked") or "–")),
-        ("Matched on", words.describe_network(manifest["network"]) if "network" in manifest else "–"),
-        *words.changed(manifest),
-        ("Real set", f"{data['name']}: {data['images']:,} training images, {per_class} per class, {_tests(data)}"),
-        ("Fingerprint", str(data.get("fingerprint", "–"))),
-        ("Space", words.describe_space(manifest)),
+        ("Method", f"{record.method} ({record.family or 'no family'})"),
+        ("Images", f"{words.images(first)} of {_shape(record.shape)}, ipc {first.ipc}"),
+        ("Labels", record.labels),
+        ("Seed", str(record.seed)),
+        ("Recipe", recipe.published or recipe.asked or "–"),
+        ("Matched on", "–" if network is None else words.describe_network(network.plain())),
+        *words.changed(record),
+        ("Real set", f"{data.name}: {data.images or 0:,} training images, {per_class} per class, {_tests(data)}"),
+        ("Fingerprint", data.fingerprint or "–"),
+        ("Space", words.describe_space(record.space)),
     ]
 
 
@@ -192,13 +190,13 @@ def _shape(shape: Sequence[int]) -> str:
     return f"{height} × {width}, {words.plural(channels, 'channel')}"
 
 
-def _tests(data: dict[str, Any]) -> str:
-    return f"{data['test_images']:,} test images" if data.get("test_images") else "no test images"
+def _tests(data: Data) -> str:
+    return f"{data.test_images:,} test images" if data.test_images else "no test images"
 
 
-def _cost(manifest: dict[str, Any], evaluation: Evaluation | None) -> list[tuple[str, str, str]]:
+def _cost(record: Manifest, evaluation: Evaluation | None) -> list[tuple[str, str, str]]:
     """(what, distillation, evaluation)."""
-    made = manifest.get("cost", {})
+    made = record.cost.plain()
     scored = {} if evaluation is None else evaluation.cost
 
     def both(name: str, read: Any) -> tuple[str, str]:

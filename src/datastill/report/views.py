@@ -104,7 +104,7 @@ def gallery(distilled: DistilledSet, real: RealSet | None) -> Gallery:
     each = max(1, min(10, int(VALUES / (3 * len(present) * c * h * w / shrink**2))))
     rows = {k: (y == k).nonzero().flatten() for k in present}
     kept = torch.cat([index[:each] for index in rows.values()])
-    method = str(distilled.manifest["method"])
+    method = distilled.record.method
     shades = palette(distilled, real)
     swatches = [shades.swatches[i] for i in kept.tolist()] if shades is not None else None
     sources = [(method, _thumbs(pixels[kept], y[kept], method, distilled.class_names, swatches=swatches))]
@@ -148,8 +148,8 @@ def _beside(distilled: DistilledSet, real: RealSet, pixels: Tensor, y: Tensor, e
     from datastill.sampling.inits import random_indices
 
     names, beside = distilled.class_names, []
-    if distilled.manifest["method"] != "random" and int(real.counts.min()) >= distilled.ipc:
-        index = random_indices(real, distilled.ipc, int(distilled.manifest["seed"]))
+    if distilled.record.method != "random" and int(real.counts.min()) >= distilled.ipc:
+        index = random_indices(real, distilled.ipc, distilled.record.seed)
         of = real.labels[index]
         index = torch.cat([index[of == c][:each] for c in y.unique()])
         beside.append(("random", _thumbs(real.pixels(index), real.labels[index], "random selection", names)))
