@@ -9,47 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datastill.report import reproduce, words
+from datastill.report import words
+from datastill.report.markdown import markdown, md
 from datastill.report.pictures import png, preview
+from datastill.report.section import Reading, Section, Shown, sections
 from datastill.store.artifact import DistilledSet
 from datastill.store.files import write_bytes, write_text
-from datastill.store.manifest import Manifest
 
 if TYPE_CHECKING:
-    from datastill.evaluation.scores import Arm, Evaluation
+    from datastill.evaluation.scores import Evaluation
 
 CARD, PICTURE = "README.md", "preview.png"
-
-_LOADING = {
-    "artifact": (
-        "python",
-        """from datastill import load_distilled
-
-distilled = load_distilled("path/of/this/folder")
-dataset = distilled.as_dataset()  # a torch Dataset; pixels=True gives images in [0, 1]""",
-    ),
-    "imagefolder": (
-        "python",
-        """from datasets import load_dataset
-
-data = load_dataset("imagefolder", data_dir="path/of/this/folder", split="train")
-# or datastill.load_real("path/of/this/folder", holdout=0), or torchvision's ImageFolder on train/""",
-    ),
-    "parquet": (
-        "python",
-        """from datasets import load_dataset
-
-data = load_dataset("path/of/this/folder", split="train")
-# or datastill.load_real("path/of/this/folder", holdout=0)""",
-    ),
-    "tensors": (
-        "python",
-        """from safetensors.torch import load_file
-
-tensors = load_file("path/of/this/folder/images.safetensors")
-images, labels = tensors["images"], tensors["labels"]  # images in the Space below""",
-    ),
-}
 
 
 def card(
@@ -66,24 +36,23 @@ def card(
         layout: what the folder holds: "artifact", or the format of an export.
         notes: sentences to add, one each.
     """
+    reading = Reading([distilled], evaluation, layout=layout, notes=notes)
     record = distilled.record
     count, data = len(distilled.targets), record.data
     parts = [
         _front(distilled, layout, count),
-        f"# {_md(record.method)} on {_md(data.name)}: {words.images(distilled)}, {distilled.ipc} per class",
+        f"# {md(record.method)} on {md(data.name)}: {words.images(distilled)}, {distilled.ipc} per class",
         f"![The images, class by class]({PICTURE})" if layout == "artifact" else "",
         f"A distilled data set: {count:,} {words.kind_of_images(record)} images to train networks on in place of the "
-        f"{_count(data.images)} training images of {_md(data.name)} in {len(record.classes.names)} classes.",
-        _results(evaluation),
-        "## Load it\n\n" + _fence(*_LOADING[layout]),
-        *([f"- {_md(note)}" for note in notes] if notes else []),
-        _made(record),
-        _again(record, evaluation, layout),
-        _data(record),
-        "## License\n\nThe images derive from real ones: the license and the terms of use of "
-        f"{_md(data.name)} apply to them too. Distillation is not anonymisation; an image may resemble a real one.",
+        f"{words.count(data.images)} training images of {md(data.name)} in {len(record.classes.names)} classes.",
+        *(_markdown(one, reading) for one in sections()),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown(section: Section, reading: Reading) -> str:
+    shown = section.card(reading)
+    return markdown(shown) if isinstance(shown, Shown) else shown or ""
 
 
 def write_card_and_preview(
@@ -126,138 +95,6 @@ def _front(distilled: DistilledSet, layout: str, count: int) -> str:
     elif layout != "imagefolder":
         lines.append("viewer: false")
     return "\n".join([*lines, "---"])
-
-
-def _results(evaluation: Evaluation | None) -> str:
-    if evaluation is None:
-        return ""
-    arms = [arm for arm in (evaluation.distilled, evaluation.random, evaluation.ceiling) if arm is not None]
-    sets, networks = evaluation.distilled.accuracies.shape
-    biased = evaluation.distilled.groups is not None
-    more = (" aligned | conflicting |", "---:|---:|") if biased else ("", "")
-    lines = [
-        "## Results",
-        "",
-        f"**{_md(evaluation.verdict)}**",
-        "",
-        "| trained on | test accuracy, % | std over networks | std over sets | seconds |" + more[0],
-        "|---|---:|---:|---:|---:|" + more[1],
-        *(_row(arm, biased) for arm in arms),
-        "",
-        f"Protocol `{_code(evaluation.protocol)}`: {words.plural(sets, 'set')}"
-        f"{', of which this is one,' if sets > 1 else ''} × {words.plural(networks, 'fresh network')} "
-        f"({_md(words.describe_network(evaluation.network))}), {_trained(evaluation)}; "
-        f"± is the half-width of a 95 % interval over {evaluation.distilled.interval_over}."
-        + (_BIASED if biased else ""),
-    ]
-    return "\n".join(lines)
-
-
-def _trained(evaluation: Evaluation) -> str:
-    """How networks were trained where it is not as the protocol says, and when they were scored."""
-    if evaluation.training is None:
-        return "scored once after the last pass"
-    whole = " but for those on the whole real set" if evaluation.ceiling is not None else ""
-    how = f"`{_code(words.training(evaluation.training))}`"
-    return f"trained by {how} under the protocol's augmentation{whole}, scored once after the last step"
-
-
-_BIASED = (
-    " *Aligned* is the accuracy, in %, on test images with the attribute that most training images of their class "
-    "have, *conflicting* on the others."
-)
-
-
-def _row(arm: Arm, biased: bool) -> str:
-    cells = [
-        _md(arm.name),
-        words.with_interval(arm.mean, arm.interval),
-        words.percent(arm.std_networks),
-        words.percent(arm.std_sets),
-        f"{arm.seconds:.1f}",
-    ]
-    if biased:
-        split = [None, None] if arm.groups is None else [arm.groups.aligned, arm.groups.conflicting]
-        cells += map(words.percent, split)
-    return f"| {' | '.join(cells)} |"
-
-
-def _made(record: Manifest) -> str:
-    cost, recipe, network = record.cost, record.recipe, record.network
-    rows = words.hyper_rows(record.method, record.hyper)
-    table = ["| hyper-parameter | value | meaning |", "|---|---|---|"]
-    table += [f"| `{_code(name)}` | {_md(text)} | {_md(meaning)} |" for name, text, meaning in rows]
-    lines = [
-        f"Method `{_code(record.method)}`, seed {record.seed}, {record.labels} labels"
-        + (f", recipe `{_code(recipe.published or recipe.asked)}`" if recipe.asked else "")
-        + (f", matched on {_md(words.describe_network(network.plain()))}" if network else "")
-        + _changed(record)
-        + ".",
-        "\n".join(table) if rows else "It has no hyper-parameters.",
-    ]
-    if cost.model_fields_set and cost.known:
-        versions = ", ".join(f"{name} {number}" for name, number in cost.versions.plain().items())
-        lines.append(
-            f"Cost: {words.plural(cost.steps, 'image update')} in {words.duration(cost.seconds)} on "
-            f"{_md(cost.hardware or 'unknown hardware')}, "
-            f"peak memory of the process {words.bytes_(cost.peak_memory_bytes)}; {_md(versions)}."
-        )
-    lines += [f"- {_md(note)}" for note in record.notes]
-    return "## How it was made\n\n" + "\n\n".join(lines)
-
-
-def _changed(record: Manifest) -> str:
-    """What the run changed in its method."""
-    said = (kind.phrase(one) for kind, one in reversed(record.changes))
-    return "".join(f"{what} (`{_code(how)}`)" for what, how in said)
-
-
-def _again(record: Manifest, evaluation: Evaluation | None, layout: str) -> str:
-    parts = ["## Make it again", _fence("python", reproduce.python_call(record))]
-    command = reproduce.command(record)
-    if command:
-        parts += ["or", _fence("sh", command)]
-    if evaluation is not None and layout == "artifact":
-        parts += ["Its score:", _fence("python", reproduce.evaluate_call(evaluation.to_dict()))]
-    return "\n\n".join(parts)
-
-
-def _data(record: Manifest) -> str:
-    data = record.data
-    names = [_md(name) for name in record.classes.names]
-    classes = ", ".join(names[:50]) + (f" and {len(names) - 50} more" if len(names) > 50 else "")
-    lines = [
-        f"Real set: {_md(data.name)}"
-        + (f" (`{_code(data.source)}`)" if data.source else "")
-        + f", {_count(data.images)} training and {_count(data.test_images)} test images of "
-        f"{_md('×'.join(str(n) for n in record.shape))} (channels × height × width), "
-        f"fingerprint `{_code(data.fingerprint)}`.",
-        f"Classes, in the order of the labels: {classes}.",
-        words.describe_space(record.space),
-    ]
-    lines += [f"- {_md(note)}" for note in data.notes]
-    return "## Data\n\n" + "\n\n".join(lines)
-
-
-def _count(number: int | None) -> str:
-    return f"{number:,}" if number is not None else "an unknown number of"
-
-
-def _md(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    flat = " ".join(str(text).split())
-    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", flat).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _code(text: str) -> str:
-    """Text for inside single backticks."""
-    return " ".join(str(text).split()).replace("`", "'").replace("|", "/")
-
-
-def _fence(language: str, text: str) -> str:
-    longest = max((len(run) for run in re.findall(r"`{3,}", text)), default=2)
-    ticks = "`" * (longest + 1)
-    return f"{ticks}{language}\n{text}\n{ticks}"
 
 
 def _tag(name: str) -> str:

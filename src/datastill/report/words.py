@@ -67,6 +67,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{ending}"
 
 
+def count(number: int | None) -> str:
+    """A number, or that it is not known."""
+    return f"{number:,}" if number is not None else "an unknown number of"
+
+
 def images(distilled: DistilledSet) -> str:
     """ "10 images", or "10 images (rendered as 40)" where the decoder cuts them."""
     count = len(distilled.targets)
