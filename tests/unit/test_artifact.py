@@ -201,6 +201,17 @@ def test_write_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: py
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
+def test_loading_hashes_the_tensors_once(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datastill.store import files
+
+    hashed = []
+    for name in ("sha256_of", "_checksum_of"):
+        before = getattr(files, name)
+        monkeypatch.setattr(files, name, lambda path, before=before: hashed.append(path) or before(path))
+    load_distilled(saved)
+    assert hashed == [saved / TENSORS]
+
+
 class TestRecord:
     """The manifest in types, beside the mapping that says the same."""
 
