@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from datastill.cli.options import DataOptions, RuntimeOptions, parse, plain_warnings, value_of
+from datastill.cli.options import DataOptions, RuntimeOptions, override_options, parse, plain_warnings, value_of
 from datastill.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,12 +58,14 @@ class CompareOptions(RuntimeOptions):
 def main(args: list[str]) -> int:
     """Parse and run."""
     text = "One table over methods, sizes and seeds, with Random beside each; or over networks (--sets ... --on ...)."
-    options = parse(CompareOptions, args, "compare", text)
+    kinds = [("compare", CompareOptions), ("changes", override_options())]
+    parsed: Any = parse(dataclasses.make_dataclass("Options", kinds, frozen=True), args, "compare", text)
+    options, changes = parsed.compare, dataclasses.asdict(parsed.changes)
     with plain_warnings(options.quiet):
-        return cross(options) if options.sets else run(options)
+        return cross(options) if options.sets else run(options, changes)
 
 
-def run(options: CompareOptions) -> int:
+def run(options: CompareOptions, changes: dict[str, str]) -> int:
     """Compare, print, write."""
     from datastill.cli.distill_command import parse_seconds
     from datastill.cli.progress import Display
@@ -93,6 +95,7 @@ def run(options: CompareOptions) -> int:
                 workers=options.workers,
                 **options.engine,
                 progress=_teller(display),
+                **changes,
             )
     except CellsFailed as error:
         failed, result = error, error.comparison

@@ -20,7 +20,7 @@ from datastill.distillation.preparation import prepared_path
 from datastill.evaluation import Evaluation, evaluate
 from datastill.experiments.rates import FOLDER as RATES_FOLDER
 from datastill.experiments.rates import protocol_of
-from datastill.experiments.settings import Settings
+from datastill.experiments.settings import BASELINE, Settings
 from datastill.experiments.sources import RealSets
 from datastill.store.artifact import DistilledSet
 from datastill.store.checkpoint import plain
@@ -121,7 +121,7 @@ class Work:
 
 
 def job_of(settings: Settings, reals: RealSets, cell: Cell, out: Path) -> Job:
-    """A cell's job as `distill` would settle it; units that it prepares go to `out/prepare`."""
+    """A cell's job as `distill` would settle and begin it; units that it prepares go to `out/prepare`."""
     return prepare_job(
         settings.methods[cell.method],
         reals.get(cell.data),
@@ -132,7 +132,13 @@ def job_of(settings: Settings, reals: RealSets, cell: Cell, out: Path) -> Job:
         runtime=Runtime.of(settings.device, settings.precision, settings.compile),
         folder=out,
         **settings.overrides.get(cell.method, {}),
-    )
+        **changes_of(settings, cell),
+    ).begun()
+
+
+def changes_of(settings: Settings, cell: Cell) -> Mapping[str, Any]:
+    """What a cell's run changes in its method; Random stays what all are compared with."""
+    return {} if cell.method == BASELINE else settings.changes
 
 
 def named(cell: Cell, job: Job, settings: Settings) -> Cell:
@@ -152,6 +158,7 @@ def named(cell: Cell, job: Job, settings: Settings) -> Cell:
                 "device": task.device.type,
                 "precision": settings.precision,
                 "compile": settings.compile,
+                **changes_of(settings, cell),
             }
         )
     )
@@ -195,7 +202,7 @@ def run_cell(work: Work, cell: Cell, target: Path) -> None:
     protocol, rate = protocol_of(work, cell, distilled)
     result = evaluate(
         distilled,
-        job.task.real,
+        work.reals.get(cell.data),
         protocol=protocol,
         networks=work.settings.networks,
         network=job.task.network,
@@ -247,6 +254,7 @@ def record_of(
         "skipped_steps": made.cost.skipped_steps,
         "command": work.command,
         "cell": cell.name,
+        **{kind.option: record for kind, record in made.changes},
         "cost": dict(cost),
     }
 

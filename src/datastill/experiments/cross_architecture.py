@@ -16,14 +16,13 @@ from datastill.evaluation import evaluate
 from datastill.evaluation.inputs import Distilled, load_sets, real_for
 from datastill.evaluation.protocols import Protocol
 from datastill.evaluation.scores import spread_over, t_interval
-from datastill.experiments.settings import pick_protocol
+from datastill.experiments.settings import BASELINE, pick_protocol
 from datastill.experiments.tuning import tune, validation_of, with_rate
 from datastill.models import resolve_network
 from datastill.report.words import percent, plural
 from datastill.store.artifact import DistilledSet
 
 FORMAT = "datastill-cross"
-BASELINE = "random"
 
 #: Told (what is trained, how many pairs of method and network are done, how many there are).
 Progress = Callable[[str, int, int], object]

@@ -13,9 +13,11 @@ from datastill.core.recipes import Recipe, find_recipe
 from datastill.experiments.cells import FORMAT as CELL
 from datastill.experiments.rates import FOLDER as RATES
 from datastill.experiments.records import CellRecord, EvaluationRecord, Made
-from datastill.experiments.result import BASELINE, Row
+from datastill.experiments.result import Row
+from datastill.experiments.settings import BASELINE
 from datastill.report.words import training
 from datastill.store.files import digest, read_json
+from datastill.store.manifest import Changed
 
 #: Settings of the networks that the published numbers of the recipes were measured with.
 _USUAL_WIDTH = 128
@@ -91,7 +93,8 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not isinstance(stored, dict):
         return
     if stored.get("format") == CELL:
-        CellRecord.of(stored, path)
+        changed = _texts(CellRecord.of(stored, path))
+        stored["hyper"] = {**stored["hyper"], **changed}
         alike = ("method", "ipc", "protocol", "hyper", "network")
         key = [*(stored[name] for name in alike), stored["real"]["fingerprint"], len(stored["accuracies"])]
         key += [stored["lr"]] if "lr_tried" in stored else []
@@ -131,9 +134,13 @@ def _pseudo_cell(
 
 def _beside(stored: Mapping[str, Any], made: Made, learned: bool) -> dict[str, str]:
     """What a run changed in its method, and how networks were trained: what is not as usual."""
-    found = {kind.option: kind.text(record) or kind.told(record)[1] for kind, record in made.changes} if learned else {}
+    found = _texts(made) if learned else {}
     trained = stored.get("training")
     return {**({"training": training(trained)} if trained else {}), **found}
+
+
+def _texts(record: Changed) -> dict[str, str]:
+    return {kind.option: kind.text(one) or kind.told(one)[1] for kind, one in record.changes}
 
 
 def _known(path: Path) -> bool:

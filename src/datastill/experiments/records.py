@@ -41,7 +41,7 @@ class CellCost(Record):
     peak_memory_bytes: Number | None = None
 
 
-class CellRecord(Record):
+class CellRecord(Changed):
     """The result of a cell, as the ledger needs it."""
 
     method: Name
