@@ -1,7 +1,7 @@
 """What a run changes in the data and the plan of any method: one file each in the folder `overrides`.
 
-A method names its choices and knows nothing of overrides. They reach `distill`, `estimate`, `compare`, the command line,
-configuration, manifest and reports by being in that folder; nothing names them.
+A method names its choices and knows nothing of overrides. They reach `distill`, `estimate`, `compare`, the command
+line, configuration, manifest and reports by being in that folder; nothing names them.
 """
 
 from __future__ import annotations
