@@ -185,5 +185,4 @@ def _notes(asked: Settled, scored: Arm, baseline: Arm | None, ceiling: bool) -> 
 
 def _made(one: DistilledSet) -> dict[str, Any]:
     kept = ("method", "hyper", "recipe", "ipc", "seed", "network", *overrides(), "cost", "notes")
-    said = one.record.plain()
-    return {name: said[name] for name in kept if name in said}
+    return {name: one.manifest[name] for name in kept if name in one.manifest}
