@@ -26,7 +26,7 @@ class DataOptions:
     mode: str | None = None  #: convert images to this mode: L (gray) or RGB
     skip_bad: bool = False  #: leave out images that cannot be read, and count them
     follow_links: bool = False  #: let links lead out of a folder of images; such a folder is refused otherwise
-    space: str = "auto"  #: how pixels are stored: auto (mean/std), raw or zca
+    space: str = "auto"  #: how pixels are stored: auto (mean/std), raw, zca or zca-absolute (of the papers)
 
     def load(self) -> RealSet:
         """The real set."""

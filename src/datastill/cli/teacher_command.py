@@ -155,6 +155,8 @@ def bring_in(options: ImportOptions) -> int:
     teacher = bring_teacher(real, options.network, options.weights, space=options.pixels, class_names=names)
     device = pick_device(options.device)
     trial = teacher.check(real, device)
+    if names_told := teacher.record["origin"].get("names"):
+        display.say(f"Weights taken {names_told}.")
     display.say(f"Right on {100 * trial:.1f} % of the training images that it was tried on.")
     accuracy = teacher.test_accuracy(real, device)
     if accuracy is not None:

@@ -28,6 +28,10 @@ class Diverged(DatastillError, ArithmeticError):
     exit_code = 3
 
 
+class RanAway(Diverged):
+    """Numbers of the images have left any range that images have; the set of the last checkpoint is on disk."""
+
+
 class Interrupted(DatastillError):
     """The user stopped the run; it was saved and can be resumed."""
 

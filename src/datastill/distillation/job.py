@@ -23,6 +23,7 @@ from datastill.core.recipes import Recipe, find_recipe, get_recipe
 from datastill.core.registry import Method, get_method, with_overrides
 from datastill.core.runtime import Runtime
 from datastill.data import check_ipc, load_real
+from datastill.data.spaces import name_of
 from datastill.distillation.preparation import check_plan
 from datastill.models import resolve_network
 from datastill.store.checkpoint import plain
@@ -230,11 +231,11 @@ def _filled_in(before: Method, after: Method, ipc: int) -> list[str]:
 
 def _other_space(recipe: Recipe, task: Task) -> list[str]:
     """A note where the published setting is for images in another Space."""
-    kind = task.real.space.kind
-    if recipe.space in ("", kind):
+    name = name_of(task.real.space)
+    if recipe.space in ("", name):
         return []
     return [
-        f"the published setting is for {recipe.space} images, and these are {kind}: load them with space={recipe.space}"
+        f"the published setting is for {recipe.space} images, and these are {name}: load them with space={recipe.space}"
     ]
 
 

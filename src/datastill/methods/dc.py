@@ -69,6 +69,7 @@ class DC(Method):
         from datastill.augment.strategies import make_augment
         from datastill.core.plan import Plan
         from datastill.core.update import Sgd
+        from datastill.core.wrapped import Steady
         from datastill.decoders.pixels import Pixels
         from datastill.objectives.gradient_match import GradientMatch
         from datastill.sampling.inits import make_init
@@ -90,7 +91,7 @@ class DC(Method):
             surrogates=surrogates,
             sampler=ClassBatches(self.real_batch),
             augment=augment,
-            update={"images": Sgd(lr=self.image_lr, momentum=self.image_momentum)},
+            update={"images": Steady(Sgd(self.image_lr, self.image_momentum), self.image_lr)},
             steps=self.steps,
             network=task.network,
         )

@@ -42,6 +42,7 @@ class DM(Method):
         from datastill.augment.strategies import make_augment
         from datastill.core.plan import Plan
         from datastill.core.update import Sgd, cosine
+        from datastill.core.wrapped import Steady
         from datastill.decoders.multi_formation import MultiFormation
         from datastill.decoders.pixels import Pixels
         from datastill.objectives.feature_means import FeatureMeans
@@ -64,7 +65,7 @@ class DM(Method):
             surrogates=Fresh(task.network),
             sampler=ClassBatches(self.real_batch),
             augment=make_augment(self.augment, task.real.name, task.real.shape),
-            update={"images": rule},
+            update={"images": Steady(rule, self.image_lr)},
             steps=self.steps,
             network=task.network,
         )

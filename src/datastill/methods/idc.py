@@ -20,7 +20,7 @@ from datastill.core.registry import Method, method
 if TYPE_CHECKING:
     from typing import Self
 
-    from datastill.core.plan import Plan, Task
+    from datastill.core.plan import Plan, Task, UpdateRule
 
 
 #: How much longer the pixels' steps are where `auto` cuts their number.
@@ -51,7 +51,8 @@ class IDC(Method):
 
     def for_task(self, task: Task) -> Self:
         """The learning rate of the pixels, which follows images per class and image size."""
-        side = max(32, *task.real.shape[1:])
+        side = max(task.real.shape[1:])
+        side = side if side >= 28 else 32  # 28 is the smallest that was published; 8 x 8 would hardly move
         return replace(self, image_lr=self.image_lr or self.base_lr * task.ipc / 10 * (side / 32) ** 2)
 
     def build(self, task: Task) -> Plan:
@@ -60,6 +61,7 @@ class IDC(Method):
         from datastill.augment.strategies import strategy_for
         from datastill.core.plan import Plan
         from datastill.core.update import SequentialSgd, Sgd
+        from datastill.core.wrapped import Steady
         from datastill.decoders.multi_formation import bounded
         from datastill.objectives.gradient_match import GradientMatch
         from datastill.sampling.inits import make_init
@@ -82,6 +84,7 @@ class IDC(Method):
             cutmix=0.0 if strategy == "none" else self.cutmix,
         )
         lr, momentum = self.image_lr, self.image_momentum
+        rule: UpdateRule = SequentialSgd(lr, momentum, rows=task.labels) if self.sequential else Sgd(lr, momentum)
         return Plan(
             init=make_init(self.init, factor=self.factor, pixels=True),
             decoder=bounded(self.factor, task.real.space, clamp_every=self.outer),
@@ -94,7 +97,7 @@ class IDC(Method):
             surrogates=TrainedOnReal(task.network, outer=self.outer, images=self.net_images, schedule=schedule),
             sampler=ClassEpochs(self.real_batch),
             augment=None if strategy == "none" else Dsa(strategy, mode="composite"),
-            update={"images": SequentialSgd(lr, momentum, rows=task.labels) if self.sequential else Sgd(lr, momentum)},
+            update={"images": Steady(rule, lr)},
             steps=self.steps,
             network=task.network,
         )
