@@ -26,6 +26,9 @@ class DataOptions:
     mode: str | None = None  #: convert images to this mode: L (grey) or RGB
     skip_bad: bool = False  #: leave out images that cannot be read, and count them
     follow_links: bool = False  #: let links lead out of a folder of images; such a folder is refused otherwise
+    train: str | None = None  #: which part of the data to train on: a sub-folder, parquet files, a split; * and commas
+    test: str | None = None  #: which part is the test split; none holds one out
+    val: str | None = None  #: which part stands in for the test split where there is none
     space: str = "auto"  #: how pixels are stored: auto (mean/std), raw or zca
 
     def load(self) -> RealSet:
@@ -39,6 +42,9 @@ class DataOptions:
             skip_bad=self.skip_bad,
             space=self.space,
             follow_links=self.follow_links,
+            train=self.train,
+            test=self.test,
+            val=self.val,
         )
 
 

@@ -43,6 +43,7 @@ class Listing:
     decode: Callable[[int], np.ndarray]  #: position -> (c, h, w) uint8; raises ImageError
     name: Callable[[int], str]  #: position -> what errors call it
     names: tuple[str, ...] | None = None  #: class names by integer label
+    encoded: Callable[[int], bytes] | None = None  #: position -> the file's bytes; raises ImageError
 
 
 @dataclass
@@ -90,6 +91,8 @@ def materialise(
     """
     identity = digest([VERSION, key, request.size, request.mode, request.skip_bad])
     entry = cache_folder() / "real" / f"{label}-{identity}.json"
+    if request.watch is not None:
+        request.watch(listing())
     if request.storage == "decode":
         return _on_access(entry, listing(), request.skip_bad)
     found = _open(entry, request.storage)

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 from datastill.core.errors import InputError
 from datastill.data.cache import Listing, materialise
-from datastill.data.parquet import list_dataset
-from datastill.data.raw import Raw, Request, Split
+from datastill.data.parquet import list_dataset, read_splits
+from datastill.data.raw import Raw, Request, Split, refuse_choice
+from datastill.data.splits import decide
 
 CONNECT_SECONDS = 5.0  #: how long an answer of the Hub is waited for before only local copies are tried
 
@@ -68,20 +69,22 @@ def from_datasets(
     roots: tuple[Path, ...] | None = None,
 ) -> Raw:
     """A `datasets.DatasetDict` or `datasets.Dataset`; `roots` as `list_dataset` takes them."""
-    splits = loaded if isinstance(loaded, Mapping) else {"train": loaded}
-    if "train" not in splits:
-        raise InputError(f"{name} has no split 'train', only {', '.join(map(str, splits))}.")
-    chosen = next((s for s in ("test", "validation", "valid", "val") if s in splits), None)
-    notes: tuple[str, ...] = ()
-    test = None
-    train, names = _hub_split(splits["train"], name, request, image, label, roots)
-    if chosen is not None:
-        test = _hub_split(splits[chosen], name, request, image, label, roots)[0]
-        if all(isinstance(v, int) and v < 0 for v in test.labels):
-            test, notes = None, (f"the {chosen} split has no labels and is left out",)
-        elif chosen != "test":
-            notes = (f"test split: the {chosen} split",)
-    return Raw(name, "", train, test, names, notes)
+    if not isinstance(loaded, Mapping):
+        refuse_choice(request, name)
+        loaded = {"train": loaded}
+    splits = {str(split): data for split, data in loaded.items()}
+    decision = decide(list(splits), request.choice, name, plain=False)
+
+    def read(parts: tuple[str, ...]) -> tuple[Split, tuple[str, ...] | None]:
+        return _hub_split(_joined([splits[part] for part in parts]), name, request, image, label, roots)
+
+    return read_splits(name, decision, read)
+
+
+def _joined(parts: list[Any]) -> Any:
+    import datasets
+
+    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
 
 def _hub_split(

@@ -18,7 +18,7 @@ from datastill.store.files import read_json
 #: Endings of files that a folder of classes is recognised by.
 _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 #: Files that datastill's own folders are recognised by.
-_OWN = ("manifest.json", "config.json", "plan.json", "meta.json", "study.json", "weights.json", "teacher.json")
+OWN_FILES = ("manifest.json", "config.json", "plan.json", "meta.json", "study.json", "weights.json", "teacher.json")
 #: Folders above an output that are looked at.
 _ABOVE = 3
 
@@ -138,7 +138,7 @@ def _refuse_class_folder(out: Path) -> None:
 
 
 def _is_class(folder: Path) -> bool:
-    if any((folder / name).is_file() for name in _OWN):
+    if any((folder / name).is_file() for name in OWN_FILES):
         return False
     return any(name.lower().endswith(_IMAGES) for name in _visible(folder))
 

@@ -14,9 +14,9 @@ from scipy import ndimage
 from datastill.core.errors import InputError
 from datastill.core.rng import Rng
 from datastill.data.decode import decode_image
-from datastill.data.folder import is_image
 from datastill.data.inside import Links
 from datastill.data.raw import Request
+from datastill.data.tree import is_image
 
 Image = np.ndarray
 PICTURES = 6
