@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
+from datastill.core.errors import InputError
 from datastill.core.overrides import overrides
 
 if TYPE_CHECKING:
+    from datastill.data.raw import Request
     from datastill.data.real import RealSet
 
 T = TypeVar("T")
@@ -30,6 +32,13 @@ class DataOptions:
     test: str | None = None  #: which part is the test split; none holds one out
     val: str | None = None  #: which part stands in for the test split where there is none
     space: str = "auto"  #: how pixels are stored: auto (mean/std), raw or zca
+
+    def request(self) -> Request:
+        """How the images are to be read."""
+        from datastill.data.raw import make_choice, make_request
+
+        choice = make_choice(self.train, self.test, self.val)
+        return make_request(self.size, self.mode, self.skip_bad, "auto", 0, self.follow_links, choice)
 
     def load(self) -> RealSet:
         """The real set."""
@@ -90,6 +99,26 @@ def parse(cls: type[T], args: list[str], prog: str, description: str) -> T:
     )
 
 
+def names_of(text: str) -> tuple[str, ...]:
+    """Names of classes: with commas, or "@FILE" for a file with a name on every line.
+
+    Raises:
+        InputError: the file cannot be read, is no text, or holds none.
+    """
+    if not text.startswith("@"):
+        return tuple(name.strip() for name in text.split(","))
+    from datastill.store.opening import read_small
+
+    try:
+        lines = read_small(text[1:]).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{text[1:]} is no text in UTF-8; write a class name on every line.") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise InputError(f"{text[1:]} holds no names; write a class name on every line.")
+    return names
+
+
 def value_of(text: str) -> Any:
     """What the value of a --set NAME=VALUE is: JSON, True or False, else a word."""
     try:
@@ -142,6 +171,7 @@ __all__ = [
     "DeviceOptions",
     "RuntimeOptions",
     "helped",
+    "names_of",
     "override_options",
     "parse",
     "plain_warnings",

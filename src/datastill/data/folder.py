@@ -16,6 +16,7 @@ from datastill.data.inside import Links
 from datastill.data.raw import Raw, Request, Split
 from datastill.data.splits import first_usable, found_note
 from datastill.data.tree import Layout, is_image, layout_of
+from datastill.store.opening import printable, sound_path
 
 #: What systems leave in folders.
 _LITTER = frozenset((".ds_store", "thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".nomedia"))
@@ -61,14 +62,14 @@ def _read_split(layout: Layout, classes: Sequence[Path], request: Request, links
             return files[i].read_bytes()
         except OSError as error:
             raise CorruptImage(
-                f"{files[i]} cannot be read ({error.strerror}); mend or remove it, or skip such images with "
+                f"{printable(files[i])} cannot be read ({error.strerror}); mend or remove it, or skip such images with "
                 "skip_bad (--skip-bad)."
             ) from error
 
     def decode(i: int) -> np.ndarray:
-        return decode_image(encoded(i), str(files[i]), request)
+        return decode_image(encoded(i), printable(files[i]), request)
 
-    listing = Listing(labels, decode, lambda i: str(files[i]), encoded=encoded)
+    listing = Listing(labels, decode, lambda i: printable(files[i]), encoded=encoded)
     return materialise(key, lambda: listing, request, "folder")[0]
 
 
@@ -88,6 +89,7 @@ def list_classes(
     files: list[Path] = []
     labels: list[str] = []
     for child in sorted(classes, key=lambda folder: (folder.name, folder)):
+        sound_path(child)
         before = len(links.outside)
         others: list[Path] = []
         found_here = _images_below(child, links, others)
@@ -130,13 +132,13 @@ def _is_litter(name: str) -> bool:
 
 
 def _instead(others: Sequence[Path]) -> str:
-    return f" but {_kinds(others)}, such as {min(others)}" if others else ""
+    return f" but {_kinds(others)}, such as {printable(min(others))}" if others else ""
 
 
 def _passed_over(files: Sequence[Path], root: Path) -> tuple[str, ...]:
     if not files:
         return ()
-    first = min(file.relative_to(root) for file in files)
+    first = printable(min(file.relative_to(root) for file in files))
     return (f"passed over as no images: {_kinds(files)}, such as {first}",)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from datastill.core.errors import InputError
 from datastill.core.space import Space
 from datastill.data.arrays import from_arrays, is_pair
 from datastill.data.classes import Classes
+from datastill.data.pixels import check_pixels
 from datastill.data.places import named, places_of, under_data
 from datastill.data.raw import Raw, Request, Split, make_choice, make_request, refuse_choice
 from datastill.data.real import RealSet
@@ -77,7 +80,6 @@ def load_real(
         raise InputError(f"holdout={holdout} is not a fraction below 1; 0.2 holds out a fifth, 0 nothing.")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise InputError(f"limit={limit!r} must be a whole number of images per class of at least 1.")
-    raw = read_source(source, request)
     options = {
         "size": list(request.size) if request.size else None,
         "mode": mode,
@@ -90,16 +92,30 @@ def load_real(
         "follow_links": follow_links or None,
         **{name: _as_given(getattr(choice, name)) for name in ("train", "test", "val")},
     }
-    made = assemble(
-        raw,
-        space=space,
-        holdout=holdout,
-        seed=seed,
-        limit=limit,
-        class_names=class_names,
-        options={key: value for key, value in options.items() if value is not None},
-    )
-    return replace(made, places=tuple(str(place) for place in places_of(source)))
+    places = tuple(str(place) for place in places_of(source))
+    with offering_a_look(source, places):
+        made = assemble(
+            read_source(source, request),
+            space=space,
+            holdout=holdout,
+            seed=seed,
+            limit=limit,
+            class_names=class_names,
+            options={key: value for key, value in options.items() if value is not None},
+        )
+    return replace(made, places=places)
+
+
+@contextlib.contextmanager
+def offering_a_look(source: Any, places: Sequence[str]) -> Iterator[None]:
+    """End errors about data that are there with the command that shows what is there."""
+    try:
+        yield
+    except InputError as error:
+        if places and isinstance(source, str | os.PathLike):
+            command = f"datastill data {shlex.quote(os.fspath(source))}"
+            error.args = (f"{error} `{command}` shows what is there.", *error.args[1:])
+        raise
 
 
 def _as_given(names: tuple[str, ...] | None) -> str | None:
@@ -128,9 +144,9 @@ def _dispatch(source: Any, request: Request) -> Raw:
         parts = [source]
     if parts and all(is_pair(part) for part in parts):
         return from_arrays(source, request)
-    from datastill.data.items import from_items, is_dataset
+    from datastill.data.items import from_items, gives_items
 
-    if parts and len(parts) <= 2 and all(is_dataset(part) and not isinstance(part, tuple | list) for part in parts):
+    if parts and len(parts) <= 2 and all(gives_items(part) for part in parts):
         return from_items(source, request)
     raise InputError(
         f"A {type(source).__name__} is no source of images; give a path, a name, (images, labels) or a torch Dataset."
@@ -203,7 +219,7 @@ def assemble(
     options: Mapping[str, Any] | None = None,
 ) -> RealSet:
     """Classes, hold-out, limit and Space: from what a source read to a RealSet. Arguments as `load_real`."""
-    notes = [*raw.notes, *_skipped(raw.train, "train")]
+    notes = [*raw.notes, *_skipped(raw.train, "train"), *check_pixels(raw.train, "train")]
     classes = Classes(raw.train.labels, class_names if class_names is not None else raw.names)
     notes += classes.notes
     store: Store = raw.train.store
@@ -212,7 +228,7 @@ def assemble(
     test: tuple[Store, torch.Tensor] | None = None
     count = len(classes.ids)
     if raw.test is not None:
-        notes += _skipped(raw.test, "test")
+        notes += [*_skipped(raw.test, "test"), *check_pixels(raw.test, "test")]
         _refuse_other_shape(store, raw.test.store)
         test = raw.test.store, classes.positions(raw.test.labels, "test")
     elif holdout:

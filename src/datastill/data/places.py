@@ -12,6 +12,7 @@ from typing import Any
 
 from datastill.core.errors import InputError
 from datastill.data.sources import sources, split_options
+from datastill.store.opening import sound_path
 from datastill.store.outputs import OWN_FILES
 
 
@@ -53,13 +54,10 @@ def named(source: str | os.PathLike[str]) -> Named:
 
 
 def _existing(text: str) -> Path | None:
-    try:
-        path = Path(text).expanduser()
-        return path if path.exists() else None
-    except (OSError, ValueError, RuntimeError) as error:
-        shown = text if len(text) < 80 else f"{text[:60]}..."
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InputError(f"{shown!r} is no path ({reason}); check it.") from error
+    path = sound_path(text)
+    with contextlib.suppress(RuntimeError):  # no home folder
+        path = path.expanduser()
+    return path if path.exists() else None
 
 
 def _has_data(path: Path) -> bool:
