@@ -13,9 +13,10 @@ from datastill.core.errors import InputError
 from datastill.data.cache import Listing, materialise
 from datastill.data.decode import CorruptImage, decode_image
 from datastill.data.inside import Links
+from datastill.data.parts import is_image
 from datastill.data.raw import Raw, Request, Split
 from datastill.data.splits import first_usable, found_note
-from datastill.data.tree import Layout, is_image, layout_of
+from datastill.data.tree import Layout, layout_of
 from datastill.store.opening import printable, sound_path
 
 #: What systems leave in folders.

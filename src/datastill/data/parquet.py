@@ -17,8 +17,9 @@ from datastill.data.cache import IN_MEMORY_BYTES, Listing, materialise
 from datastill.data.classes import read_labels
 from datastill.data.decode import CorruptImage, decode_image
 from datastill.data.inside import Links, is_inside
+from datastill.data.parts import folders_in
 from datastill.data.raw import LabelId, Raw, Request, Split, Unlabeled
-from datastill.data.splits import Decision, decide, first_usable, found_note, kind_of
+from datastill.data.splits import SETTLE, Decision, decide, first_usable, found_note, listed, speaks_of_split
 
 
 def find_parquet(folder: Path, config: str | None = None) -> dict[str, list[Path]]:
@@ -45,11 +46,21 @@ def _parts(folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         return {}
     found = {file.stem: [file] for file in sorted(folder.glob("*.parquet"))}
-    splits = {child.name: sorted(child.glob("*.parquet")) for child in sorted(folder.iterdir()) if child.is_dir()}
-    splits = {name: files for name, files in splits.items() if files}
-    if any(kind_of(name) for name in splits):  # those beside are no configurations then
-        found |= splits
-    return found
+    splits = {child.name: sorted(child.glob("*.parquet")) for child in sorted(folders_in(folder))}
+    splits = {f"{name}/" if name in found else name: files for name, files in splits.items() if files}
+    # folders without files beside them, of which no name speaks of a split, are configurations
+    return {**found, **splits} if found or any(map(speaks_of_split, splits)) else {}
+
+
+def refuse_mixed(files: dict[str, list[Path]], request: Request, folder: Path) -> None:
+    """Refuse files beside folders of files: `datasets` sees the files only where no folder has a split's name.
+
+    Raises:
+        InputError: there are both, and the caller does not say what is which.
+    """
+    depths = {len(found[0].parts) for found in files.values()}
+    if len(depths) > 1 and not request.choice:
+        raise InputError(f"{folder} has parquet files in it and in folders of it ({listed(files)}); {SETTLE}.")
 
 
 def from_parquet(
@@ -63,6 +74,7 @@ def from_parquet(
 ) -> Raw:
     """A local folder of parquet files; `image` and `label` name the columns where they are not obvious."""
     files = find_parquet(folder, config)
+    refuse_mixed(files, request, folder)
     decision = decide(list(files), request.choice, folder)
     links = Links(folder, request.follow_links)
     used = {*decision.train, *(part for parts in decision.tests for part in parts)}

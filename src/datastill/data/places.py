@@ -63,7 +63,7 @@ def _existing(text: str) -> Path | None:
 def _has_data(path: Path) -> bool:
     from datastill.data.inside import Links
     from datastill.data.parquet import find_parquet
-    from datastill.data.tree import Part
+    from datastill.data.parts import Part
 
     if not path.is_dir() or any((path / name).exists() for name in OWN_FILES):
         return False

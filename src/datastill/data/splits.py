@@ -55,6 +55,11 @@ def kind_of(name: str) -> str | None:
     return kinds.pop() if len(kinds) == 1 else None
 
 
+def speaks_of_split(name: str) -> bool:
+    """Whether a name has a word of a split, or of several."""
+    return any(word in WORDS for word in words_of(name))
+
+
 def rest_of(name: str) -> tuple[str, ...]:
     """The words of a name that are neither of a split nor empty of meaning."""
     return tuple(word for word in words_of(name) if word not in WORDS and word not in _FILLERS)
@@ -97,7 +102,7 @@ def decide(names: Sequence[str], choice: Choice, where: object, plain: bool = Tr
     train = given.train
     if train is None:
         train = tuple(name for name, kind in kinds.items() if kind == "train")
-        if not train and plain and not any(kinds.values()):
+        if not train and plain and not any(map(speaks_of_split, kinds)):
             train = tuple(kinds)
             _refuse_unread(train, where)
     if not train:

@@ -17,12 +17,12 @@ from datastill.core.space import Space
 from datastill.data.cache import Listing
 from datastill.data.inside import Links
 from datastill.data.load import assemble, read_source
+from datastill.data.parts import Part, is_image, visible
 from datastill.data.pixels import look_at
 from datastill.data.places import named, under_data
 from datastill.data.raw import Request
 from datastill.data.real import RealSet
 from datastill.data.splits import kind_of
-from datastill.data.tree import Part, is_image, visible
 
 LOOKED_AT = 2000  #: files of a split that are opened, evenly spread
 KINDS = ("sizes", "modes", "formats")  #: what is counted of files

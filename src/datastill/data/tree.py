@@ -6,108 +6,30 @@ be read in two ways is refused, with the option that settles it.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from datastill.core.errors import InputError
 from datastill.data.inside import Links, is_inside
+from datastill.data.parts import Part, is_image, visible
 from datastill.data.raw import Choice, Request, Unlabeled
 from datastill.data.splits import SETTLE, Decision, best, chosen, is_fold, kind_of, listed, rest_of, words_of
 
-EXTENSIONS = frozenset(
-    f".{kind}"
-    for kind in "png jpg jpeg jpe jfif bmp gif webp tif tiff ppm pgm pbm pnm jp2 avif tga".split()  # noqa: SIM905
-)
-#: Names of what has no labels and lies beside splits.
-_UNLABELED = {"pred", "prediction", "predictions", "unlabeled", "unlabelled", "unsupervised", "submission"}
+#: Words of what lies beside a training split and is no class.
+_BESIDE = {
+    "extra",
+    "additional",
+    "pred",
+    "prediction",
+    "predictions",
+    "unlabeled",
+    "unlabelled",
+    "unsupervised",
+    "submission",
+}
 HERE = "."  #: as --train: the folder itself is the training split, and every sub-folder a class
-
-
-def is_image(path: Path) -> bool:
-    """Whether the name is that of an image file, and not hidden."""
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
-
-
-def visible(folder: Path) -> list[Path]:
-    """What lies in a folder and is not hidden, sorted.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        return sorted(child for child in folder.iterdir() if not child.name.startswith((".", "__MACOSX")))
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read ({error.strerror}); check its permissions.") from error
-
-
-class Part:
-    """A folder, looked into only as far as needed."""
-
-    def __init__(self, path: Path, links: Links) -> None:
-        self.path, self.links = path, links
-        self.name = path.name
-
-    @cached_property
-    def loose(self) -> bool:
-        """Whether images lie in it and not in a folder of it. A link that leads out is not looked behind."""
-        return not self._allowed or any(is_image(file) for file in _files(self.path))
-
-    @cached_property
-    def below(self) -> tuple[Part, ...]:
-        """Folders in it that hold images at any depth."""
-        if not self._allowed:
-            return ()
-        parts = (Part(child, self.links) for child in visible(self.path) if child.is_dir())
-        return tuple(part for part in parts if part.holds)
-
-    @cached_property
-    def holds(self) -> bool:
-        """Whether there are images in it at any depth."""
-        return self.loose or any(_holds(path, self.links, 0) for path in _folders(self.path))
-
-    @cached_property
-    def _allowed(self) -> bool:
-        return bool(self.links.inside([self.path]))
-
-    def unwrapped(self) -> Part:
-        """The folder that holds the class folders: archives repeat a name (train/train/a) or put images/ between."""
-        if self.loose or len(self.below) != 1:
-            return self
-        (only,) = self.below
-        repeats = only.name == self.name or (kind_of(only.name) or "") == kind_of(self.name) or not _meaning(only.name)
-        return only.unwrapped() if repeats and only.below and not only.loose else self
-
-
-def _meaning(name: str) -> bool:
-    return bool(rest_of(name)) or kind_of(name) is not None or not words_of(name)
-
-
-def _files(folder: Path) -> Iterable[Path]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.is_dir():
-                yield Path(entry.path)
-
-
-def _folders(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        return [
-            Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))
-        ]
-
-
-def _holds(folder: Path, links: Links, depth: int) -> bool:
-    if not links.inside([folder]):
-        return True  # listing it will say so
-    if depth > 20:  # a link that leads back up
-        return False
-    return any(is_image(file) for file in _files(folder)) or any(
-        _holds(child, links, depth + 1) for child in _folders(folder)
-    )
 
 
 @dataclass(frozen=True)
@@ -198,21 +120,27 @@ def _found_train(held: Mapping[str, Part], root: Path) -> tuple[tuple[str, ...] 
     splits = {name: kind for name in held if (kind := _split_kind(name, held, root))}
     deep = {name: kind for name, kind in splits.items() if held[name].below}
     if not deep:
+        _refuse_doubtful(held, root)
         _refuse_flat(splits, held, root)
         _refuse_groups(list(held.values()), root)
         return None, tuple(f"{name}/ is read as a class: it holds images and no class folders" for name in splits)
     train = best((name for name, kind in deep.items() if kind == "train"), root, "train")
     if not train:
         raise InputError(f"{root} has no training split among {_slashed(held)}; {SETTLE}{_or_classes(held)}.")
-    others = [name for name in held if name not in splits]
-    if not any(kind != "train" for kind in splits.values()):
-        strange = [name for name in others if not _explained(held[name], held[train[0]])]
-        if strange:
-            raise InputError(
-                f"{root} has {train[0]}/, which reads as a training split, beside {_slashed(strange)}, which does not "
-                f"fit that; say --train {train[0]} to leave the rest out{_or_classes(held)}."
-            )
+    strange = [name for name in held if name not in splits and not _BESIDE & set(words_of(name))]
+    if any(kind != "train" for kind in splits.values()):  # two splits prove it, unless there is more of their classes
+        strange = [name for name in strange if _share_classes(held[name], held[train[0]])]
+    if strange:
+        raise InputError(
+            f"{root} has {train[0]}/, which reads as a training split, beside {_slashed(strange)}, which does not fit "
+            f"that; say --train {train[0]} to leave the rest out{_or_classes(held)}."
+        )
     return train, ()
+
+
+def _share_classes(one: Part, other: Part) -> bool:
+    names = [{child.name for child in part.unwrapped().below} for part in (one, other)]
+    return bool(names[0] & names[1])
 
 
 def _found_tests(rest: Mapping[str, Part], train: Sequence[str], root: Path) -> tuple[tuple[str, ...], ...]:
@@ -237,12 +165,14 @@ def _split_kind(name: str, held: Mapping[str, Part], root: Path) -> str | None:
     return kind if next(partners, None) is not None else None
 
 
-def _explained(part: Part, train: Part) -> bool:
-    """Whether a part without a split's name may lie beside a training split: without labels, or of the same classes."""
-    if _UNLABELED & set(words_of(part.name)):
-        return True
-    classes = {child.name for child in train.unwrapped().below}
-    return len(classes & {child.name for child in part.unwrapped().below}) * 2 >= len(classes)
+def _refuse_doubtful(held: Mapping[str, Part], root: Path) -> None:
+    """A name that may be that of a split, with class folders or folders of a class in it."""
+    found = [name for name, part in held.items() if kind_of(name) and len(part.unwrapped().below) > 1]
+    if found and len(held) > 1:
+        raise InputError(
+            f"{root} has {_slashed(found)}, which may be splits or classes; {SETTLE}, as in --train {found[0]!r}"
+            f"{_or_classes(held)}."
+        )
 
 
 def _refuse_flat(splits: Mapping[str, str], held: Mapping[str, Part], root: Path) -> None:

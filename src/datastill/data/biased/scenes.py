@@ -12,8 +12,8 @@ from datastill.core.errors import InputError
 from datastill.data.decode import decode_image
 from datastill.data.folder import list_classes
 from datastill.data.inside import Links
+from datastill.data.parts import visible
 from datastill.data.raw import Request
-from datastill.data.tree import visible
 
 LARGER = 3  #: pictures are kept this many times larger than what is cut out of them
 TEST_EVERY = 5  #: every fifth picture of a category is for the test split only

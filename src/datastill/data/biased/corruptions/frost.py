@@ -15,8 +15,8 @@ from datastill.core.errors import InputError
 from datastill.core.rng import Rng
 from datastill.data.decode import decode_image
 from datastill.data.inside import Links
+from datastill.data.parts import is_image
 from datastill.data.raw import Request
-from datastill.data.tree import is_image
 
 Image = np.ndarray
 PICTURES = 6
