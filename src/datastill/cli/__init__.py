@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import os
 import random
 import sys
 
@@ -79,7 +80,7 @@ def _tell(text: str) -> None:
 def _run(args: list[str]) -> int:
     strange = next((arg for arg in args if any("\ud800" <= letter <= "\udfff" for letter in arg)), None)
     if strange is not None:
-        shown = strange.encode("utf-8", "backslashreplace").decode()
+        shown = os.fsencode(strange).decode("utf-8", "backslashreplace")
         raise InputError(f"{shown} holds bytes that are no UTF-8, which records of it cannot name; rename it.")
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())

@@ -21,6 +21,7 @@ LARGEST_JSON = 64 << 20
 ALWAYS = 256 << 20
 #: and how many times its bytes on the disk where that is more: tiles of multi-formation are enlarged to whole images.
 TIMES = 32
+LONGEST_NAME = 255  #: bytes of the name of a file, on all usual file systems
 
 
 def printable(path: str | Path) -> str:
@@ -40,10 +41,12 @@ def sound_path(path: str | Path) -> Path:
     if "\0" in text or not _is_utf8(text):
         raise InputError(f"{shown} holds bytes that are no UTF-8, which records of it cannot name; rename it.")
     try:
+        too_long = any(len(part.encode()) > LONGEST_NAME for part in Path(text).parts)
         os.lstat(Path(text).expanduser())
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            raise InputError(f"{shown} is too long for a path; check it, or choose a shorter one.") from error
+    except (OSError, RuntimeError) as error:  # none is there; no home folder
+        too_long |= isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+    if too_long:
+        raise InputError(f"{shown} is too long for a path; check it, or choose a shorter one.")
     return Path(text)
 
 
