@@ -32,7 +32,7 @@ _FILLERS = frozenset(
     word
     for words in (
         "set sets data dataset split splits image images img imgs picture pictures photo photos sample samples",
-        "folder files full all final new cropped resized original labeled labelled",
+        "folder files full all final new cropped resized original labeled labeled",
     )
     for word in words.split()
 )

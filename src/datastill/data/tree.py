@@ -25,7 +25,7 @@ _BESIDE = {
     "prediction",
     "predictions",
     "unlabeled",
-    "unlabelled",
+    "unlabeled",
     "unsupervised",
     "submission",
 }
