@@ -210,9 +210,14 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
+#: Spellings of before, in files of runs and in scripts; taken until 1.0.
+_OLD_NAMES = {"normalise": "normalize"}
+
+
 def with_overrides(instance: Method, overrides: dict[str, Any]) -> Method:
     """`dataclasses.replace` with a clear error for an unknown hyper-parameter."""
     known = {f.name for f in dataclasses.fields(instance)}
+    overrides = {name if name in known else _OLD_NAMES.get(name, name): value for name, value in overrides.items()}
     for name in overrides:
         if name not in known:
             label = instance.registered_name or type(instance).__name__

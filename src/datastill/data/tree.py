@@ -25,7 +25,6 @@ _BESIDE = {
     "prediction",
     "predictions",
     "unlabeled",
-    "unlabeled",
     "unsupervised",
     "submission",
 }
