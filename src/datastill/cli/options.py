@@ -20,8 +20,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Which real data."""
+class SourceOptions:
+    """Which real data, and how images are read."""
 
     data: str = "digits"  #: a folder of class sub-folders, a parquet folder, a set's name, or "digits"
     size: int | None = None  #: resize images to this many pixels a side
@@ -31,7 +31,6 @@ class DataOptions:
     train: str | None = None  #: which part of the data to train on: a sub-folder, parquet files, a split; * and commas
     test: str | None = None  #: which part is the test split; none holds one out
     val: str | None = None  #: which part stands in for the test split where there is none
-    space: str = "auto"  #: how pixels are stored: auto (mean/std), raw or zca
 
     def request(self) -> Request:
         """How the images are to be read."""
@@ -40,8 +39,8 @@ class DataOptions:
         choice = make_choice(self.train, self.test, self.val)
         return make_request(self.size, self.mode, self.skip_bad, "auto", 0, self.follow_links, choice)
 
-    def load(self) -> RealSet:
-        """The real set."""
+    def load(self, space: str = "auto") -> RealSet:
+        """The real set, in a space."""
         from datastill.data import load_real
 
         return load_real(
@@ -49,12 +48,30 @@ class DataOptions:
             size=self.size,
             mode=self.mode,
             skip_bad=self.skip_bad,
-            space=self.space,
+            space=space,
             follow_links=self.follow_links,
             train=self.train,
             test=self.test,
             val=self.val,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedSource(SourceOptions):
+    """Real data that must be named."""
+
+    data: str = field()  #: the real data that it was made from: a folder, a parquet folder or a set's name
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(SourceOptions):
+    """Which real data, how images are read and stored."""
+
+    space: str = "auto"  #: how pixels are stored: auto (mean/std), raw or zca
+
+    def load(self, space: str | None = None) -> RealSet:
+        """The real set, in its space."""
+        return super().load(self.space if space is None else space)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +186,7 @@ def plain_warnings(quiet: bool) -> Iterator[None]:
 __all__ = [
     "DataOptions",
     "DeviceOptions",
+    "NamedSource",
     "RuntimeOptions",
     "helped",
     "names_of",
