@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from pathlib import Path
 
@@ -387,3 +388,38 @@ def test_splits_of_objects_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--train"):
         load_real(folds)
     assert {owner for owner, *_ in read(load_real(folds, train="fold_0", test="fold_1").test)} == {"test"}
+
+
+def test_links_of_splits(tmp_path: Path) -> None:
+    tree = Tree(tmp_path / "elsewhere")
+    for label in "ab":
+        tree.add(f"train/{label}", "train", label)
+        tree.add(f"test/{label}", "test", label)
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train", "test"):
+        (data / name).symlink_to(tree.root / name)
+    with pytest.raises(InputError, match=r"2 links lead out of .* --follow-links"):
+        load_real(data)
+    meant(tree, load_real(data, follow_links=True), ("test",))
+    for name in ("up", "again"):  # links that lead back are not walked for ever
+        (tree.root / "docs").mkdir(exist_ok=True)
+        (tree.root / "docs" / name).symlink_to(tree.root / "docs")
+        (tree.root / "train" / "a" / name).symlink_to(tree.root / "train" / "a")
+    meant(tree, load_real(tree.root), ("test",))
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch) -> None:
+    tree = Tree(tmp_path)
+    for label in "ab":
+        tree.add(f"train/{label}", "train", label)
+    scan = os.scandir
+
+    def refusing(path):
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr("datastill.data.parts.os.scandir", refusing)
+    with pytest.raises(InputError, match=r"train/b cannot be read \(Permission denied\)"):
+        load_real(tmp_path)

@@ -29,7 +29,7 @@ def find_parquet(folder: Path, config: str | None = None) -> dict[str, list[Path
     """
     if config is not None:
         return _parts(folder / config)
-    found = _parts(folder) or _parts(folder / "data")
+    found = _parts(folder)
     if found:
         return found
     configs = {child.name: _parts(child) for child in sorted(folder.iterdir()) if child.is_dir()}

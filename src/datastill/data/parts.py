@@ -51,51 +51,56 @@ class Part:
         """Folders in it that hold images at any depth."""
         if not self._allowed:
             return ()
-        parts = (Part(child, self.links) for child in visible(self.path) if child.is_dir())
+        parts = (Part(child, self.links) for child in sorted(folders_in(self.path)))
         return tuple(part for part in parts if part.holds)
 
     @cached_property
     def holds(self) -> bool:
         """Whether there are images in it at any depth."""
-        return self.loose or any(_holds(path, self.links, 0) for path in folders_in(self.path))
+        return self.loose or any(
+            _holds(path, self.links, {os.path.realpath(self.path)}) for path in folders_in(self.path)
+        )
 
     @cached_property
     def _allowed(self) -> bool:
         return bool(self.links.inside([self.path]))
 
-    def unwrapped(self) -> Part:
+    def unwrapped(self, deepest: int = 4) -> Part:
         """The folder that holds the class folders: archives repeat a name (train/train/a) or put images/ between."""
-        if self.loose or len(self.below) != 1:
+        if self.loose or len(self.below) != 1 or not deepest:
             return self
         (only,) = self.below
         repeats = only.name == self.name or (kind_of(only.name) or "") == kind_of(self.name) or not _meaning(only.name)
-        return only.unwrapped() if repeats and only.below and not only.loose else self
+        return only.unwrapped(deepest - 1) if repeats and only.below and not only.loose else self
 
 
 def _meaning(name: str) -> bool:
     return bool(rest_of(name)) or kind_of(name) is not None or not words_of(name)
 
 
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}); check its permissions.") from error
+
+
 def _files(folder: Path) -> Iterable[Path]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.is_dir():
-                yield Path(entry.path)
+    return (Path(entry.path) for entry in _entries(folder) if not entry.is_dir())
 
 
 def folders_in(folder: Path) -> list[Path]:
     """The folders in a folder that are not hidden, in no order."""
-    with os.scandir(folder) as entries:
-        return [
-            Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))
-        ]
+    hidden = (".", "__MACOSX")
+    return [Path(entry.path) for entry in _entries(folder) if not entry.name.startswith(hidden) and entry.is_dir()]
 
 
-def _holds(folder: Path, links: Links, depth: int) -> bool:
+def _holds(folder: Path, links: Links, seen: set[str]) -> bool:
     if not links.inside([folder]):
         return True  # listing it will say so
-    if depth > 20:  # a link that leads back up
+    real = os.path.realpath(folder)
+    if real in seen:  # a link that leads back up
         return False
-    return any(is_image(file) for file in _files(folder)) or any(
-        _holds(child, links, depth + 1) for child in folders_in(folder)
-    )
+    seen.add(real)
+    return any(map(is_image, _files(folder))) or any(_holds(child, links, seen) for child in folders_in(folder))

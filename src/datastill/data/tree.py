@@ -88,6 +88,8 @@ def layout_of(root: Path, request: Request) -> Layout:
     here = HERE in (choice.train or ())
     given = chosen(list(parts), Choice(train=None if here else choice.train, test=choice.test, val=choice.val), root)
     rest = {name: part for name, part in parts.items() if name not in given.named and "/" not in name}
+    links.inside(part.path for name, part in rest.items() if kind_of(name))
+    links.refuse()  # a split is not looked into through a link that leads out
     notes: tuple[str, ...] = ()
     train = given.train
     if train is None and not here:
