@@ -55,7 +55,7 @@ def _demo(options: DemoOptions, display: Display) -> int:
     from datastill.report.snapshots import Snapshots
     from datastill.store.files import read_tensors, write_json
 
-    real = load_real("digits")
+    real = load_real("digits:")
     for old in options.out.glob("set-*"):
         remove_run(old)
     display.say(f"Distilling {len(real)} handwritten digits (8×8) to one image per class with DM.")

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from datastill.cli.options import DataOptions, DeviceOptions, helped, parse, plain_warnings, positional_first, usage_of
+from datastill.cli.options import (
+    DataOptions,
+    DeviceOptions,
+    NamedSource,
+    helped,
+    parse,
+    plain_warnings,
+    positional_first,
+    usage_of,
+)
 from datastill.core.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -60,13 +69,11 @@ class ImportOptions:
     """What to import and what is known of it."""
 
     files: tyro.conf.Positional[tuple[Path, ...]]  #: replay_buffer_*.pt files, or the folder that holds them
-    data: str  #: the real data that the experts were trained on
+    data: NamedSource
     out: Path  #: folder for the experts
     space: str | None = None  #: how they saw pixels: conventional, raw, zca or measured; it must be stated
     network: str | None = None  #: their architecture; the ConvNet that fits if none
     zca_eps: float = 0.1  #: the epsilon of zca
-    size: int | None = None  #: resize the real images to this many pixels a side
-    mode: str | None = None  #: convert the real images to this mode: L (gray) or RGB
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print what was made as JSON
 
@@ -149,7 +156,6 @@ def inspect(options: InspectOptions) -> int:
 def bring_in(options: ImportOptions) -> int:
     """Import released buffers, and say what there is."""
     from datastill.cli.progress import Display
-    from datastill.data import load_real
     from datastill.data.places import places_of
     from datastill.exchange.spaces import stated_space
     from datastill.models import resolve_network
@@ -158,9 +164,9 @@ def bring_in(options: ImportOptions) -> int:
     from datastill.surrogates.experts import import_reference_buffer
 
     refuse_taken(options.out)
-    refuse_out(options.out, places_of(options.data))
+    refuse_out(options.out, places_of(options.data.data))
     display = Display(options.quiet or options.json)
-    real = load_real(options.data, size=options.size, mode=options.mode)
+    real = options.data.load()
     real = real.with_space(stated_space(options.space, real, None, options.zca_eps))
     network = resolve_network(options.network, channels=real.shape[0], classes=real.classes, size=real.shape[1:])
     display.say(f"Reading {', '.join(map(str, options.files))} ...")

@@ -9,27 +9,38 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
+from datastill.core.errors import InputError
 from datastill.core.overrides import overrides
 
 if TYPE_CHECKING:
+    from datastill.data.raw import Request
     from datastill.data.real import RealSet
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Which real data."""
+class SourceOptions:
+    """Which real data, and how images are read."""
 
     data: str = "digits"  #: a folder of class sub-folders, a parquet folder, a set's name, or "digits"
     size: int | None = None  #: resize images to this many pixels a side
     mode: str | None = None  #: convert images to this mode: L (gray) or RGB
     skip_bad: bool = False  #: leave out images that cannot be read, and count them
     follow_links: bool = False  #: let links lead out of a folder of images; such a folder is refused otherwise
-    space: str = "auto"  #: how pixels are stored: auto (mean/std), raw, zca or zca-absolute (of the papers)
+    train: str | None = None  #: which part of the data to train on: a sub-folder, parquet files, a split; * and commas
+    test: str | None = None  #: which part is the test split; none holds one out
+    val: str | None = None  #: which part stands in for the test split where there is none
 
-    def load(self) -> RealSet:
-        """The real set."""
+    def request(self) -> Request:
+        """How the images are to be read."""
+        from datastill.data.raw import make_choice, make_request
+
+        choice = make_choice(self.train, self.test, self.val)
+        return make_request(self.size, self.mode, self.skip_bad, "auto", 0, self.follow_links, choice)
+
+    def load(self, space: str = "auto") -> RealSet:
+        """The real set, in a space."""
         from datastill.data import load_real
 
         return load_real(
@@ -37,9 +48,30 @@ class DataOptions:
             size=self.size,
             mode=self.mode,
             skip_bad=self.skip_bad,
-            space=self.space,
+            space=space,
             follow_links=self.follow_links,
+            train=self.train,
+            test=self.test,
+            val=self.val,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedSource(SourceOptions):
+    """Real data that must be named."""
+
+    data: str = field()  #: the real data that it was made from: a folder, a parquet folder or a set's name
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(SourceOptions):
+    """Which real data, how images are read and stored."""
+
+    space: str = "auto"  #: how pixels are stored: auto (mean/std), raw, zca or zca-absolute (of the papers)
+
+    def load(self, space: str | None = None) -> RealSet:
+        """The real set, in its space."""
+        return super().load(self.space if space is None else space)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +114,26 @@ def parse(cls: type[T], args: list[str], prog: str, description: str) -> T:
     return tyro.cli(
         cls, args=args, prog=f"datastill {prog}", description=description, config=(tyro.conf.OmitArgPrefixes,)
     )
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """Names of classes: with commas, or "@FILE" for a file with a name on every line.
+
+    Raises:
+        InputError: the file cannot be read, is no text, or holds none.
+    """
+    if not text.startswith("@"):
+        return tuple(name.strip() for name in text.split(","))
+    from datastill.store.opening import read_small
+
+    try:
+        lines = read_small(text[1:]).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{text[1:]} is no text in UTF-8; write a class name on every line.") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise InputError(f"{text[1:]} holds no names; write a class name on every line.")
+    return names
 
 
 def value_of(text: str) -> Any:
@@ -134,8 +186,10 @@ def plain_warnings(quiet: bool) -> Iterator[None]:
 __all__ = [
     "DataOptions",
     "DeviceOptions",
+    "NamedSource",
     "RuntimeOptions",
     "helped",
+    "names_of",
     "override_options",
     "parse",
     "plain_warnings",

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from datastill.cli.options import DataOptions, DeviceOptions, helped, parse, plain_warnings, positional_first, usage_of
+from datastill.cli.options import (
+    DataOptions,
+    DeviceOptions,
+    helped,
+    names_of,
+    parse,
+    plain_warnings,
+    positional_first,
+    usage_of,
+)
 from datastill.core.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -51,7 +60,8 @@ class ImportOptions(DeviceOptions):
     #: how its training normalized pixels: same (as the data), raw, a set's name (cifar10, imagenet), or
     #: mean/std, such as .485,.456,.406/.229,.224,.225
     pixels: str = "same"
-    classes: str | None = None  #: its classes in the order of its logits, with commas, where they are not the data's
+    #: its classes in the order of its logits, where they are not the data's: with commas, or @names.txt, one on a line
+    classes: str | None = None
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print what was made as JSON
 
@@ -151,7 +161,7 @@ def bring_in(options: ImportOptions) -> int:
     display = Display(options.quiet or options.json)
     display.say(f"Reading {options.data.data} ...")
     real = options.data.load()
-    names = None if options.classes is None else tuple(c.strip() for c in options.classes.split(","))
+    names = None if options.classes is None else names_of(options.classes)
     teacher = bring_teacher(real, options.network, options.weights, space=options.pixels, class_names=names)
     device = pick_device(options.device)
     trial = teacher.check(real, device)

@@ -43,6 +43,7 @@ class Listing:
     decode: Callable[[int], np.ndarray]  #: position -> (c, h, w) uint8; raises ImageError
     name: Callable[[int], str]  #: position -> what errors call it
     names: tuple[str, ...] | None = None  #: class names by integer label
+    encoded: Callable[[int], bytes] | None = None  #: position -> the file's bytes; raises ImageError
 
 
 @dataclass
@@ -90,6 +91,8 @@ def materialise(
     """
     identity = digest([VERSION, key, request.size, request.mode, request.skip_bad])
     entry = cache_folder() / "real" / f"{label}-{identity}.json"
+    if request.watch is not None:
+        request.watch(listing())
     if request.storage == "decode":
         return _on_access(entry, listing(), request.skip_bad)
     found = _open(entry, request.storage)
@@ -108,7 +111,7 @@ def materialise(
             with quiet_decoding():
                 found = _in_memory(items, request.skip_bad)
     record, store = found
-    return _split(record, store), _names(record)
+    return _split(record, store, lambda i: listing().name(i)), _names(record)
 
 
 def _open(entry: Path, storage: str) -> tuple[Record, Store] | None:
@@ -173,7 +176,8 @@ def _on_access(entry: Path, items: Listing, skip_bad: bool) -> tuple[Split, tupl
             write_sealed(entry, record.__dict__)
         except InputError as error:
             _warn_uncached(error)
-    return _split(record, DecodeStore(len(items.labels), record.shape, items.decode)), _names(record)
+    store = DecodeStore(len(items.labels), record.shape, items.decode)
+    return _split(record, store, items.name), _names(record)
 
 
 def decoded(items: Listing, record: Record, skip_bad: bool) -> Iterator[np.ndarray]:
@@ -254,12 +258,13 @@ def _empty_record(items: Listing) -> Record:
     return Record(shape=(0, 0, 0), labels=list(items.labels), names=names)
 
 
-def _split(record: Record, store: Store) -> Split:
+def _split(record: Record, store: Store, called: Callable[[int], str]) -> Split:
     if not record.skipped:
-        return Split(store, record.labels)
+        return Split(store, record.labels, called=called)
     rows = [i for i in range(len(record.labels)) if str(i) not in record.skipped]
     labels = [record.labels[i] for i in rows]
-    return Split(SubsetStore(store, torch.tensor(rows)), labels, tuple(record.skipped.values()))
+    skipped = tuple(record.skipped.values())
+    return Split(SubsetStore(store, torch.tensor(rows)), labels, skipped, called=lambda i: called(rows[i]))
 
 
 def _names(record: Record) -> tuple[str, ...] | None:

@@ -30,6 +30,7 @@ from datastill.store.artifact import MANIFEST, TENSORS, DistilledSet
 from datastill.store.checkpoint import Checkpointer, plain, refuse_other
 from datastill.store.files import read_sealed, write_sealed, write_tensors
 from datastill.store.folders import remove_made
+from datastill.store.opening import sound_path
 from datastill.store.outputs import RUN, refuse_out
 
 #: What a run that prepares nothing leaves in its folder.
@@ -242,6 +243,7 @@ def _prepared(
 
 def check_out(folder: Path, resume: bool, real: Any = None) -> None:
     """Refuse a folder that a run on this real set cannot go into; makes nothing."""
+    sound_path(folder)
     if (folder / MANIFEST).is_file() and not resume:
         raise InputError(f"{folder} already holds a finished run; choose another --out or remove it.")
     if (folder / CONFIG).is_file() and not resume:

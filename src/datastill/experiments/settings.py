@@ -17,7 +17,7 @@ from datastill.experiments.tuning import RATES
 from datastill.store.checkpoint import plain
 
 #: Options of `load_real` that the command line has too.
-_DATA_FLAGS = ("size", "mode", "skip_bad", "space", "follow_links")
+_DATA_FLAGS = ("size", "mode", "skip_bad", "space", "follow_links", "train", "test", "val")
 #: Images of at least so many pixels a side can be augmented, so "auto" trains with augmentation.
 _AUGMENTED_SIDE = 16
 

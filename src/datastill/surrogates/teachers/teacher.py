@@ -19,7 +19,7 @@ from datastill.models import is_built_in, resolve_network, resolve_recorded
 from datastill.models.factory import at_most
 from datastill.store.files import CHECKSUM, digest, read_json, read_tensors, refuse_changed, write_sealed, write_tensors
 from datastill.store.manifest import Names, SpaceRecord, refuse_unfit_space
-from datastill.store.opening import stored_bytes
+from datastill.store.opening import sound_path, stored_bytes
 from datastill.store.schema import SPACE, WEIGHTS, Fraction, Name, Record, Side, Text, Whole
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def load_teacher(folder: str | Path, network: Any = None, option: str = "network
     Raises:
         InputError: the folder holds no teacher, or weights and network do not fit.
     """
-    folder = Path(folder)
+    folder = sound_path(folder)
     if not (folder / RECORD).is_file():
         raise InputError(
             f"{folder} holds no teacher (no {RECORD}); make one with `datastill teacher train` or `import`."
