@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from datastill.core.errors import InputError, nearest
 from datastill.core.imports import import_file
+from datastill.core.ranges import check_fields, refuse_outside
 
 if TYPE_CHECKING:
     from datastill.core.plan import Plan, Task
@@ -25,7 +26,8 @@ class Method:
     """Hyper-parameters of one published method, and the plan that they make.
 
     Subclasses are frozen dataclasses whose defaults are the paper's; each field is documented where it
-    stands by a `#:` comment, which is also the help of the command line.
+    stands by a `#:` comment, which is also the help of the command line, and declares what it may be
+    (`core.ranges`), which is checked before anything is done.
     """
 
     registered_name: ClassVar[str] = ""
@@ -211,10 +213,17 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def with_overrides(instance: Method, overrides: dict[str, Any]) -> Method:
-    """`dataclasses.replace` with a clear error for an unknown hyper-parameter."""
+    """`dataclasses.replace` for what a caller or recipe gives: every hyper-parameter that a method gets passes here.
+
+    Raises:
+        InputError: a name is unknown, or a value, of the instance's own too, is not what its field declares.
+    """
     known = {f.name for f in dataclasses.fields(instance)}
     for name in overrides:
         if name not in known:
             label = instance.registered_name or type(instance).__name__
             raise InputError(f"{label} has no hyper-parameter {name!r}. {nearest(name, known)}")
-    return dataclasses.replace(instance, **overrides)
+    refuse_outside(type(instance), overrides)
+    made = dataclasses.replace(instance, **overrides)
+    check_fields(made)
+    return made
