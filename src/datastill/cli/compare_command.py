@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from datastill.cli.options import DataOptions, RuntimeOptions, parse, plain_warnings, value_of
 from datastill.core.errors import InputError
+from datastill.core.ranges import Count, Few, Seed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 class CompareData(DataOptions):
     """Which real data: one source or several."""
 
+    #: names or folders of real data; none takes digits, or what --sets were made from
     data: tuple[str, ...] = ()  # type: ignore[assignment]
-    """names or folders of real data; none takes digits, or what --sets were made from"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +35,13 @@ class CompareOptions(RuntimeOptions):
 
     data: CompareData
     methods: tuple[str, ...] = ()  #: names, or files such as my_method.py; Random is always added
-    ipc: tuple[int, ...] = ()  #: images per class, one number or several; 1 if none
-    seeds: int = 3  #: distilled sets of each kind, from seeds 0, 1, ...
-    seed_list: tuple[int, ...] = ()  #: these seeds instead
+    ipc: tuple[Count, ...] = ()  #: images per class, one number or several; 1 if none
+    seeds: Few = 3  #: distilled sets of each kind, from seeds 0, 1, ...
+    seed_list: tuple[Seed, ...] = ()  #: these seeds instead
     out: Path | None = None  #: folder, runs/compare if none; a comparison of the same settings in it goes on
-    workers: int = 1  #: processes to run cells in, one thread each
+    workers: Few = 1  #: processes to run cells in, one thread each
     protocol: str = "auto"  #: one for all; auto is dsa-quick-v1 from 16 pixels, else dc-v1
-    networks: int = 3  #: fresh networks per distilled set
+    networks: Few = 3  #: fresh networks per distilled set
     network: str | None = None  #: architecture to distil with and to evaluate on; sized to fit if none
     recipe: str = "auto"  #: auto (minutes each on a laptop) or paper (the published settings)
     budget: str | None = None  #: time to distil each set, such as 60s or 5m, instead of auto's two minutes

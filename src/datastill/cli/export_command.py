@@ -10,6 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from datastill.cli.options import parse, plain_warnings
+from datastill.core.ranges import Few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class ExportOptions:
     score: bool = True  #: where pixels are rounded, score the set before and after
     data: str | None = None  #: real data to score on; none takes the source that the set names
     network: str | None = None  #: architecture for the scores; none takes that of the set, if that is built in
-    networks: int = 3  #: fresh networks for the scores
+    networks: Few = 3  #: fresh networks for the scores
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print what was done as JSON
 

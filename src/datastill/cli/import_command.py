@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from datastill.cli.options import parse, plain_warnings
+from datastill.core.ranges import Rate, Seed, Side
 
 if TYPE_CHECKING:
     from datastill.cli.progress import Display
@@ -33,9 +34,9 @@ class ImportOptions:
     network: str | None = None  #: the architecture that it was distilled on; none takes the ConvNet that fits
     protocol: str = "dc-v1-dsa"  #: what `datastill evaluate` trains with unless told otherwise
     into: str | None = None  #: a space to turn the images into, such as conventional for a raw set
-    zca_eps: float = 0.1  #: the epsilon of zca
-    seed: int = 0  #: of the random selection that is set beside it
-    size: int | None = None  #: resize the real images to this many pixels a side
+    zca_eps: Rate = 0.1  #: the epsilon of zca
+    seed: Seed = 0  #: of the random selection that is set beside it
+    size: Side | None = None  #: resize the real images to this many pixels a side
     mode: str | None = None  #: convert the real images to this mode: L (grey) or RGB
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print what was found and made as JSON

@@ -24,6 +24,8 @@ from datastill.core.errors import InputError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+#: How an option is called in errors: the keyword, and the option of the command.
+CALLED = "{name} (--{option})"
 #: Most steps, passes or images that can be asked for.
 MANY = 10_000_000
 
@@ -87,6 +89,14 @@ class Numbers:
         low = f"{'above' if self.above else 'of at least'} {_short(self.low)}"
         high = f"{'below' if self.below else 'at most'} {_short(self.high)}"
         return f"a {'whole ' if self.whole else ''}number {low} and {high}"
+
+    @property
+    def interval(self) -> str:
+        """In short, for help: "from 1 to 100"; "" where none is declared."""
+        if self.low is None or self.high is None:
+            return ""
+        low = f"{'above' if self.above else 'from'} {_short(self.low)}"
+        return f"{low} to {'below ' if self.below else ''}{_short(self.high)}"
 
 
 @dataclass(frozen=True)
@@ -161,6 +171,11 @@ def told(kinds: Iterable[Kind]) -> str:
     return ", or ".join(str(kind) for kind in kinds)
 
 
+def interval_of(kinds: Iterable[Kind]) -> str:
+    """The declared range in short, for help; "" where none is."""
+    return next((kind.interval for kind in kinds if isinstance(kind, Numbers)), "")
+
+
 @functools.cache
 def declared(owner: Any) -> Mapping[str, tuple[Kind, ...]]:
     """What the fields of a dataclass, or the arguments of a function, take, by name.
@@ -183,7 +198,7 @@ def declared(owner: Any) -> Mapping[str, tuple[Kind, ...]]:
     return found
 
 
-def refuse_outside(owner: Any, values: Mapping[str, Any], called: str = "{name} (--{option})") -> None:
+def refuse_outside(owner: Any, values: Mapping[str, Any], called: str = CALLED) -> None:
     """Refuse values that are not what an owner declares.
 
     Args:
@@ -200,7 +215,7 @@ def refuse_outside(owner: Any, values: Mapping[str, Any], called: str = "{name} 
             raise InputError(f"{where} must be {told(kinds)}, not {_shown(values[name])}.")
 
 
-def check_fields(made: Any, called: str = "{name} (--{option})") -> None:
+def check_fields(made: Any, called: str = CALLED) -> None:
     """`refuse_outside` for all fields of a dataclass's instance, and of the dataclasses in it."""
     values = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
     refuse_outside(type(made), values, called)
@@ -222,6 +237,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _short(bound: float) -> str:
+    if bound in (2**63, -(2**63)):
+        return "2^63" if bound > 0 else "-2^63"
     return f"{bound:,}" if isinstance(bound, int) and abs(bound) < 10**12 else f"{bound:,.6g}"
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from datastill.core.errors import InputError, nearest
 from datastill.core.imports import import_file
-from datastill.core.ranges import check_fields, refuse_outside
+from datastill.core.ranges import CALLED, check_fields, refuse_outside
 
 if TYPE_CHECKING:
     from datastill.core.plan import Plan, Task
@@ -205,15 +205,20 @@ def field_docs(cls: type) -> dict[str, str]:
             if comment:
                 above.append(comment.group(1).strip())
                 continue
-            found = re.match(r"\s*(\w+)\s*:[^#]*(?:#:\s*(.*))?$", line)
+            found = re.match(r"\s*(\w+)\s*:[^#]*(?:#:\s*(.*)|#.*)?$", line)
             if found and (found.group(2) or above):
                 docs[found.group(1)] = " ".join([*above, (found.group(2) or "").strip()]).strip()
             above = []
     return docs
 
 
-def with_overrides(instance: Method, overrides: dict[str, Any]) -> Method:
+def with_overrides(instance: Method, overrides: dict[str, Any], called: str = CALLED) -> Method:
     """`dataclasses.replace` for what a caller or recipe gives: every hyper-parameter that a method gets passes here.
+
+    Args:
+        instance: the method.
+        overrides: values by name.
+        called: what a hyper-parameter is called in an error.
 
     Raises:
         InputError: a name is unknown, or a value, of the instance's own too, is not what its field declares.
@@ -223,7 +228,7 @@ def with_overrides(instance: Method, overrides: dict[str, Any]) -> Method:
         if name not in known:
             label = instance.registered_name or type(instance).__name__
             raise InputError(f"{label} has no hyper-parameter {name!r}. {nearest(name, known)}")
-    refuse_outside(type(instance), overrides)
+    refuse_outside(type(instance), overrides, called)
     made = dataclasses.replace(instance, **overrides)
-    check_fields(made)
+    check_fields(made, called)
     return made

@@ -22,7 +22,7 @@ from datastill.core.allocator import keep_freed_memory
 from datastill.core.cost import Stopwatch, pick_device
 from datastill.core.errors import InputError, nearest
 from datastill.core.plan import Progress, silent
-from datastill.core.ranges import Count, Rate, check_fields
+from datastill.core.ranges import Count, Rate, Seed, check_fields, checked
 from datastill.data import load_real
 from datastill.data.cache import cache_folder
 from datastill.data.sources import split_options, typed_option
@@ -88,11 +88,12 @@ class Kernel:
         return found
 
 
+@checked
 def debias(
     real: RealSet,
     how: str = "kde",
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "cpu",
     progress: Progress = silent,
     folder: Path | None = None,

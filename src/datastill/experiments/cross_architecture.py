@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
+from datastill.core.ranges import Few, checked
 from datastill.data.real import RealSet
 from datastill.evaluation import evaluate
 from datastill.evaluation.inputs import Distilled, load_sets, real_for
@@ -163,13 +164,14 @@ class CrossMatrix:
         }
 
 
+@checked
 def cross_architecture(
     distilled_sets: Sequence[Distilled] | Mapping[str, Sequence[Distilled]],
     real: Any = None,
     networks: Sequence[str] = ("convnet", "mlp", "lenet"),
     *,
     protocol: str | Protocol = "auto",
-    repeats: int = 3,
+    repeats: Few = 3,
     learning_rates: str = "fixed",
     random: bool = True,
     device: str = "auto",

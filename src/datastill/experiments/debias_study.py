@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from datastill.core.cost import pick_device
 from datastill.core.errors import InputError
 from datastill.core.plan import Callback, Progress, silent
+from datastill.core.ranges import Count, Few, check_fields
 from datastill.core.registry import get_method
 from datastill.core.runtime import Runtime
 from datastill.data.biased.coloured import Nearest, nearest_colour
@@ -53,14 +54,17 @@ class DebiasStudy:
     inits: Sequence[str] = ("real",)
     surrogates: Sequence[str] = ("method",)
     training: Sequence[str] = ("plain",)
-    ipcs: Sequence[int] = (10,)
-    seeds: int = 3
-    networks: int = 3
+    ipcs: tuple[Count, ...] = (10,)
+    seeds: Few = 3
+    networks: Few = 3
     network: str | None = None
     protocol: str = "dsa-quick-v1"
     recipe: str = "auto"
     hyper: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def cells(self) -> list[Cell]:
         """Every cell once, seeds last, so that a stopped study has whole rows early."""
