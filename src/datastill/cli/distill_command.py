@@ -26,7 +26,7 @@ from datastill.cli.options import (
 )
 from datastill.core.errors import InputError, ShareDone
 from datastill.core.ranges import Amount, Count, Few, Seed
-from datastill.core.registry import MethodInfo, get_method, methods
+from datastill.core.registry import MethodInfo, get_method, methods, with_overrides
 
 if TYPE_CHECKING:
     from datastill.cli.progress import Display
@@ -108,6 +108,7 @@ def parse_options(
         frozen=True,
     )
     parsed: Any = parse(options, args, f"{command} {info.name}", f"{info.summary} ({info.paper})")
+    with_overrides(info.cls(), parsed.method)  # refused before the data are read
     return parsed.run, parsed.data, {**parsed.method, **dataclasses.asdict(parsed.changes)}
 
 

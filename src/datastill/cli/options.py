@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -66,6 +67,7 @@ class RuntimeOptions(DeviceOptions):
         return {"device": self.device, "precision": self.precision, "compile": self.compile}
 
 
+@functools.cache
 def override_options() -> type:
     """A dataclass with one option for every override that there is."""
     import tyro
@@ -99,14 +101,16 @@ def parse(cls: type[T], args: list[str], prog: str, description: str) -> T:
     """
     import tyro
 
+    options: Any = cls
     made: T = tyro.cli(
-        _with_ranges(cls), args=args, prog=f"datastill {prog}", description=description,
+        _with_ranges(options), args=args, prog=f"datastill {prog}", description=description,
         config=(tyro.conf.OmitArgPrefixes,),
     )  # fmt: skip
     check_fields(made, "--{option}")
     return made
 
 
+@functools.cache
 def _with_ranges(cls: Any) -> Any:
     """The dataclass with the ranges of its fields in their help."""
     hints, docs, kinds, made = get_type_hints(cls, include_extras=True), field_docs(cls), declared(cls), []

@@ -176,6 +176,13 @@ def interval_of(kinds: Iterable[Kind]) -> str:
     return next((kind.interval for kind in kinds if isinstance(kind, Numbers)), "")
 
 
+def brief(kinds: Iterable[Kind]) -> str:
+    """What is taken in short, for a table: ranges and words."""
+    return ", or ".join(
+        kind.interval if isinstance(kind, Numbers) else str(kind) for kind in kinds if kind not in (TEXT, SWITCH)
+    )
+
+
 @functools.cache
 def declared(owner: Any) -> Mapping[str, tuple[Kind, ...]]:
     """What the fields of a dataclass, or the arguments of a function, take, by name.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
@@ -189,8 +190,13 @@ def _from_file(path: Path, wanted: str) -> MethodInfo:
     return found[wanted or next(iter(found))]
 
 
-def field_docs(cls: type) -> dict[str, str]:
+def field_docs(cls: type) -> Mapping[str, str]:
     """The `#:` comment of every field, from the source of the class and its bases."""
+    return _comments(cls)
+
+
+@functools.cache
+def _comments(cls: type) -> Mapping[str, str]:
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if base is object or not dataclasses.is_dataclass(base):
