@@ -98,8 +98,9 @@ def run(options: CompareOptions) -> int:
     except CellsFailed as error:
         failed, result = error, error.comparison
     if result.rows:
+        _print(result, display, options.json)
         _write(result, out, options.ledger)
-        _print(result, out, display, options.json)
+        display.say(f"Written to {out}: comparison.json, table.md and report.html.")
     if failed is not None:
         raise failed
     return 0
@@ -168,7 +169,7 @@ def _write(result: Comparison, out: Path, ledger: Path | None) -> None:
                 write_json(member(ledger, name), read_sealed(member(out / "results", name)))
 
 
-def _print(result: Comparison, out: Path, display: Display, as_json: bool) -> None:
+def _print(result: Comparison, display: Display, as_json: bool) -> None:
     from datastill.experiments.tables import caption, headlines
 
     if as_json:
@@ -180,7 +181,6 @@ def _print(result: Comparison, out: Path, display: Display, as_json: bool) -> No
     display.out.print(caption(result), style="dim", markup=False)
     for _, what, text in headlines(result):
         display.out.print(f"{what}: {text}", markup=False)
-    display.say(f"Written to {out}: comparison.json, table.md and report.html.")
 
 
 def comparison_table(result: Comparison, data: str) -> Table:
@@ -228,13 +228,13 @@ def cross(options: CompareOptions) -> int:
             compile=options.compile,
             progress=lambda name, done, total: display.update("evaluating", done, total, {}),
         )
-    write_json(out / "cross.json", matrix.to_dict())
-    write_text(out / "cross.md", matrix.table())
     if options.json:
         print(json.dumps(matrix.to_dict(), indent=2))
     else:
         _print_matrix(matrix, display)
-        display.say(f"Written to {out}: cross.json and cross.md.")
+    write_json(out / "cross.json", matrix.to_dict())
+    write_text(out / "cross.md", matrix.table())
+    display.say(f"Written to {out}: cross.json and cross.md.")
     return 0
 
 

@@ -108,12 +108,12 @@ def debias(options: DebiasOptions) -> int:
             real, options.out, progress=display.update, callbacks=[LoopProgress(display)], on_cell=on_cell
         )
     found = rows(records)
-    write_text(options.out / "study.json", as_json(real.describe(), _plain(found), records))
-    pictures = write_pictures(records, found, options.out)
     if options.json:
         print(json.dumps(_plain(found), indent=2))
-        return 0
-    display.table(table(found, f"{source}, {options.protocol}, {options.seeds} sets x {options.networks} networks"))
+    else:
+        display.table(table(found, f"{source}, {options.protocol}, {options.seeds} sets x {options.networks} networks"))
+    write_text(options.out / "study.json", as_json(real.describe(), _plain(found), records))
+    pictures = write_pictures(records, found, options.out)
     display.say(f"Written to {options.out / 'study.json'}, {' and '.join(str(path) for path in pictures)}.")
     return 0
 

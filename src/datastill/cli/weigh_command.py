@@ -64,15 +64,15 @@ def weigh(options: WeighOptions) -> int:
         raise InputError(f"{options.debias} weighs nothing; take kde.")
     classes = weighed_classes(weighted)
     record = {"data": real.describe(), "report": report, "classes": [one.to_dict() for one in classes]}
+    if options.json:
+        print(json.dumps(record, indent=2))
+    else:
+        display.table(table(classes, f"{real.name}, {options.debias}"))
+    for warning in report["warnings"]:
+        display.say(f"  {warning}")
     write_json(options.out / "weights.json", record)
     write_text(options.out / "weights.csv", as_csv(weighted))
     write_bytes(options.out / "crowd_and_odd.png", picture(weighted, options.images))
-    if options.json:
-        print(json.dumps(record, indent=2))
-        return 0
-    display.table(table(classes, f"{real.name}, {options.debias}"))
-    for warning in report["warnings"]:
-        display.say(f"  {warning}")
     display.say(
         f"Look at {options.out / 'crowd_and_odd.png'}: where the images on the left share something that is not the "
         f"class, and those on the right lack it, distil with --debias {options.debias}. If those on the right are only "

@@ -183,12 +183,16 @@ def brief(kinds: Iterable[Kind]) -> str:
     )
 
 
-@functools.cache
 def declared(owner: Any) -> Mapping[str, tuple[Kind, ...]]:
     """What the fields of a dataclass, or the arguments of a function, take, by name.
 
     An annotation that cannot be read at run time, since its names are imported for type checkers alone, is left out.
     """
+    return _declared(owner)
+
+
+@functools.cache
+def _declared(owner: Any) -> Mapping[str, tuple[Kind, ...]]:
     found: dict[str, tuple[Kind, ...]] = {}
     for part in reversed(owner.__mro__) if isinstance(owner, type) else (owner,):
         space = vars(sys.modules.get(part.__module__, math))

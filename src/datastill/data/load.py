@@ -18,7 +18,7 @@ from datastill.data.classes import Classes
 from datastill.data.places import places_of, under_data
 from datastill.data.raw import Raw, Request, Split, make_request
 from datastill.data.real import RealSet
-from datastill.data.sources import call_source, sources, split_options
+from datastill.data.sources import call_source, is_there, sources, split_options
 from datastill.data.spaces import resolve_space
 from datastill.data.store import Store, SubsetStore
 from datastill.data.stratify import hold_out, members_by_class
@@ -122,14 +122,14 @@ def _read_named(source: str | os.PathLike[str], request: Request) -> Raw:
     if not isinstance(text, str) or not text.strip():
         raise InputError("The source is empty; give a path or a name such as 'digits'.")
     if isinstance(source, str):
-        name, options = split_options(text) if not Path(text).expanduser().exists() else (text, {})
+        name, options = split_options(text) if not is_there(text) else (text, {})
         known = sources().get(name)
         if known is not None:
             return replace(call_source(known, name, options, request), source=text)
     else:
         name, options = text, {}
     path = Path(name).expanduser()
-    if path.exists():
+    if is_there(path):
         return _read_folder(path.resolve(), path.resolve().name, request, options)
     if not isinstance(source, str) or _looks_like_path(name):
         raise InputError(f"There is no folder {name}; check the path.")

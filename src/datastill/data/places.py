@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datastill.core.errors import InputError
-from datastill.data.sources import sources, split_options
+from datastill.data.sources import is_there, sources, split_options
 
 
 def places_of(source: Any) -> tuple[Path, ...]:
@@ -34,7 +34,7 @@ def places_of(source: Any) -> tuple[Path, ...]:
     if isinstance(source, tuple | list) and len(source) <= 2:
         return tuple(dict.fromkeys(place for part in source for place in places_of(part)))
     root = getattr(source, "root", None)  # of torchvision's datasets
-    return places_of(Path(root)) if isinstance(root, str | os.PathLike) and Path(root).exists() else ()
+    return places_of(Path(root)) if isinstance(root, str | os.PathLike) and is_there(Path(root)) else ()
 
 
 def under_data(name: str) -> Path | None:
@@ -43,7 +43,7 @@ def under_data(name: str) -> Path | None:
     if not root or not Path(root).expanduser().is_dir():
         return None
     folder = Path(root).expanduser()
-    if (folder / name).is_dir():
+    if is_there(folder / name) and (folder / name).is_dir():
         return folder / name
     wanted = name.lower().replace("-", "_")
     return next(
@@ -53,8 +53,7 @@ def under_data(name: str) -> Path | None:
 
 
 def _named(text: str) -> Iterator[Path]:
-    whole = Path(text).expanduser()
-    name, options = (text, {}) if whole.exists() else split_options(text)
+    name, options = (text, {}) if is_there(text) else split_options(text)
     known = sources().get(name)
     if known is not None:
         parameter = inspect.signature(known).parameters.get("base")
@@ -62,7 +61,7 @@ def _named(text: str) -> Iterator[Path]:
             yield from places_of(options.get("base", parameter.default))
         return
     path = Path(name).expanduser()
-    folder = path if path.exists() else under_data(name)
+    folder = path if is_there(path) else under_data(name)
     if folder is None:
         return
     yield folder.resolve()

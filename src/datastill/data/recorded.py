@@ -12,7 +12,7 @@ from datastill.core.space import Space
 from datastill.data.load import assemble, read_source
 from datastill.data.raw import make_request
 from datastill.data.real import RealSet
-from datastill.data.sources import split_options
+from datastill.data.sources import is_there, split_options
 
 #: Options of `load_real` that a manifest may hold, those that read first. Where links lead is the caller's to say.
 _READING = ("size", "mode", "skip_bad", "seed")
@@ -35,7 +35,7 @@ def load_recorded(record: Mapping[str, Any], space: Space, folder: Path | None) 
     source, options = record.get("source"), record.get("options") or {}
     if not isinstance(source, str) or not source or not isinstance(options, Mapping):
         raise InputError("The set does not know where its real data are; give them (--data PATH).")
-    name, more = (source, {}) if Path(source).expanduser().exists() else split_options(source)
+    name, more = (source, {}) if is_there(source) else split_options(source)
     for text in (name, *more.values()):
         _refuse_everything(text, folder)
     reading = {name: options.get(name) for name in _READING}

@@ -9,7 +9,7 @@ import torch
 
 from datastill.core.errors import InputError, nearest
 from datastill.core.space import Space, normalised
-from datastill.data.cache import cache_folder
+from datastill.data.cache import cache_folder, kept
 from datastill.data.store import Store, as_pixels
 from datastill.data.zca import fit_zca
 from datastill.store.files import digest, read_tensors, write_tensors
@@ -62,7 +62,7 @@ def cached_zca(store: Store, base: Space) -> Space:
         if set(tensors) == {"centre", "whiten", "unwhiten"}:
             return Space("zca", base.mean, base.std, base.source, tensors)
     fitted = fit_zca((as_pixels(chunk) for chunk in store.chunks()), base_space=base)
-    with contextlib.suppress(InputError):
+    with kept("The whitening is"):
         write_tensors(entry, fitted.tensors)
     return fitted
 

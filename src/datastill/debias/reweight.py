@@ -24,7 +24,7 @@ from datastill.core.errors import InputError, nearest
 from datastill.core.plan import Progress, silent
 from datastill.core.ranges import Count, Rate, Seed, check_fields, checked
 from datastill.data import load_real
-from datastill.data.cache import cache_folder
+from datastill.data.cache import cache_folder, kept
 from datastill.data.sources import split_options, typed_option
 from datastill.debias.diagnosis import conflict_mass, describe_weights
 from datastill.debias.kde import density, inverse_density, median_variance, spread_variance
@@ -235,7 +235,8 @@ def _by_density(
         "seed": seed,
     }
     if path is not None:
-        write_tensors(path, {"weights": weights}, {"report": json.dumps(report)})
+        with kept("The weights are"):
+            write_tensors(path, {"weights": weights}, {"report": json.dumps(report)})
     return weights, report
 
 

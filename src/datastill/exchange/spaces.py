@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datastill.core.errors import InputError
 from datastill.core.space import Space
-from datastill.data.cache import cache_folder
+from datastill.data.cache import cache_folder, kept
 from datastill.data.spaces import CONVENTIONAL, conventional, measure
 from datastill.data.store import as_pixels
 from datastill.data.zca import LARGEST
@@ -106,7 +106,7 @@ def absolute_zca(real: RealSet, eps: float) -> Space:
         if set(tensors) == {"centre", "whiten", "unwhiten"}:
             return Space("zca", source=source, tensors=tensors)
     fitted = Space("zca", source=source, tensors=_fit(real, size, eps))
-    with contextlib.suppress(InputError):
+    with kept("The whitening is"):
         write_tensors(entry, fitted.tensors)
     return fitted
 

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from datastill.core.errors import InputError, nearest
@@ -34,6 +35,14 @@ def sources() -> dict[str, Callable[..., Raw]]:
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     return dict(sorted(_SOURCES.items()))
+
+
+def is_there(path: str | Path) -> bool:
+    """Whether a path that a caller names is there; one that cannot be, being too long, is not."""
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a null in it, nobody's home
+        return False
 
 
 def split_options(text: str) -> tuple[str, dict[str, str]]:
