@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from datastill.cli.options import DataOptions, RuntimeOptions, parse, plain_warnings, value_of
+from datastill.cli.options import DataOptions, RuntimeOptions, parse, plain_warnings, refuse_void, value_of
 from datastill.core.errors import InputError
 from datastill.core.ranges import Count, Few, Seed
 
@@ -60,6 +60,13 @@ def main(args: list[str]) -> int:
     """Parse and run."""
     text = "One table over methods, sizes and seeds, with Random beside each; or over networks (--sets ... --on ...)."
     options = parse(CompareOptions, args, "compare", text)
+    if options.sets:
+        of_runs = ("seeds", "seed_list", "workers", "recipe", "budget", "set", "ledger", "precision")
+        refuse_void(options, of_runs, "with --sets, which makes no sets")
+    else:
+        refuse_void(options, ("on", "learning_rates"), "without --sets")
+    if options.seed_list:
+        refuse_void(options, ("seeds",), "beside --seed-list")
     with plain_warnings(options.quiet):
         return cross(options) if options.sets else run(options)
 

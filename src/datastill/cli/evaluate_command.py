@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from datastill.cli.options import DataOptions, RuntimeOptions, parse, plain_warnings
+from datastill.cli.options import DataOptions, RuntimeOptions, parse, plain_warnings, refuse_void
 from datastill.core.ranges import Few, Seed
 
 if TYPE_CHECKING:
@@ -76,6 +76,9 @@ def score(options: EvaluateOptions) -> int:
 
     if not options.sets:
         raise InputError("Name the folder of a distilled set: `datastill evaluate runs/x`.")
+    if options.data.data is None:
+        of_data = ("size", "mode", "skip_bad", "follow_links", "space")
+        refuse_void(options.data, of_data, "without --data: the set says how its real data are read")
     display = Display(options.quiet or options.json)
     sets = [load_distilled(folder) for folder in options.sets]
     target = options.out or options.sets[0] / "evaluation.json"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import tyro
 
-from datastill.cli.options import parse, plain_warnings
+from datastill.cli.options import parse, plain_warnings, refuse_void
 from datastill.core.ranges import Few
 
 
@@ -45,6 +45,9 @@ def write(options: ExportOptions) -> int:
     from datastill.exchange.export import export
     from datastill.store.artifact import load_distilled
 
+    if not options.score or options.to == "tensors":
+        why = "without a score" if not options.score else "with --to tensors, which loses nothing to score"
+        refuse_void(options, ("data", "network", "networks"), why)
     display = Display(options.quiet or options.json)
     distilled = load_distilled(options.folder)
     done = export(distilled, options.target, options.to)

@@ -6,10 +6,11 @@ import contextlib
 import functools
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, get_type_hints
 
+from datastill.core.errors import InputError
 from datastill.core.overrides import overrides
 from datastill.core.ranges import Side, check_fields, declared, interval_of
 from datastill.core.registry import field_docs
@@ -111,6 +112,22 @@ def parse(cls: type[T], args: list[str], prog: str, description: str) -> T:
 
 
 @functools.cache
+def refuse_void(options: Any, names: Sequence[str], why: str) -> None:
+    """Refuse options that were given and would change nothing.
+
+    Args:
+        options: as parsed.
+        names: of those options.
+        why: what makes them void, as in "with --sets".
+
+    Raises:
+        InputError: one is not as it is by default.
+    """
+    for f in fields(options):
+        if f.name in names and getattr(options, f.name) != f.default:
+            raise InputError(f"--{f.name.replace('_', '-')} changes nothing {why}; leave it out.")
+
+
 def _with_ranges(cls: Any) -> Any:
     """The dataclass with the ranges of its fields in their help."""
     hints, docs, kinds, made = get_type_hints(cls, include_extras=True), field_docs(cls), declared(cls), []
@@ -189,6 +206,7 @@ __all__ = [
     "parse",
     "plain_warnings",
     "positional_first",
+    "refuse_void",
     "usage_of",
     "value_of",
 ]

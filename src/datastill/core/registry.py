@@ -38,6 +38,9 @@ class Method:
     #: Whether anything of it runs as compiled code where `task.compile` asks for that.
     compiles: ClassVar[bool] = True
 
+    #: Hyper-parameters that have no effect where another is given, by its name: who gives both is told.
+    voids: ClassVar[dict[str, tuple[str, ...]]] = {}
+
     @property
     def steps(self) -> int:
         """Image updates; 0 for a method that selects. A field of that name stands in for it."""

@@ -23,6 +23,9 @@ from datastill.data.spaces import resolve_space
 from datastill.data.store import Store, SubsetStore
 from datastill.data.stratify import hold_out, members_by_class
 
+#: Characters in the name of a folder, more than which no file system takes.
+_LONGEST = 1_000
+
 
 def load_real(
     source: Any,
@@ -121,6 +124,8 @@ def _read_named(source: str | os.PathLike[str], request: Request) -> Raw:
     text = os.fspath(source)
     if not isinstance(text, str) or not text.strip():
         raise InputError("The source is empty; give a path or a name such as 'digits'.")
+    if max(map(len, text.split("/"))) > _LONGEST:
+        raise InputError(f"{text[:40]!r}... is too long for the path or the name of a set; give a shorter one.")
     if isinstance(source, str):
         name, options = split_options(text) if not is_there(text) else (text, {})
         known = sources().get(name)

@@ -208,6 +208,7 @@ def _settle(
             scaled = with_overrides(filled.scaled(task, AUTO_SECONDS), hyper)
         notes += changes(filled, scaled)
     check_fields(scaled)
+    notes += _void(scaled, hyper)
     return scaled, filled if scaled != filled else None, found, tuple(notes)
 
 
@@ -237,6 +238,12 @@ def _other_space(recipe: Recipe, task: Task) -> list[str]:
     return [
         f"the published setting is for {recipe.space} images, and these are {kind}: load them with space={recipe.space}"
     ]
+
+
+def _void(method: Method, given: Mapping[str, Any]) -> list[str]:
+    """Sentences on values of the caller's that another of theirs makes void."""
+    void = {by: [name for name in names if name in given] for by, names in method.voids.items() if given.get(by)}
+    return [f"{', '.join(names)} changed nothing, since {by} was given" for by, names in void.items() if names]
 
 
 def hyper_of(method: Method) -> dict[str, Any]:

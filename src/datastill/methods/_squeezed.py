@@ -23,6 +23,7 @@ class Squeezed(PaysForTeacher):
     squeeze_batch: Count = 128  #: images per step of the teacher's training
 
     compiles: ClassVar[bool] = False
+    voids: ClassVar[dict[str, tuple[str, ...]]] = {"teacher": ("squeeze_passes", "squeeze_lr", "squeeze_batch")}
     matches_statistics: ClassVar[bool] = True  #: whether the teacher needs batch norm
 
     def usual_network(self) -> str | None:

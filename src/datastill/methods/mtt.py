@@ -47,6 +47,11 @@ class MTT(PaysForExperts):
     """Lead a student in a few steps to where an expert went in whole epochs."""
 
     compiles: ClassVar[bool] = False
+    voids: ClassVar[dict[str, tuple[str, ...]]] = {
+        "experts": (
+            "expert_count", "expert_epochs", "expert_policy", "expert_lr", "expert_batch", "expert_part", "expert_seed",
+        )
+    }  # fmt: skip
 
     steps: Count = 5_000  #: image updates
     student_steps: Few = 20  #: N, steps of the student on the synthetic set
