@@ -183,12 +183,12 @@ def recover(data: str, rest: list[str], side: str, device: str) -> Callable[[], 
     kind = rest[0]
     if side.startswith("literal"):
         return naive.Recover(BLOCK, weight_gradients=kind == "dwa").step
-    from datastill.core.space import normalised
+    from datastill.core.space import normalized
     from datastill.models import resolve_network
     from datastill.surrogates.teachers import Teacher
 
     network = resolve_network("resnet18:norm=batch", channels=3, classes=10, size=(32, 32))(0)
-    space = normalised((0.5,) * 3, (0.25,) * 3)
+    space = normalized((0.5,) * 3, (0.25,) * 3)
     teacher = Teacher(network, space, tuple(str(c) for c in range(10)), 3, (32, 32), "resnet18:norm=batch")
     prepared = {"teacher": {"trial": torch.tensor(1.0)}}
     hyper = {"teacher": teacher, "ipc": BLOCK // 10, "block_group": BLOCK // 10, "network": "resnet18:norm=batch"}

@@ -96,7 +96,7 @@ def features(network: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def alike(found: torch.Tensor, y: torch.Tensor) -> float:
-    """Mean cosine of two centred features of a class."""
+    """Mean cosine of two centered features of a class."""
     f = torch.nn.functional.normalize(found - found.mean(0), dim=1)
     each = []
     for c in y.unique():

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from datastill import distill, evaluate, load_real
-from datastill.core.loop import synthesise
+from datastill.core.loop import synthesize
 from datastill.data import RealSet
 from datastill.distillation.job import prepare_job
 from datastill.store.files import write_json
@@ -47,11 +47,11 @@ def steps_within(method: str, real: RealSet, ipc: int, seconds: float, **hyper: 
     """How many steps fit into so many CPU seconds on one thread."""
     job = prepare_job(method, real, ipc=ipc, steps=10_000, **hyper)
     plan = job.method.build(job.task)
-    synthesise(plan, job.task, stop_after=1)
+    synthesize(plan, job.task, stop_after=1)
     started, count = time.process_time(), 0
     while time.process_time() - started < min(2.0, seconds):
         count += 2
-        synthesise(plan, job.task, stop_after=2)
+        synthesize(plan, job.task, stop_after=2)
     return max(1, int(seconds * count / (time.process_time() - started)))
 
 

@@ -40,7 +40,7 @@ def images(batches: int) -> tuple[Any, Any]:
 
 
 def literal(batches: int, experts: int = 1) -> Callable[[], object]:
-    """The published loop: a data loader, one optimiser step per batch, loss and accuracy read each time."""
+    """The published loop: a data loader, one optimizer step per batch, loss and accuracy read each time."""
     import naive
 
     x, y = images(batches)

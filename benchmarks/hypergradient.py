@@ -196,12 +196,12 @@ def table(points: dict[str, Any]) -> str:
 
 
 def figure(record: dict[str, Any], target: Path) -> None:
-    """Memory above, time below, a column per set size; a colour per engine, dashes for the allocator as it comes."""
+    """Memory above, time below, a column per set size; a color per engine, dashes for the allocator as it comes."""
     from matplotlib.figure import Figure
 
     points = {tuple(name.split("|")): got for name, got in record["points"].items() if "memory" in got}
     sizes = sorted({name[0] for name in points}, key=lambda s: int(s.split()[1]))
-    colours = dict(zip(ENGINES, ("#8a8f9c", "#c2542d", "#4d49d8", "#2d8f6f", "#c9a227"), strict=True))
+    colors = dict(zip(ENGINES, ("#8a8f9c", "#c2542d", "#4d49d8", "#2d8f6f", "#c9a227"), strict=True))
     drawing = Figure(figsize=(4.6 * max(1, len(sizes)), 6.4), layout="constrained")
     axes = drawing.subplots(2, max(1, len(sizes)), squeeze=False)
     rows = (("memory", 2**30, "peak memory, GiB"), ("wall", 1, "seconds per iteration"))
@@ -217,7 +217,7 @@ def figure(record: dict[str, Any], target: Path) -> None:
                     )
                     if line:
                         name = engine if allocator == "tuned" else None
-                        ax.plot(*zip(*line), style, marker="o", ms=3, color=colours[engine], label=name)
+                        ax.plot(*zip(*line), style, marker="o", ms=3, color=colors[engine], label=name)
             ax.set_ylim(bottom=0)
             ax.set_xlabel("student steps N")
             ax.set_ylabel(label)

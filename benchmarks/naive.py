@@ -1,7 +1,7 @@
 """The published algorithms as they are usually run: one class at a time, one image at a time, nothing shared.
 
 These are the other side of every ratio in this folder. They are written from the papers' pseudo-code with the
-habits of the field's scripts (real images normalised and in memory, a network built per step, a data loader per
+habits of the field's scripts (real images normalized and in memory, a network built per step, a data loader per
 pass, the test pass without `no_grad`), on torch's own layers.
 """
 
@@ -53,7 +53,7 @@ class Dm:
         self.augment, self.generator = augment, torch.Generator().manual_seed(0)
         start = torch.cat([x[self._draw(c, ipc)] for c in range(self.classes)])
         self.images = start.clone().requires_grad_()
-        self.optimiser = torch.optim.SGD([self.images], lr=lr, momentum=0.5)
+        self.optimizer = torch.optim.SGD([self.images], lr=lr, momentum=0.5)
 
     def _draw(self, c: int, n: int) -> Tensor:
         order = torch.randperm(len(self.members[c]), generator=self.generator)
@@ -74,9 +74,9 @@ class Dm:
                 real, synthetic = siamese_batch(real, seed), siamese_batch(synthetic, seed)
             target = network.embed(real).detach()
             loss = loss + torch.sum((target.mean(0) - network.embed(synthetic).mean(0)) ** 2)
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
-        self.optimiser.step()
+        self.optimizer.step()
         return loss.item()
 
 
@@ -104,9 +104,9 @@ class Dc:
             target = torch.full((data.ipc,), c)
             got = torch.autograd.grad(F.cross_entropy(self.network(synthetic), target), self.weights, create_graph=True)
             loss = loss + sum(row_cosine(a, b) for a, b in zip(got, wanted, strict=True) if a.ndim > 1)
-        data.optimiser.zero_grad()
+        data.optimizer.zero_grad()
         loss.backward()
-        data.optimiser.step()
+        data.optimizer.step()
         return loss.item()
 
     def inner(self, epochs: int) -> None:
@@ -126,7 +126,7 @@ class Idc:
         self.network = PlainConvNet(x.shape[1], self.data.classes, x.shape[2]).train()
         self.weights = list(self.network.parameters())
         self.convs = [i for i, p in enumerate(self.weights) if p.ndim == 4]
-        self.optimiser = torch.optim.SGD(
+        self.optimizer = torch.optim.SGD(
             self.network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, foreach=False
         )
 
@@ -143,16 +143,16 @@ class Idc:
             target = torch.full((len(synthetic),), c)
             got = torch.autograd.grad(F.cross_entropy(self.network(synthetic), target), self.weights, create_graph=True)
             loss = sum((got[i] - found[i].detach()).square().sum() for i in self.convs)
-            data.optimiser.zero_grad()
+            data.optimizer.zero_grad()
             loss.backward()
-            data.optimiser.step()
+            data.optimizer.step()
         order = torch.randperm(len(data.x), generator=data.generator)[: self.net_images]
         for index in order.split(self.real_batch):
             images = independent_batch(data.x[index], data.generator)
             loss = F.cross_entropy(self.network(images), self.y[index])
-            self.optimiser.zero_grad()
+            self.optimizer.zero_grad()
             loss.backward()
-            self.optimiser.step()
+            self.optimizer.step()
 
     def decode(self, x: Tensor) -> Tensor:
         """Every stored image cut into factor x factor tiles, each enlarged to a whole image."""
@@ -201,7 +201,7 @@ def drawn(g: torch.Generator) -> tuple[int, float, float]:
 
 
 def one_op(x: Tensor, op: int, u: float, v: float) -> Tensor:
-    """Colour, crop, cutout, flip, scale or rotate of images (n, c, h, w), all by the same parameters."""
+    """Color, crop, cutout, flip, scale or rotate of images (n, c, h, w), all by the same parameters."""
     h = x.shape[2]
     if op == 0:
         x = x + (u - 0.5)
@@ -235,9 +235,9 @@ def affine(op: int, u: float, v: float) -> Tensor:
 
 
 def train_passes(network: nn.Module, x: Tensor, y: Tensor, passes: int, augment: bool, momentum: float = 0.9) -> None:
-    """Training on a synthetic set: a data loader, one optimiser step per batch, accuracy counted on the way."""
+    """Training on a synthetic set: a data loader, one optimizer step per batch, accuracy counted on the way."""
     decay = 5e-4 if momentum else 0.0
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=momentum, weight_decay=decay, foreach=False)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=momentum, weight_decay=decay, foreach=False)
     g = torch.Generator().manual_seed(0)
     loader = DataLoader(TensorDataset(x, y), batch_size=256, shuffle=True, num_workers=0, generator=g)
     network.train()
@@ -249,9 +249,9 @@ def train_passes(network: nn.Module, x: Tensor, y: Tensor, passes: int, augment:
             out = network(images)
             loss = F.cross_entropy(out, labels)
             right += int((out.argmax(1) == labels).sum().item())
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             loss.item()
 
 
@@ -284,7 +284,7 @@ class Recover:
         g = torch.Generator().manual_seed(0)
         self.x = torch.randn(count, 3, 32, 32, generator=g).requires_grad_()
         self.y = torch.arange(count) % 10
-        self.optimiser = torch.optim.Adam([self.x], lr=0.25, betas=(0.5, 0.9), eps=1e-8, foreach=False)
+        self.optimizer = torch.optim.Adam([self.x], lr=0.25, betas=(0.5, 0.9), eps=1e-8, foreach=False)
 
     def _hook(self, layer: nn.BatchNorm2d, given: tuple[Tensor, ...], out: Tensor) -> None:
         x = given[0]
@@ -297,11 +297,11 @@ class Recover:
     def step(self) -> None:
         """One update of all pixels."""
         self.terms = []
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss = F.cross_entropy(self.network(self.x.roll((2, 3), (2, 3))), self.y)
         first = [10.0] + [1.0] * (len(self.terms) - 1)
         loss = loss + 0.01 * sum(term * scale for term, scale in zip(self.terms, first, strict=True))
         loss.backward()
-        self.optimiser.step()
+        self.optimizer.step()
         with torch.no_grad():
             self.x.clamp_(-2, 2)

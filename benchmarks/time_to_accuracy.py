@@ -63,10 +63,10 @@ def figure(path: Path, target: Path) -> None:
     drawing = Figure(figsize=(6.4, 4), layout="constrained")
     ax = drawing.subplots()
     rows = summary(json.loads(path.read_text()))
-    for name, colour in zip(CURVES, ("#4d49d8", "#3b4a6b"), strict=True):
+    for name, color in zip(CURVES, ("#4d49d8", "#3b4a6b"), strict=True):
         points = [(seconds, 100 * accuracy) for n, seconds, accuracy in rows if n == name]
         if points:
-            ax.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
+            ax.plot(*zip(*points, strict=True), "o-", color=color, label=name)
     ax.axhline(70, color="#9aa5c4", lw=1, ls="--")
     ax.set_xscale("log")
     ax.set_xticks([0.5, 1, 2, 5, 10, 20, 50], ["0.5", "1", "2", "5", "10", "20", "50"])

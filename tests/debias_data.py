@@ -1,4 +1,4 @@
-"""Biased sets for the tests of de-biasing: coloured MNIST, and coloured squares where no data are needed."""
+"""Biased sets for the tests of de-biasing: colored MNIST, and colored squares where no data are needed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from datastill import load_real
 from datastill.data import RealSet
 
-#: Mean colours of the de-biasing literature's coloured MNIST, by bias value.
-COLOURS = torch.tensor(
+#: Mean colors of the de-biasing literature's colored MNIST, by bias value.
+COLORS = torch.tensor(
     [
         [0.9837, 0.3125, 0.1686],
         [0.9905, 0.9156, 0.3515],
@@ -39,36 +39,36 @@ def assign_bias(y: Tensor, ratio: float, generator: torch.Generator, values: int
     return bias
 
 
-def coloured(grey: Tensor, bias: Tensor, jitter: float, generator: torch.Generator) -> Tensor:
-    """Grey images (n, 1, h, w) in the colour of their bias value, jittered per image and channel, (n, 3, h, w)."""
-    colour = COLOURS[bias] + jitter * torch.randn(len(bias), 3, generator=generator)
-    return grey * colour.clamp(0, 1)[:, :, None, None]
+def colored(gray: Tensor, bias: Tensor, jitter: float, generator: torch.Generator) -> Tensor:
+    """Gray images (n, 1, h, w) in the color of their bias value, jittered per image and channel, (n, 3, h, w)."""
+    color = COLORS[bias] + jitter * torch.randn(len(bias), 3, generator=generator)
+    return gray * color.clamp(0, 1)[:, :, None, None]
 
 
-def biased_set(grey: Tensor, y: Tensor, ratio: float, jitter: float = 0.05, seed: int = 0) -> RealSet:
-    """A RealSet of coloured images that knows its bias, without test split."""
+def biased_set(gray: Tensor, y: Tensor, ratio: float, jitter: float = 0.05, seed: int = 0) -> RealSet:
+    """A RealSet of colored images that knows its bias, without test split."""
     generator = torch.Generator().manual_seed(seed)
     bias = assign_bias(y, ratio, generator)
-    x = coloured(grey, bias, jitter, generator)
+    x = colored(gray, bias, jitter, generator)
     real = load_real((x, y), holdout=0.0)
     return dataclasses.replace(real, bias=bias)
 
 
-def coloured_mnist(per_class: int | None, ratio: float, jitter: float = 0.05, seed: int = 0) -> RealSet:
-    """Coloured MNIST of so many training images per class, or of all."""
+def colored_mnist(per_class: int | None, ratio: float, jitter: float = 0.05, seed: int = 0) -> RealSet:
+    """Colored MNIST of so many training images per class, or of all."""
     mnist = load_real("mnist", limit=per_class, space="raw")
     return biased_set(mnist.pixels(torch.arange(len(mnist))), mnist.labels, ratio, jitter, seed)
 
 
-def coloured_strokes(
+def colored_strokes(
     per_class: int = 40, ratio: float = 0.1, classes: int = 3, side: int = 12, seed: int = 0
 ) -> RealSet:
-    """Small images of bars: the class is a bar's place, with noise, and its colour is the bias."""
+    """Small images of bars: the class is a bar's place, with noise, and its color is the bias."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(classes).repeat_interleave(per_class)
-    grey = 0.3 * torch.rand(len(y), 1, side, side, generator=generator)
+    gray = 0.3 * torch.rand(len(y), 1, side, side, generator=generator)
     for c in range(classes):
-        grey[y == c, :, 3 * c + 1 : 3 * c + 3, 2:-2] += 0.6
+        gray[y == c, :, 3 * c + 1 : 3 * c + 3, 2:-2] += 0.6
     bias = assign_bias(y, ratio, generator, classes)
-    x = coloured(grey.clamp(0, 1), bias, 0.02, generator)
+    x = colored(gray.clamp(0, 1), bias, 0.02, generator)
     return dataclasses.replace(load_real((x, y), holdout=0.0), bias=bias)

@@ -181,7 +181,7 @@ def test_method_files_import_no_torch() -> None:
 
 
 def test_permuted_class_ids_give_the_permuted_set(digits: RealSet) -> None:
-    """Random draws are keyed by class position, so a relabelling that keeps the order changes nothing."""
+    """Random draws are keyed by class position, so a relabeling that keeps the order changes nothing."""
     names = [f"class {c}" for c in range(10)]
     renamed = dataclasses.replace(digits, class_names=tuple(names))
     one, other = (

@@ -1,4 +1,4 @@
-"""The biased sets on real data: pixels of the full sets, and shortcuts that can be learnt (minutes; `make slow`)."""
+"""The biased sets on real data: pixels of the full sets, and shortcuts that can be learned (minutes; `make slow`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from datastill.data import RealSet
 from datastill.data.biased import group_accuracy
 from datastill.data.biased.backgrounds import OnBackgrounds
 from datastill.data.biased.build import Options, build
-from datastill.data.biased.coloured import COLOURS, JITTER
+from datastill.data.biased.colored import COLORS, JITTER
 from datastill.data.biased.corruptions import PRESETS
 from datastill.data.load import assemble
 from datastill.data.raw import Request
@@ -25,26 +25,26 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def coloured(real_data: Path) -> RealSet:
+def colored(real_data: Path) -> RealSet:
     return load_real("cmnist:ratio=0.05,severity=1")
 
 
-class TestColouredMnist:
-    def test_pixels_of_the_full_set(self, coloured: RealSet) -> None:
-        grey = load_real("mnist")
-        assert (len(coloured), len(coloured.test)) == (60_000, 10_000)
-        assert torch.equal(coloured.labels, grey.labels)
+class TestColoredMnist:
+    def test_pixels_of_the_full_set(self, colored: RealSet) -> None:
+        gray = load_real("mnist")
+        assert (len(colored), len(colored.test)) == (60_000, 10_000)
+        assert torch.equal(colored.labels, gray.labels)
         s = JITTER[1]
         for c in range(10):
-            rows = ((coloured.labels == c) & (coloured.bias == c)).nonzero().flatten()
-            assert len(rows) == pytest.approx(0.95 * int(coloured.counts[c]), abs=1)
-            ink, made = grey.pixels(rows).flatten(1), coloured.pixels(rows).flatten(2)
+            rows = ((colored.labels == c) & (colored.bias == c)).nonzero().flatten()
+            assert len(rows) == pytest.approx(0.95 * int(colored.counts[c]), abs=1)
+            ink, made = gray.pixels(rows).flatten(1), colored.pixels(rows).flatten(2)
             at = ink.argmax(1)
             brightest = made[torch.arange(len(rows)), :, at] / ink.gather(1, at[:, None])
-            wanted = torch.tensor(COLOURS[c])
+            wanted = torch.tensor(COLORS[c])
             inside = (wanted > 3 * s) & (wanted < 1 - 3 * s)
             assert ((brightest.mean(0) - wanted).abs() < 3 * s / len(rows) ** 0.5)[inside].all()
-            # one colour per image: all pixels are the grey level times that of the brightest pixel
+            # one color per image: all pixels are the gray level times that of the brightest pixel
             assert ((made - brightest[:, :, None] * ink[:, None]).abs() <= 1.01 / 255).all()
             assert (made.permute(0, 2, 1)[ink == 0] == 0).all()
 

@@ -1,6 +1,6 @@
 """What weights against a bias bring, as the specification of de-biasing measured it (6.7), on the means of three seeds.
 
-4,000 training and 2,000 unbiased test images of coloured MNIST, 5 % conflicting, the widest colours; DM at 14 x 14
+4,000 training and 2,000 unbiased test images of colored MNIST, 5 % conflicting, the widest colors; DM at 14 x 14
 pixels with ten images per class; weights from 28 x 28 pixels by the encoder of 6.6. Arms share starts, networks and
 batches of real images, so a gap is one of weights. Three minutes on one core.
 """

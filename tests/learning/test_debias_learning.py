@@ -1,4 +1,4 @@
-"""Weights against a bias, end to end on coloured digits (spec 6.7 and 6.8, smaller): a minute or two on a CPU."""
+"""Weights against a bias, end to end on colored digits (spec 6.7 and 6.8, smaller): a minute or two on a CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NETWORK = "convnet:width=16,depth=2"
 
 
 @pytest.fixture(scope="module")
-def coloured(real_data: Path) -> RealSet:
+def colored(real_data: Path) -> RealSet:
     return datastill.load_real("cmnist:ratio=0.05,train=6000,test=2000")
 
 
@@ -28,10 +28,10 @@ def accuracy(real: RealSet, debias: str) -> tuple[float, float, float]:
 
 
 @pytest.mark.slow
-def test_weights_undo_the_bias_that_distillation_keeps(coloured: RealSet) -> None:
-    plain, aligned, conflicting = accuracy(coloured, "none")
-    kde, _, _ = accuracy(coloured, "kde:draw=true")
-    oracle, _, _ = accuracy(coloured, "oracle:draw=true")
+def test_weights_undo_the_bias_that_distillation_keeps(colored: RealSet) -> None:
+    plain, aligned, conflicting = accuracy(colored, "none")
+    kde, _, _ = accuracy(colored, "kde:draw=true")
+    oracle, _, _ = accuracy(colored, "oracle:draw=true")
     assert aligned > 0.93
     assert conflicting < 0.45
     assert kde - plain >= 0.2

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from datastill import load_real
 from datastill.augment.trace import TraceSpec
 from datastill.core.rng import Rng, isolated
-from datastill.core.space import normalised
+from datastill.core.space import normalized
 from datastill.labels.bank import LabelBank
-from datastill.labels.labeller import Labeller
+from datastill.labels.labeler import Labeler
 from datastill.training.hard import predict
 from datastill.training.soft import SOFT_RECIPES, SoftSchedule, train_soft
 
@@ -35,10 +35,10 @@ def network(seed: int) -> nn.Module:
 
 
 class Bench:
-    """A teacher of 20,000 images, 100 random ones to be labelled, and 3,000 to be tested on."""
+    """A teacher of 20,000 images, 100 random ones to be labeled, and 3,000 to be tested on."""
 
     def __init__(self) -> None:
-        real = load_real("fashion_mnist", limit=2000).with_space(normalised((0.286,), (0.353,)))
+        real = load_real("fashion_mnist", limit=2000).with_space(normalized((0.286,), (0.353,)))
         everything = real.batch(torch.arange(len(real)))
         assert real.test is not None
         chosen = torch.randperm(len(real.test), generator=Rng(0).generator("test"))[:3000]
@@ -56,7 +56,7 @@ class Bench:
         right: Tensor = predict(trained, self.test.x).argmax(1) == self.test.y
         return 100 * float(right.float().mean())
 
-    def student(self, **labels: Labeller | LabelBank) -> float:
+    def student(self, **labels: Labeler | LabelBank) -> float:
         """Mean accuracy of two students, percent."""
         found = []
         for k in range(2):
@@ -70,18 +70,18 @@ def test_soft_labels_are_worth_points_and_survive_storage(real_data: Path, tmp_p
     """Measured: teacher 84.0; hard 65.1, on line 76.6, a bank of 40 epochs 76.8, five of its ten logits 75.6."""
     bench = Bench()
     assert bench.accuracy(bench.teacher) > 80
-    labeller, made = Labeller([bench.teacher]), {"epochs": 40, "batch": 25, "seed": 0}
-    bank = LabelBank.make(tmp_path / "bank", bench.x, labeller, SCHEDULE.trace, **made)  # type: ignore[arg-type]
+    labeler, made = Labeler([bench.teacher]), {"epochs": 40, "batch": 25, "seed": 0}
+    bank = LabelBank.make(tmp_path / "bank", bench.x, labeler, SCHEDULE.trace, **made)  # type: ignore[arg-type]
     five = LabelBank.make(
         tmp_path / "five",
         bench.x,
-        labeller,
+        labeler,
         SCHEDULE.trace,
         top_k=5,
         temperature=SCHEDULE.temperature,
         **made,  # type: ignore[arg-type]
     )
-    hard, on_line = bench.student(), bench.student(labeller=labeller)
+    hard, on_line = bench.student(), bench.student(labeler=labeler)
     stored, half = bench.student(bank=bank), bench.student(bank=five)
     told = f"hard {hard:.1f}, on line {on_line:.1f}, bank {stored:.1f}, five of ten {half:.1f}"
     print(told)

@@ -70,8 +70,8 @@ def test_k_center_takes_copies_once_each() -> None:
 
 
 def test_k_means_takes_one_of_each_cluster() -> None:
-    centres = torch.tensor([[0.0, 0], [20, 0], [0, 20], [20, 20]])
-    features = (centres[:, None] + points(4 * 15, 2, 0).view(4, 15, 2).float()).reshape(-1, 2)
+    centers = torch.tensor([[0.0, 0], [20, 0], [0, 20], [20, 20]])
+    features = (centers[:, None] + points(4 * 15, 2, 0).view(4, 15, 2).float()).reshape(-1, 2)
     chosen = k_means(features, 4, seed=0)
     assert sorted((chosen // 15).tolist()) == [0, 1, 2, 3]
     assert len(set(k_means(torch.zeros(6, 2) + torch.arange(6)[:, None] % 2, 4, seed=1).tolist())) == 4

@@ -23,7 +23,7 @@ from datastill.objectives.feature_means import FeatureMeans
 from datastill.objectives.gradient_match import GradientMatch
 from datastill.sampling.inits import Given
 from datastill.sampling.weighted import WeightedClassBatches
-from debias_data import coloured_strokes
+from debias_data import colored_strokes
 
 NETWORKS = ("convnet:width=4,depth=2", "convnet:width=4,depth=2,norm=batch")
 #: With an augmentation, which both sides of a class share, "dc" is DSA.
@@ -150,7 +150,7 @@ def test_the_weighted_dm_loss_is_the_written_formula() -> None:
             assert float(found.loss[c]) == pytest.approx(float(loss), rel=1e-5)
 
 
-def test_a_class_batch_renormalises_the_stored_weights() -> None:
+def test_a_class_batch_renormalizes_the_stored_weights() -> None:
     """Stored weights of a part of a class: their mean is that of the part with weights that sum to 1."""
     values = torch.randn(10, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     stored = torch.rand(10, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -163,7 +163,7 @@ def test_a_class_batch_renormalises_the_stored_weights() -> None:
 
 def test_weighted_batches_agree_with_weighted_means_in_expectation() -> None:
     """The weighted sampler's plain mean against the weighted mean of the whole class, for the feature means of DM."""
-    real = coloured_strokes(per_class=30)
+    real = colored_strokes(per_class=30)
     weighted, _ = debias(real, "oracle")
     factory = resolve_network("convnet:width=4,depth=2", channels=3, classes=3, size=(12, 12))
     task = Task(weighted, 1, factory)
@@ -183,7 +183,7 @@ def test_weighted_batches_agree_with_weighted_means_in_expectation() -> None:
 @pytest.mark.parametrize("method", ["dm", "dc"])
 def test_whole_runs_move_otherwise_with_weights_and_not_with_equal_ones(method: str) -> None:
     """From the public call: the same images with weights of one, others with the oracle's."""
-    real = coloured_strokes(per_class=20, ratio=0.2)
+    real = colored_strokes(per_class=20, ratio=0.2)
     settings = {"ipc": 1, "steps": 2, "real_batch": 20, "network": "convnet:width=4,depth=2", "augment": "none"}
 
     def images(data: RealSet) -> Tensor:
@@ -218,7 +218,7 @@ class Draws(Callback):
 @pytest.mark.parametrize("method", ["dm", "dc", "dsa"])
 def test_sets_without_weights_are_distilled_to_the_last_bit_alike(method: str) -> None:
     """With weights taken away, and with or without bias labels, which nothing reads."""
-    real, augment = coloured_strokes(per_class=20, ratio=0.2), "crop" if method == "dsa" else "none"
+    real, augment = colored_strokes(per_class=20, ratio=0.2), "crop" if method == "dsa" else "none"
     settings = {"ipc": 1, "steps": 2, "real_batch": 10, "network": "convnet:width=4,depth=2", "augment": augment}
 
     def run(data: RealSet, **more: str) -> tuple[Tensor, Draws]:
@@ -241,7 +241,7 @@ def test_no_weights_reach_the_mean_as_none(monkeypatch: pytest.MonkeyPatch) -> N
         return reduce(self, values, y, weight)
 
     monkeypatch.setattr(Context, "reduce", spy)
-    real = coloured_strokes(per_class=20, ratio=0.2)
+    real = colored_strokes(per_class=20, ratio=0.2)
     distill("dm", real, ipc=1, steps=2, real_batch=10, network="convnet:width=4,depth=2")
     assert seen == [None, None]
 
@@ -249,7 +249,7 @@ def test_no_weights_reach_the_mean_as_none(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("method", ["dm", "dc"])
 def test_arms_with_and_without_weights_differ_in_weights_alone(method: str) -> None:
     """The same start, the same networks and the same batches of real images: a gap is one of weights."""
-    real = coloured_strokes(per_class=20, ratio=0.2)
+    real = colored_strokes(per_class=20, ratio=0.2)
     settings = {"ipc": 2, "steps": 3, "real_batch": 6, "augment": "none", "init": "real"}
     seen, made = [], []
     for data in (real, debias(real, "oracle")[0]):

@@ -38,7 +38,7 @@ def literal_dm(real: RealSet, task: Task, steps: int, real_batch: int, lr: float
     """The published loop, one class at a time, with autograd through everything."""
     images = RandomReal().images(task, Block(0, torch.arange(len(task.labels)), task.labels), None)[0]
     images = images.clone().requires_grad_()
-    optimiser = torch.optim.SGD([images], lr=lr, momentum=momentum)
+    optimizer = torch.optim.SGD([images], lr=lr, momentum=momentum)
     y, rng = task.labels, Rng(task.seed)
     for step in range(steps):
         network = task.network(rng.derive("surrogate", 0, step)).train()
@@ -47,9 +47,9 @@ def literal_dm(real: RealSet, task: Task, steps: int, real_batch: int, lr: float
         for c in range(real.classes):
             target = network.embed(batch.x[batch.y == c]).detach().mean(0)
             loss = loss + (target - network.embed(images[y == c]).mean(0)).square().sum()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     return images.detach()
 
 
@@ -212,7 +212,7 @@ def test_loss_falls_with_a_fixed_network(digits: RealSet) -> None:
 
         def load(self, state: dict[str, Tensor]) -> None: ...
 
-    from datastill.core.loop import synthesise
+    from datastill.core.loop import synthesize
 
     plan = Plan(
         init=Given(torch.randn(10, 1, 8, 8, generator=Rng(0).generator("x"))),
@@ -223,5 +223,5 @@ def test_loss_falls_with_a_fixed_network(digits: RealSet) -> None:
         update={"images": Sgd(lr=1.0, momentum=0.5)},
         steps=60,
     )
-    losses = synthesise(plan, task).losses[0]
+    losses = synthesize(plan, task).losses[0]
     assert losses[-20:].mean() < 0.8 * losses[:20].mean()

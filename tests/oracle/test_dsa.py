@@ -43,8 +43,8 @@ def naive_one(x: np.ndarray, op: str, record: DsaRecord, row: int) -> np.ndarray
     out = np.zeros_like(x)
     if op == "color":
         x = x + float(record.brightness[row])
-        grey = x.mean(0, keepdims=True)
-        x = (x - grey) * float(record.saturation[row]) + grey
+        gray = x.mean(0, keepdims=True)
+        x = (x - gray) * float(record.saturation[row]) + gray
         return (x - x.mean()) * float(record.contrast[row]) + x.mean()
     if op == "crop":
         dy, dx = record.offset[row].tolist()
@@ -254,7 +254,7 @@ def test_saturation_leaves_one_channel_alone():
     assert (apply(x, DsaRecord.from_state(state)) - x).abs().max() < 1e-12
     state["saturation"].fill_(0.0)
     y = images(5, (3, 8, 8))
-    assert (apply(y, DsaRecord.from_state(state)).std(1)).max() < 1e-12  # all grey
+    assert (apply(y, DsaRecord.from_state(state)).std(1)).max() < 1e-12  # all gray
 
 
 @pytest.mark.parametrize("side", [8, 9, 28])

@@ -389,7 +389,7 @@ class TestCoupledSamples:
         assert ran
 
     def test_layers_that_only_a_probe_finds(self) -> None:
-        class Centred(nn.Module):
+        class Centered(nn.Module):
             def __init__(self, channels: int, classes: int, size: tuple[int, int]) -> None:
                 super().__init__()
                 self.register_buffer("seen", torch.zeros(()))
@@ -402,7 +402,7 @@ class TestCoupledSamples:
                 x = torch.tanh(self.conv(x))
                 return self.head(self.flatten(x - x.mean(0, keepdim=True)))
 
-        factory = resolve_network(Centred, channels=2, classes=3, size=(10, 10))
+        factory = resolve_network(Centered, channels=2, classes=3, size=(10, 10))
         context = context_of(ipc=3)
         context.task = dataclasses.replace(context.task, network=factory)
         context.surrogate = factory(0).double()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datastill import distill, load_real
-from datastill.core.loop import synthesise
+from datastill.core.loop import synthesize
 from datastill.core.plan import Plan, Task
 from datastill.core.rng import Rng
 from datastill.core.update import SequentialSgd, Sgd
@@ -58,14 +58,14 @@ class TestIdentities:
             "sampler": ClassBatches(16),
         }
         same = dataclasses.replace(idc, **parts)
-        a, b = (synthesise(plan, task).codes["images"] for plan in (dc, same))
+        a, b = (synthesize(plan, task).codes["images"] for plan in (dc, same))
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
     def test_sequential_without_momentum_is_joint(self, digits: RealSet) -> None:
         task = task_of(digits)
         base = DC(steps=3, outer=1, inner=1, real_batch=16).build(task)
         made = [
-            synthesise(dataclasses.replace(base, update={"images": rule}), task).codes["images"]
+            synthesize(dataclasses.replace(base, update={"images": rule}), task).codes["images"]
             for rule in (Sgd(lr=0.1, momentum=0.0), SequentialSgd(lr=0.1, momentum=0.0, rows=task.labels))
         ]
         torch.testing.assert_close(made[0], made[1], rtol=1e-6, atol=1e-7)
@@ -78,7 +78,7 @@ def literal_dc(plan: Plan, task: Task, steps: int, outer: int, inner: int, real_
         [torch.randn(real.shape, generator=rng.generator("noise", i)) for i in range(len(task.labels))]
     )
     images.requires_grad_()
-    optimiser = torch.optim.SGD([images], lr=lr, momentum=0.5)
+    optimizer = torch.optim.SGD([images], lr=lr, momentum=0.5)
     for step in range(steps):
         if step % outer == 0:
             network = task.network(rng.derive("surrogate", 0, step))
@@ -94,9 +94,9 @@ def literal_dc(plan: Plan, task: Task, steps: int, outer: int, inner: int, real_
             for a, b in zip(got, wanted, strict=True):
                 if a.ndim > 1:
                     loss = loss + (1 - F.cosine_similarity(a.flatten(1), b.flatten(1), dim=1)).sum()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         if (step + 1) % outer and step + 1 < steps:
             plain = torch.optim.SGD(network.parameters(), lr=0.01)
             for p in range(inner):  # one batch holds the whole set, so the order does not matter
@@ -111,7 +111,7 @@ def literal_dc(plan: Plan, task: Task, steps: int, outer: int, inner: int, real_
 def test_dc_is_the_papers_algorithm(digits: RealSet) -> None:
     task = task_of(digits)
     plan = DC(steps=5, outer=3, inner=4, real_batch=20).build(task)
-    ours = synthesise(plan, task).codes["images"]
+    ours = synthesize(plan, task).codes["images"]
     torch.testing.assert_close(ours, literal_dc(plan, task, 5, 3, 4, 20, 0.1), rtol=1e-3, atol=1e-4)
 
 

@@ -227,7 +227,7 @@ def test_a_match_that_is_reached_and_a_start_that_is_the_end():
         assert not found.x.any()
 
 
-def test_towers_have_normalisers_of_their_own():
+def test_towers_have_normalizers_of_their_own():
     case = Case()
     half = case.model.size // 2
     towers = (slice(0, half), slice(half, None))
@@ -382,7 +382,7 @@ def test_convolution_with_fast_double_backward(geometry, whole):
         assert relative(a, b) < 1e-12
 
 
-class Standardised(nn.Module):
+class Standardized(nn.Module):
     """A convolution whose weights are no plain view of theta, as in norm-free networks; used twice over."""
 
     def __init__(self) -> None:
@@ -399,7 +399,7 @@ class Standardised(nn.Module):
 
 def test_convolution_weights_that_are_functions_of_theta():
     with isolated(0):
-        case = Case(Standardised())
+        case = Case(Standardized())
     assert_same(case.run(adjoint), case.run(full_unroll), 1e-10)
 
 

@@ -18,10 +18,10 @@ from datastill import distill, evaluate, load_distilled, load_real
 from datastill.cli import main
 from datastill.core.context import Context
 from datastill.core.errors import InputError
-from datastill.core.loop import synthesise
+from datastill.core.loop import synthesize
 from datastill.core.plan import AllAtOnce, Block, Callback, ClassMajor, Init, Partition, Plan, Synthetic, Task
 from datastill.core.rng import Rng
-from datastill.core.space import Space, normalised
+from datastill.core.space import Space, normalized
 from datastill.data import RealSet
 from datastill.decoders.multi_formation import MultiFormation, bounded, tile_edges
 from datastill.methods.dm import DM
@@ -87,14 +87,14 @@ class TestDecode:
         assert made.x.std((1, 2, 3)).max() < 1e-6
         assert made.y.tolist() == [5, 6] * 4
 
-    @pytest.mark.parametrize(("storage", "grey"), [({}, 0.0), ({"mean": [0.25], "std": [0.5]}, (0.5 - 0.25) / 0.5)])
-    def test_28_pixels_in_thirds(self, storage: dict, grey: float) -> None:
-        """Tiles of 10 pixels; the last row and column of tiles hold 2 of padding: mid-grey, or the data's mean."""
+    @pytest.mark.parametrize(("storage", "gray"), [({}, 0.0), ({"mean": [0.25], "std": [0.5]}, (0.5 - 0.25) / 0.5)])
+    def test_28_pixels_in_thirds(self, storage: dict, gray: float) -> None:
+        """Tiles of 10 pixels; the last row and column of tiles hold 2 of padding: mid-gray, or the data's mean."""
         decoder = MultiFormation(3, **storage)
         made = decoder.decode(decoder.encode(torch.full((1, 1, 28, 28), 7.0)), torch.zeros(1, dtype=torch.int64)).x
         assert made.shape == (9, 1, 28, 28)
         assert torch.allclose(made[0], torch.full((1, 28, 28), 7.0))
-        assert torch.allclose(made[8, 0, -2:, :], torch.full((2, 28), grey), atol=1e-6)
+        assert torch.allclose(made[8, 0, -2:, :], torch.full((2, 28), gray), atol=1e-6)
         assert torch.allclose(made[8, 0, :20, :20], torch.full((20, 20), 7.0))
         assert tile_edges(28, 3) == [(0, 10), (10, 20), (20, 28)]
 
@@ -187,8 +187,8 @@ class TestLinear:
 
 
 class TestStorage:
-    def test_pixels_are_normalised_after_formation(self) -> None:
-        space = normalised((0.2, 0.4, 0.6), (0.1, 0.2, 0.3))
+    def test_pixels_are_normalized_after_formation(self) -> None:
+        space = normalized((0.2, 0.4, 0.6), (0.1, 0.2, 0.3))
         pixels, y = torch.rand(2, 3, 7, 5, generator=Rng(1).generator("x")), torch.tensor([0, 1])
         decoder = bounded(2, space, clamp_every=4)
         codes = decoder.encode(space.encode(pixels))
@@ -203,7 +203,7 @@ class TestStorage:
         with pytest.raises(InputError, match="ZCA"):
             bounded(2, Space("zca"), clamp_every=1)
 
-    @pytest.mark.parametrize("space", [Space(), normalised((0.5,), (0.25,))])
+    @pytest.mark.parametrize("space", [Space(), normalized((0.5,), (0.25,))])
     @pytest.mark.parametrize(
         ("clamp", "every", "wanted"), [("none", 0, []), ("step", 0, [0, 1, 2, 3, 4, 5]), ("outer", 3, [2, 5])]
     )
@@ -242,7 +242,7 @@ class TestStorage:
             MultiFormation(2, mean=[0.1, 0.2], std=[1, 1]).encode(torch.zeros(1, 3, 4, 4))
 
     @pytest.mark.parametrize(
-        "decoder", [*CASES, bounded(3, normalised((0.5, 0.4), (0.2, 0.1)), clamp_every=100)], ids=str
+        "decoder", [*CASES, bounded(3, normalized((0.5, 0.4), (0.2, 0.1)), clamp_every=100)], ids=str
     )
     @pytest.mark.parametrize("soft", [False, True])
     def test_round_trips_through_an_artifact(self, decoder: MultiFormation, soft: bool, tmp_path) -> None:
@@ -267,9 +267,9 @@ def make_task(real: RealSet, ipc: int) -> Task:
 
 
 def start(init: Init, task: Task, partition: Partition | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Images and extras of an initialisation, put together over blocks."""
+    """Images and extras of an initialization, put together over blocks."""
     plan = Plan(init, MultiFormation(), partition=partition or AllAtOnce())
-    outcome = synthesise(plan, task)
+    outcome = synthesize(plan, task)
     return outcome.codes["images"], outcome.extra
 
 
@@ -330,7 +330,7 @@ class TestMix:
             make_init("mixx")
 
     def test_noise_in_pixels(self, digits: RealSet) -> None:
-        task = make_task(digits.with_space(normalised((0.3,), (0.2,))), 2)
+        task = make_task(digits.with_space(normalized((0.3,), (0.2,))), 2)
         pixels = task.real.space.decode(start(Noise(pixels=True), task)[0])
         raw = start(Noise(), make_task(digits.with_space(Space()), 2))[0]
         assert torch.allclose(pixels, raw, atol=1e-6)
@@ -344,7 +344,7 @@ class TestDM:
         assert plan.decoder.describe() == {"decoder": "pixels", "clamp": False}
         assert plan.init == RandomReal()
         formed = dataclasses.replace(plan, decoder=MultiFormation(1), init=MixReal(1))
-        pairs = [synthesise(p, make_task(digits, 2)) for p in (plan, formed)]
+        pairs = [synthesize(p, make_task(digits, 2)) for p in (plan, formed)]
         assert torch.equal(pairs[0].codes["images"], pairs[1].codes["images"])
         assert torch.equal(pairs[0].losses, pairs[1].losses)
 
@@ -364,7 +364,7 @@ class TestDM:
         method = DM(steps=1, real_batch=8, factor=2, image_momentum=0.0, image_lr=1.0, augment="none")
         plan = dataclasses.replace(method.build(task), sampler=ClassBatches(10**6))
         before = start(MixReal(2), task)[0]
-        moved = before - synthesise(plan, task).codes["images"]
+        moved = before - synthesize(plan, task).codes["images"]
         leaf = before.clone().requires_grad_()
         decoded: Synthetic = plan.decoder.decode({"images": leaf}, task.labels)
         loss = torch.zeros(())
@@ -419,7 +419,7 @@ class TestDM:
 def test_a_step_resumes_exactly(digits: RealSet, tmp_path) -> None:
     task = make_task(digits, 1)
     plan = DM(steps=4, real_batch=8, factor=2).build(task)
-    whole = synthesise(plan, task).codes["images"]
+    whole = synthesize(plan, task).codes["images"]
     keeper = Checkpointer(tmp_path, {}, every_steps=1)
 
     class Stop(Exception):
@@ -431,5 +431,5 @@ def test_a_step_resumes_exactly(digits: RealSet, tmp_path) -> None:
                 raise Stop
 
     with pytest.raises(Stop):
-        synthesise(plan, task, checkpointer=keeper, callbacks=[Breaks()])
-    assert torch.equal(synthesise(plan, task, checkpointer=keeper).codes["images"], whole)
+        synthesize(plan, task, checkpointer=keeper, callbacks=[Breaks()])
+    assert torch.equal(synthesize(plan, task, checkpointer=keeper).codes["images"], whole)

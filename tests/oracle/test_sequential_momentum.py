@@ -1,4 +1,4 @@
-"""The joint form of per-class momentum against one torch optimiser that is stepped class after class."""
+"""The joint form of per-class momentum against one torch optimizer that is stepped class after class."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from datastill import load_real
 from datastill.core.context import Context
 from datastill.core.errors import InputError
-from datastill.core.loop import synthesise
+from datastill.core.loop import synthesize
 from datastill.core.plan import Callback, ClassMajor, Grads, Plan, Task
 from datastill.core.rng import Rng
 from datastill.core.update import SequentialSgd, Sgd, cosine
@@ -28,7 +28,7 @@ def problem(classes: int, ipc: int, ids: list[int]) -> tuple[Tensor, Tensor, Ten
 
 
 def literal(rows, start, curve, sweeps, lr, momentum, sign=1.0, schedule=None) -> Tensor:
-    """One optimiser over the whole leaf, stepped once per class with that class's gradient only.
+    """One optimizer over the whole leaf, stepped once per class with that class's gradient only.
 
     With a schedule every class has its own group, whose rate changes when its turn has come.
     """
@@ -36,15 +36,15 @@ def literal(rows, start, curve, sweeps, lr, momentum, sign=1.0, schedule=None) -
     leaves = [start[rows == c].clone() for c in order]
     curves = [curve[rows == c] for c in order]
     first = lr if schedule is None else lr * schedule(0.0)
-    optimiser = torch.optim.SGD([{"params": [leaf]} for leaf in leaves], lr=first, momentum=momentum)
+    optimizer = torch.optim.SGD([{"params": [leaf]} for leaf in leaves], lr=first, momentum=momentum)
     for sweep in range(sweeps):
         for c, (leaf, each) in enumerate(zip(leaves, curves, strict=True)):
             if schedule is not None:
-                optimiser.param_groups[c]["lr"] = lr * schedule(sweep / sweeps)
+                optimizer.param_groups[c]["lr"] = lr * schedule(sweep / sweeps)
             for other in leaves:
                 other.grad = torch.zeros_like(other)
             leaf.grad = sign * 2 * each * leaf
-            optimiser.step()
+            optimizer.step()
     whole = torch.empty_like(start)
     for c, leaf in zip(order, leaves, strict=True):
         whole[rows == c] = leaf
@@ -62,28 +62,28 @@ def joint(rule: SequentialSgd | Sgd, start, curve, sweeps) -> Tensor:
 
 @pytest.mark.parametrize("classes", [1, 2, 10])
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
-@pytest.mark.parametrize("maximise", [False, True])
+@pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("ids", ["first", "spread"])
-def test_is_the_literal_loop(classes: int, momentum: float, maximise: bool, ids: str) -> None:
+def test_is_the_literal_loop(classes: int, momentum: float, maximize: bool, ids: str) -> None:
     """Positions are ranks among the classes present, whatever their numbers."""
     rows, start, curve = problem(classes, 3, [c if ids == "first" else 7 * c + 3 for c in range(classes)])
-    rule = SequentialSgd(0.03, momentum, rows, maximise=maximise)
-    expected = literal(rows, start, curve, 6, 0.03, momentum, sign=-1.0 if maximise else 1.0)
+    rule = SequentialSgd(0.03, momentum, rows, maximize=maximize)
+    expected = literal(rows, start, curve, 6, 0.03, momentum, sign=-1.0 if maximize else 1.0)
     found = joint(rule, start, curve, 6)
     assert (expected - start).abs().max() > 0.05
     assert torch.allclose(found, expected, rtol=0, atol=1e-12 * max(1.0, float(expected.abs().max())))
 
 
-def test_is_one_optimiser_over_one_tensor() -> None:
+def test_is_one_optimizer_over_one_tensor() -> None:
     """The oracle's many tensors move as the rows of a single one."""
     rows, start, curve = problem(3, 2, [0, 1, 2])
     leaf = start.clone().requires_grad_()
-    optimiser = torch.optim.SGD([leaf], lr=0.05, momentum=0.5)
+    optimizer = torch.optim.SGD([leaf], lr=0.05, momentum=0.5)
     for _ in range(5):
         for c in range(3):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             (curve * leaf.square())[rows == c].sum().backward()
-            optimiser.step()
+            optimizer.step()
     found = joint(SequentialSgd(0.05, 0.5, rows), start, curve, 5)
     assert torch.allclose(found, leaf.detach(), rtol=0, atol=1e-12)
 
@@ -139,7 +139,7 @@ def make_plan(task: Task, objective=square, steps: int = 4, **changes) -> Plan:
 
 def test_through_the_loop(task: Task) -> None:
     start = torch.randn(20, 1, 8, 8, generator=Rng(0).generator("start"))
-    found = synthesise(make_plan(task), task).codes["images"]
+    found = synthesize(make_plan(task), task).codes["images"]
     expected = literal(task.labels, start.double(), torch.ones(20, 1, 8, 8, dtype=torch.double), 4, 0.05, 0.5)
     assert torch.allclose(found.double(), expected, atol=1e-6)
 
@@ -154,9 +154,9 @@ def test_a_step_that_is_not_finite_is_undone(task: Task, where: str) -> None:
         grad = 2 * x + (bad if where == "gradient" else 0)
         return Grads(loss=x.square().sum() + (bad if where == "loss" else 0), x=grad)
 
-    outcome = synthesise(make_plan(task, objective, steps=7), task)
+    outcome = synthesize(make_plan(task, objective, steps=7), task)
     assert outcome.skipped == 3
-    assert torch.equal(outcome.codes["images"], synthesise(make_plan(task), task).codes["images"])
+    assert torch.equal(outcome.codes["images"], synthesize(make_plan(task), task).codes["images"])
 
 
 def test_resumes_exactly(task: Task, tmp_path) -> None:
@@ -175,11 +175,11 @@ def test_resumes_exactly(task: Task, tmp_path) -> None:
 
     keeper = Checkpointer(tmp_path, {}, every_steps=1, every_seconds=1e9)
     with pytest.raises(Stop):
-        synthesise(scheduled(), task, checkpointer=keeper, callbacks=[Breaks()])
-    resumed = synthesise(scheduled(), task, checkpointer=keeper)
-    assert torch.equal(resumed.codes["images"], synthesise(scheduled(), task).codes["images"])
+        synthesize(scheduled(), task, checkpointer=keeper, callbacks=[Breaks()])
+    resumed = synthesize(scheduled(), task, checkpointer=keeper)
+    assert torch.equal(resumed.codes["images"], synthesize(scheduled(), task).codes["images"])
 
 
 def test_blocks_of_some_classes_are_refused(task: Task) -> None:
     with pytest.raises(InputError, match="one block"):
-        synthesise(make_plan(task, partition=ClassMajor(4)), task)
+        synthesize(make_plan(task, partition=ClassMajor(4)), task)

@@ -88,7 +88,7 @@ def test_soft_labels_and_weights_stack():
         assert (stacked - alone).abs().max() < 1e-12
 
 
-def test_a_network_does_not_depend_on_its_neighbours():
+def test_a_network_does_not_depend_on_its_neighbors():
     x, y = data()
     schedule = Schedule(5, batch=5, augment=ALL)
     pair, single = [network(0), network(1)], [network(1)]

@@ -61,7 +61,7 @@ def torch_sgd(parameters: Iterable[Tensor], lr: float) -> torch.optim.SGD:
 
 def by_hand(make_sgd, network, x, y, epochs: int, rng: Rng, *, augment: str, reset: bool = True) -> None:
     """The DC protocol with batches of 8."""
-    optimiser = make_sgd(network.parameters(), lr=0.01)
+    optimizer = make_sgd(network.parameters(), lr=0.01)
     for epoch in range(epochs + 1):
         order = torch.randperm(len(y), generator=rng.generator("order", epoch))
         for b, start in enumerate(range(0, len(y), 8)):
@@ -70,11 +70,11 @@ def by_hand(make_sgd, network, x, y, epochs: int, rng: Rng, *, augment: str, res
             record = Dsa(augment).draw(len(index), SHAPE, generator, one_op=True)
             network.zero_grad()
             F.cross_entropy(network(Dsa(augment).apply(x[index], record)), y[index]).backward()
-            optimiser.step()
+            optimizer.step()
         if epoch == epochs // 2 + 1 and reset:
-            optimiser = make_sgd(network.parameters(), lr=0.01 * 0.1)
+            optimizer = make_sgd(network.parameters(), lr=0.01 * 0.1)
         elif epoch == epochs // 2 + 1:
-            optimiser.param_groups[0]["lr"] *= 0.1
+            optimizer.param_groups[0]["lr"] *= 0.1
 
 
 @pytest.mark.parametrize("augment", ["none", "color_crop_cutout_flip_scale_rotate"])
@@ -177,14 +177,14 @@ def test_cutmix_leaves_the_rest_alone():
     assert torch.allclose(weights(single), weights(expected), atol=1e-6)
 
 
-def test_an_optimiser_goes_on_with_its_momentum():
+def test_an_optimizer_goes_on_with_its_momentum():
     (x, y), rng = data(), Rng(7)
     whole, parts, new = linear(), linear(), linear()
     train(whole, x, y, Schedule(2, batch=23), rng)
     orders = [torch.randperm(23, generator=rng.generator("order", p)) for p in range(2)]
-    optimiser = torch_sgd(parts.parameters(), lr=0.01)
+    optimizer = torch_sgd(parts.parameters(), lr=0.01)
     for order in orders:
-        train(parts, x[order], y[order], Schedule(1, batch=23), Rng(1), optimiser=optimiser)
+        train(parts, x[order], y[order], Schedule(1, batch=23), Rng(1), optimizer=optimizer)
         train(new, x[order], y[order], Schedule(1, batch=23), Rng(1))
     assert torch.allclose(weights(whole), weights(parts), atol=1e-6)
     assert (weights(whole) - weights(new)).abs().max() > 1e-4
@@ -400,12 +400,12 @@ def test_digits_reach_what_an_ordinary_loop_reaches():
     ours, theirs = network(), network()
     train(ours, x[:500], y[:500], Schedule(40, batch=64), Rng(0))
     generator = torch.Generator().manual_seed(1)
-    optimiser = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     for _ in range(40):
         for batch in torch.randperm(500, generator=generator).split(64):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             F.cross_entropy(theirs(x[batch]), y[batch]).backward()
-            optimiser.step()
+            optimizer.step()
     ours_right = (predict(ours, x[500:]).argmax(1) == y[500:]).float().mean()
     theirs_right = (predict(theirs, x[500:]).argmax(1) == y[500:]).float().mean()
     assert theirs_right > 0.85

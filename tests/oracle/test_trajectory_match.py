@@ -15,7 +15,7 @@ from datastill.augment.dsa import Dsa
 from datastill.core.context import Context
 from datastill.core.errors import Diverged, InputError
 from datastill.core.guard import Guard
-from datastill.core.loop import synthesise
+from datastill.core.loop import synthesize
 from datastill.core.plan import Block, Plan, Synthetic, Task
 from datastill.core.rng import Rng
 from datastill.core.update import Sgd
@@ -189,17 +189,17 @@ def test_steps_that_are_to_be_skipped_change_nothing(why):
 
 def test_in_the_loop():
     scene = Scene(TrajectoryMatch(N, lr=0.05))
-    outcome = synthesise(scene.plan, scene.task)
+    outcome = synthesize(scene.plan, scene.task)
     assert outcome.skipped == 0
     assert torch.isfinite(outcome.losses).all()
     assert not torch.equal(outcome.codes["images"], scene.x)
     still = Scene(TrajectoryMatch(N, lr=0.05))
     still.segment = replace(still.segment, targets=still.segment.start[None])
-    outcome = synthesise(still.plan, still.task)
+    outcome = synthesize(still.plan, still.task)
     assert outcome.skipped == 3
     assert torch.equal(outcome.codes["images"], still.x)
     with pytest.raises(Diverged):
-        synthesise(replace(still.plan, steps=30), still.task)
+        synthesize(replace(still.plan, steps=30), still.task)
 
 
 def test_the_images_learn_to_lead_along_a_segment():

@@ -14,7 +14,7 @@ from datastill import distill, evaluate, load_distilled, load_real
 from datastill.cli import main
 from datastill.core.context import Context
 from datastill.core.errors import InputError
-from datastill.core.loop import synthesise
+from datastill.core.loop import synthesize
 from datastill.core.plan import Callback, ClassMajor, Grads, Plan, Task
 from datastill.core.registry import NOMINAL_MACS_PER_SECOND
 from datastill.core.rng import Rng
@@ -81,7 +81,7 @@ def literal_mtt(method: MTT, plan: Plan, task: Task) -> tuple[Tensor, Tensor]:
     rng, experts = Rng(task.seed), open_buffer(method.experts)
     images = task.real.batch(random_indices(task.real, 1, task.seed)).x.requires_grad_()
     lr = torch.tensor(method.student_lr, requires_grad=True)
-    optimisers = [torch.optim.SGD([images], method.image_lr, 0.5), torch.optim.SGD([lr], method.lr_lr, 0.5)]
+    optimizers = [torch.optim.SGD([images], method.image_lr, 0.5), torch.optim.SGD([lr], method.lr_lr, 0.5)]
     model, y = FlatModel(task.network(0)), task.labels
     for step in range(method.steps):
         turn, position = divmod(step, len(experts))
@@ -98,11 +98,11 @@ def literal_mtt(method: MTT, plan: Plan, task: Task) -> tuple[Tensor, Tensor]:
             (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
             theta = theta - lr * grad
         grand = F.mse_loss(theta, target, reduction="sum") / F.mse_loss(start, target, reduction="sum")
-        for optimiser in optimisers:
-            optimiser.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         grand.backward()
-        for optimiser in optimisers:
-            optimiser.step()
+        for optimizer in optimizers:
+            optimizer.step()
     return images.detach(), lr.detach()
 
 
@@ -111,7 +111,7 @@ def test_mtt_is_the_papers_algorithm(digits: RealSet, buffer: str, batch: int) -
     task = task_of(digits)
     method = MTT(steps=5, experts=buffer, batch_syn=batch, **SHORT)
     plan = method.build(task)
-    outcome = synthesise(plan, task, prepared={"experts": plan.prepare[0].run(task)})
+    outcome = synthesize(plan, task, prepared={"experts": plan.prepare[0].run(task)})
     images, lr = literal_mtt(method, plan, task)
     torch.testing.assert_close(outcome.codes["images"], images, rtol=1e-4, atol=1e-5)
     assert float(outcome.shared["lr"]) == pytest.approx(float(lr), rel=1e-5)
@@ -189,7 +189,7 @@ class TestRuns:
                 seen.append({name: leaf.clone() for name, leaf in context.codes.items()})
 
         prepared = {"experts": plan.prepare[0].run(task)}
-        outcome = synthesise(dataclasses.replace(plan, objective=broken), task, prepared=prepared, callbacks=[Watch()])
+        outcome = synthesize(dataclasses.replace(plan, objective=broken), task, prepared=prepared, callbacks=[Watch()])
         assert outcome.skipped == 1
         for name in ("images", "lr"):
             assert torch.equal(seen[2][name], seen[3][name])
@@ -217,7 +217,7 @@ class TestRuns:
         task = task_of(digits)
         plan = dataclasses.replace(MTT(steps=2, experts=buffer, **SHORT).build(task), partition=ClassMajor(5))
         with pytest.raises(InputError, match="lr belongs to the whole set"):
-            synthesise(plan, task, prepared={"experts": plan.prepare[0].run(task)})
+            synthesize(plan, task, prepared={"experts": plan.prepare[0].run(task)})
 
     def test_skipped_steps_are_told(self, digits: RealSet, buffer: str) -> None:
         """A rate that blows up every student: the images stay, and the manifest says why."""
@@ -347,7 +347,7 @@ class TestSoftLabels:
             return objective(context)
 
         prepared = {"experts": plan.prepare[0].run(task)}
-        outcome = synthesise(dataclasses.replace(plan, objective=watch), task, prepared=prepared)
+        outcome = synthesize(dataclasses.replace(plan, objective=watch), task, prepared=prepared)
         for context, labels, expected in seen:
             torch.testing.assert_close(labels, expected, rtol=1e-4, atol=1e-6)
             assert context.surrogate.network.training
@@ -505,8 +505,8 @@ class TestSettings:
             ({"student_lr": 0.0}, "student_lr"),
             ({"lr_kind": "lograw"}, "learned learning rate"),
             ({"engine": "adjont"}, "adjoint"),
-            ({"init": "mixx"}, "initialisation"),
-            ({"init": "mixx", "canvas": 2}, "initialisation"),
+            ({"init": "mixx"}, "initialization"),
+            ({"init": "mixx", "canvas": 2}, "initialization"),
             ({"init": torch.zeros(10, 1, 8, 8), "canvas": 2}, "not from given images"),
             ({"experts": str(tmp_path / "nowhere")}, "no folder"),
             ({"network": "convnet:width=4,depth=1"}, "do not fit"),

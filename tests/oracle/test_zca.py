@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 
 from datastill.core.errors import InputError
-from datastill.core.space import Space, normalised
+from datastill.core.space import Space, normalized
 from datastill.data.zca import fit_zca
 
 
@@ -19,15 +19,15 @@ def images(n: int, shape: tuple[int, int, int] = (2, 3, 4), seed: int = 0) -> to
     return torch.sigmoid(flat / 5).view(n, *shape)
 
 
-BASE = normalised((0.4, 0.5), (0.2, 0.3))
+BASE = normalized((0.4, 0.5), (0.2, 0.3))
 
 
 @pytest.mark.parametrize("base", [Space(), BASE])
 def test_whitening_is_the_inverse_square_root_of_the_ridged_covariance(base: Space):
     pixels = images(200)
     flat = base.encode(pixels.double()).flatten(1).numpy()
-    centred = flat - flat.mean(0)
-    cov = centred.T @ centred / len(flat)
+    centered = flat - flat.mean(0)
+    cov = centered.T @ centered / len(flat)
     ridged = cov + 0.1 * np.trace(cov) / 24 * np.eye(24)
     root = scipy.linalg.sqrtm(ridged)
     space = fit_zca(pixels, ratio=0.1, base_space=base)
@@ -46,11 +46,11 @@ def test_the_covariance_of_whitened_images_is_the_ridged_identity():
 
 def test_with_fewer_images_than_dimensions_the_other_directions_stay():
     pixels = images(9)
-    centred = pixels.double().flatten(1)
-    centred = (centred - centred.mean(0)).numpy()
-    cov = centred.T @ centred / 9
+    centered = pixels.double().flatten(1)
+    centered = (centered - centered.mean(0)).numpy()
+    cov = centered.T @ centered / 9
     values, vectors = np.linalg.eigh(cov)
-    inside = vectors[:, -8:]  # nine centred images span eight directions
+    inside = vectors[:, -8:]  # nine centered images span eight directions
     scale = (values[-8:] + 0.1 * np.trace(cov) / 24) ** -0.5
     wanted = inside * scale @ inside.T + np.eye(24) - inside @ inside.T
     whiten = fit_zca(pixels).tensors["whiten"].numpy()

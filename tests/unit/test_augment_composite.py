@@ -70,7 +70,7 @@ def test_apply_is_the_operations_one_after_the_other() -> None:
     for i in range(40):
         row = record.select(torch.tensor([i]))
         one = operations.mirror(x[i : i + 1], row.mirrored)
-        one = operations.colour(one, row.brightness, row.saturation, row.contrast)
+        one = operations.color(one, row.brightness, row.saturation, row.contrast)
         geometric = {
             "crop": lambda v, row=row: operations.shift(v, row.offset),
             "scale": lambda v, row=row: operations.scale(v, row.factor),

@@ -166,7 +166,7 @@ def everything(real: RealSet) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of unequal sizes, 9 x 11 colour pixels, no test split."""
+    """Three classes of unequal sizes, 9 x 11 color pixels, no test split."""
     root, rng = tmp_path_factory.mktemp("base") / "photos", np.random.default_rng(0)
     for name, count in (("apple", 40), ("pear", 25), ("plum", 10)):
         (root / name).mkdir(parents=True)
@@ -275,13 +275,13 @@ class TestLoad:
         x = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
         # reached through the same path as any base: identical images, other labels
         from datastill.data.biased.build import Options, build
-        from datastill.data.biased.coloured import Colours
+        from datastill.data.biased.colored import Colors
         from datastill.data.raw import Request
 
         found = []
         for labels in (np.arange(30) % 3, np.arange(30) // 10):
             options = Options(base=((x, labels), (x, labels)))
-            raw = build("cmnist", Request(), options, lambda where: Colours(4))
+            raw = build("cmnist", Request(), options, lambda where: Colors(4))
             found.append(list(raw.train.labels))
         assert found[0] == (np.arange(30) % 3).tolist()
         assert found[1] == (np.arange(30) // 10).tolist()
@@ -299,7 +299,7 @@ class TestLoad:
     @pytest.mark.parametrize(
         ("source", "words"),
         [
-            ("cmnist:base=digits,colour=red", "no option 'colour'"),
+            ("cmnist:base=digits,color=red", "no option 'colour'"),
             ("cmnist:base=digits,ratio=two", "a number"),
             ("cmnist:base=digits,ratio=1.2", r"\[0, 1\]"),
             ("cmnist:base=digits,ratio=nan", r"\[0, 1\]"),
@@ -327,6 +327,6 @@ class TestLoad:
         assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize("name", SMALL)
-    def test_grey_is_refused(self, name: str) -> None:
-        with pytest.raises(InputError, match="colour images"):
+    def test_gray_is_refused(self, name: str) -> None:
+        with pytest.raises(InputError, match="color images"):
             load_real(SMALL[name], mode="L")

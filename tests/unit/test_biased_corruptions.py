@@ -20,7 +20,7 @@ from datastill.data.biased.corruptions import (
     LEVELS,
     PRESETS,
     blur,
-    colour,
+    color,
     corrupt,
     corruption_list,
     digital,
@@ -36,7 +36,7 @@ FIXED = {"gaussian_blur", "defocus_blur", "zoom_blur", "contrast", "brightness",
 
 
 def smooth_images(count: int, side: int = 32, seed: int = 0) -> np.ndarray:
-    """Colour images with edges and shades, (n, side, side, 3) uint8."""
+    """Color images with edges and shades, (n, side, side, 3) uint8."""
     rng, found = np.random.default_rng(seed), []
     y, x = np.mgrid[:side, :side] / side
     for _ in range(count):
@@ -160,20 +160,20 @@ class TestAll:
 
 
 class TestNoise:
-    GREY = np.full((200, 200, 3), 128, np.uint8)
+    GRAY = np.full((200, 200, 3), 128, np.uint8)
 
     @pytest.mark.parametrize("level", [1, 2, 3, 4, 5])
-    def test_spread_on_grey(self, level: int) -> None:
+    def test_spread_on_gray(self, level: int) -> None:
         def std(name: str) -> float:
-            return float(np.std(corrupt(self.GREY, name, level, np.random.default_rng(level)) / 255))
+            return float(np.std(corrupt(self.GRAY, name, level, np.random.default_rng(level)) / 255))
 
-        grey = 128 / 255
+        gray = 128 / 255
         assert std("gaussian_noise") == pytest.approx(LEVELS["gaussian_noise"][level - 1][0], rel=0.03)
-        assert std("speckle_noise") == pytest.approx(grey * LEVELS["speckle_noise"][level - 1][0], rel=0.03)
-        assert std("shot_noise") == pytest.approx(np.sqrt(grey / LEVELS["shot_noise"][level - 1][0]), rel=0.03)
+        assert std("speckle_noise") == pytest.approx(gray * LEVELS["speckle_noise"][level - 1][0], rel=0.03)
+        assert std("shot_noise") == pytest.approx(np.sqrt(gray / LEVELS["shot_noise"][level - 1][0]), rel=0.03)
 
     def test_impulses(self) -> None:
-        made = noise.impulse_noise(self.GREY / 255, np.random.default_rng(0), 0.07)
+        made = noise.impulse_noise(self.GRAY / 255, np.random.default_rng(0), 0.07)
         assert (made == 0).mean() == pytest.approx(0.035, rel=0.1)
         assert (made == 1).mean() == pytest.approx(0.035, rel=0.1)
         assert ((made == 0) | (made == 1) | (made == 128 / 255)).all()
@@ -240,7 +240,7 @@ class TestBlur:
         assert blur.enlarge(ramp, 1.0) == pytest.approx(ramp)
 
 
-class TestColour:
+class TestColor:
     RNG = np.random.default_rng(0)
 
     def reference(self, image: np.ndarray, change) -> np.ndarray:
@@ -249,7 +249,7 @@ class TestColour:
 
     def some(self) -> np.ndarray:
         image = np.random.default_rng(1).random((8, 9, 3))
-        image[0] = np.linspace(0, 1, 9)[:, None]  # greys, black and white
+        image[0] = np.linspace(0, 1, 9)[:, None]  # grays, black and white
         image[1, 0] = (1, 0, 0)
         return image
 
@@ -257,17 +257,17 @@ class TestColour:
     def test_brightness(self, level: int) -> None:
         (c,) = LEVELS["brightness"][level - 1]
         wanted = self.reference(self.some(), lambda h, s, v: (h, s, min(1, v + c)))
-        assert colour.brightness(self.some(), self.RNG, c) == pytest.approx(wanted, abs=1e-9)
+        assert color.brightness(self.some(), self.RNG, c) == pytest.approx(wanted, abs=1e-9)
 
     @pytest.mark.parametrize("level", [1, 2, 3, 4, 5])
     def test_saturate(self, level: int) -> None:
         factor, added = LEVELS["saturate"][level - 1]
         wanted = self.reference(self.some(), lambda h, s, v: (h, min(1, s * factor + added), v))
-        assert colour.saturate(self.some(), self.RNG, factor, added) == pytest.approx(wanted, abs=1e-9)
+        assert color.saturate(self.some(), self.RNG, factor, added) == pytest.approx(wanted, abs=1e-9)
 
     def test_contrast(self) -> None:
         image = self.some()
-        made = colour.contrast(image, self.RNG, 0.3)
+        made = color.contrast(image, self.RNG, 0.3)
         assert made.mean((0, 1)) == pytest.approx(image.mean((0, 1)))
         assert made.std((0, 1)) == pytest.approx(0.3 * image.std((0, 1)))
 

@@ -1,4 +1,4 @@
-"""What coloured digits and garments on backgrounds look like, pixel by pixel."""
+"""What colored digits and garments on backgrounds look like, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from datastill.core.errors import InputError
 from datastill.core.rng import undisturbed
 from datastill.data import RealSet, load_real
 from datastill.data.biased.backgrounds import OnBackgrounds
-from datastill.data.biased.coloured import COLOURS, JITTER, Colours, colours
+from datastill.data.biased.colored import COLORS, JITTER, Colors, colors
 from datastill.data.biased.masks import LARGEST_HOLE, foreground, holes
 from datastill.data.biased.scenes import FolderBackgrounds
 from datastill.data.biased.textures import ProceduralBackgrounds
@@ -25,49 +25,49 @@ def digits() -> RealSet:
     return load_real("digits")
 
 
-class TestColouredDigits:
+class TestColoredDigits:
     @pytest.mark.parametrize("severity", JITTER)
-    def test_mean_colour_and_spread_of_aligned_images(self, severity: int, digits: RealSet) -> None:
+    def test_mean_color_and_spread_of_aligned_images(self, severity: int, digits: RealSet) -> None:
         real = load_real(f"cmnist:base=digits,ratio=0.05,severity={severity}")
-        grey = digits.pixels(torch.arange(len(digits))).numpy()[:, 0]
+        gray = digits.pixels(torch.arange(len(digits))).numpy()[:, 0]
         pixels = real.pixels(torch.arange(len(real))).numpy()
         s = JITTER[severity]
         for c in range(10):
             rows = ((real.labels == c) & (real.bias == c)).nonzero().flatten().numpy()
-            bright = grey[rows].reshape(len(rows), -1)
+            bright = gray[rows].reshape(len(rows), -1)
             at = bright.argmax(1)
             found = pixels[rows].reshape(len(rows), 3, -1)[np.arange(len(rows)), :, at]
             found = found / bright[np.arange(len(rows)), at, None]
-            wanted = np.array(COLOURS[c])
+            wanted = np.array(COLORS[c])
             inside = (wanted > 3 * s) & (wanted < 1 - 3 * s)  # where the clamp changes nothing to speak of
             limit = 3.5 * s / np.sqrt(len(rows)) + 0.5 / 255 / np.sqrt(len(rows))
             assert (np.abs(found.mean(0) - wanted) < limit)[inside].all()
             if s >= 0.01:
                 assert found.std(0)[inside] == pytest.approx(s, rel=0.35)
 
-    def test_an_image_is_grey_times_one_colour(self) -> None:
+    def test_an_image_is_gray_times_one_color(self) -> None:
         rng = np.random.default_rng(0)
-        grey = rng.integers(0, 256, (1, 20, 20), dtype=np.uint8)
-        grey[0, :5] = 0
-        grey[0, 10, 10] = 255
-        made = Colours(1).paint(grey, 3, np.random.default_rng(7))
-        drawn = (np.array(COLOURS[3]) + np.random.default_rng(7).normal(0, 0.05, 3)).clip(0, 1)
+        gray = rng.integers(0, 256, (1, 20, 20), dtype=np.uint8)
+        gray[0, :5] = 0
+        gray[0, 10, 10] = 255
+        made = Colors(1).paint(gray, 3, np.random.default_rng(7))
+        drawn = (np.array(COLORS[3]) + np.random.default_rng(7).normal(0, 0.05, 3)).clip(0, 1)
         assert made[:, 10, 10] == pytest.approx(255 * drawn, abs=0.5)
-        assert made == pytest.approx(drawn[:, None, None] * grey, abs=0.5)
+        assert made == pytest.approx(drawn[:, None, None] * gray, abs=0.5)
         assert (made[:, :5] == 0).all()
-        order = grey.ravel().argsort(kind="stable")
+        order = gray.ravel().argsort(kind="stable")
         assert all((np.diff(channel.ravel()[order].astype(int)) >= 0).all() for channel in made)
 
     @pytest.mark.parametrize("bias", range(10))
-    def test_colours_are_cut_off_at_black_and_white(self, bias: int) -> None:
+    def test_colors_are_cut_off_at_black_and_white(self, bias: int) -> None:
         """A channel that the jitter takes out of [0, 1] stays at the end; as a byte it would come round."""
-        grey, outside = np.arange(256, dtype=np.uint8).reshape(1, 16, 16), 0
+        gray, outside = np.arange(256, dtype=np.uint8).reshape(1, 16, 16), 0
         for seed in range(30):
-            drawn = np.array(COLOURS[bias]) + np.random.default_rng(seed).normal(0, 0.05, 3)
+            drawn = np.array(COLORS[bias]) + np.random.default_rng(seed).normal(0, 0.05, 3)
             outside += int(((drawn < 0) | (drawn > 1)).sum())
-            made = Colours(1).paint(grey, bias, np.random.default_rng(seed))
-            assert made == pytest.approx(drawn.clip(0, 1)[:, None, None] * grey, abs=0.5)
-        assert outside > 0 or np.abs(np.array(COLOURS[bias]) - 0.5).max() < 0.4
+            made = Colors(1).paint(gray, bias, np.random.default_rng(seed))
+            assert made == pytest.approx(drawn.clip(0, 1)[:, None, None] * gray, abs=0.5)
+        assert outside > 0 or np.abs(np.array(COLORS[bias]) - 0.5).max() < 0.4
 
     def test_background_is_black_in_the_set(self, digits: RealSet) -> None:
         real = load_real("cmnist:base=digits")
@@ -75,15 +75,15 @@ class TestColouredDigits:
         black = (digits.pixels(index) == 0).expand(-1, 3, -1, -1)
         assert (real.pixels(index)[black] == 0).all()
 
-    def test_colours_beyond_the_table(self) -> None:
-        assert colours(4).tolist() == [list(c) for c in COLOURS[:4]]
-        many = colours(60)
+    def test_colors_beyond_the_table(self) -> None:
+        assert colors(4).tolist() == [list(c) for c in COLORS[:4]]
+        many = colors(60)
         assert many.shape == (60, 3)
         assert many.min() >= 0
         assert many.max() <= 1
         near = np.abs(many[:, None] - many).max(2) + np.eye(60)
         assert near.min() > 0.01
-        assert np.array_equal(many[:20], colours(20))
+        assert np.array_equal(many[:20], colors(20))
 
     def test_the_shortcut_is_there_and_is_useless(self) -> None:
         """A linear classifier on the mean of each channel over the strokes."""
@@ -149,15 +149,15 @@ class TestMasks:
         assert holes(ring).sum() == 9
 
     def test_hard_and_soft(self) -> None:
-        grey = np.zeros((28, 28))
-        grey[5:20, 5:20] = 30 / 255  # a dark garment
-        grey[5, 5:20] = 12 / 255  # its faint outline
-        grey[10:12, 10:12] = 0  # a black print
-        hard = foreground(grey, "hard", 4.0, 10 / 255)
+        gray = np.zeros((28, 28))
+        gray[5:20, 5:20] = 30 / 255  # a dark garment
+        gray[5, 5:20] = 12 / 255  # its faint outline
+        gray[10:12, 10:12] = 0  # a black print
+        hard = foreground(gray, "hard", 4.0, 10 / 255)
         assert set(np.unique(hard)) == {0.0, 1.0}
         assert hard[5:20, 5:20].all()
         assert hard.sum() == 15 * 15
-        soft = foreground(grey, "soft", 4.0, 10 / 255)
+        soft = foreground(gray, "soft", 4.0, 10 / 255)
         assert (soft[6:19, 6:19] == 1).all(), "opaque inside"
         assert soft[5, 5:20] == pytest.approx(48 / 255)
         assert soft[19, 6] == pytest.approx(120 / 255)
@@ -169,16 +169,16 @@ class TestBackgrounds:
     def test_composition(self, mask: str) -> None:
         rng = np.random.default_rng(0)
         painter = OnBackgrounds(mask=mask)
-        grey = np.zeros((1, 28, 28), np.uint8)
-        grey[0, 6:22, 8:20] = rng.integers(1, 256, (16, 12))
-        grey[0, 12:14, 12:14] = 0
-        made = painter.paint(grey, 7, np.random.default_rng(5))
+        gray = np.zeros((1, 28, 28), np.uint8)
+        gray[0, 6:22, 8:20] = rng.integers(1, 256, (16, 12))
+        gray[0, 12:14, 12:14] = 0
+        made = painter.paint(gray, 7, np.random.default_rng(5))
         behind = ProceduralBackgrounds()(7, np.random.default_rng(5), (28, 28)) * 255
-        m = foreground(grey[0] / 255, mask, 4.0, 10 / 255)
-        assert np.array_equal(made[:, m == 1], np.repeat(grey[:, m == 1], 3, 0))
+        m = foreground(gray[0] / 255, mask, 4.0, 10 / 255)
+        assert np.array_equal(made[:, m == 1], np.repeat(gray[:, m == 1], 3, 0))
         assert np.abs(made[:, m == 0] - behind[:, m == 0]).max() <= 0.5 + 1e-9
         between = (m > 0) & (m < 1)
-        blend = m * grey[0] + (1 - m) * behind
+        blend = m * gray[0] + (1 - m) * behind
         assert np.abs(made - blend)[:, between].max(initial=0) <= 0.5 + 1e-9
         assert (m == 1).sum() > 100
 
@@ -200,16 +200,16 @@ class TestBackgrounds:
         for category in range(3):
             down = across = 0.0
             for seed in range(20):
-                grey = provider(category, np.random.default_rng(seed), (28, 28)).mean(0)
-                down += float(np.square(np.diff(grey, axis=0)).sum())
-                across += float(np.square(np.diff(grey, axis=1)).sum())
+                gray = provider(category, np.random.default_rng(seed), (28, 28)).mean(0)
+                down += float(np.square(np.diff(gray, axis=0)).sum())
+                across += float(np.square(np.diff(gray, axis=1)).sum())
             shares.append(down / (down + across))
         assert shares[0] > 0.85
         assert shares[1] < 0.15
         assert 0.4 < shares[2] < 0.6
 
-    def test_mean_colour_alone_does_not_decide(self) -> None:
-        """Palettes overlap: a linear classifier on the mean colour stays far below textures (measured .52)."""
+    def test_mean_color_alone_does_not_decide(self) -> None:
+        """Palettes overlap: a linear classifier on the mean color stays far below textures (measured .52)."""
         with undisturbed():  # importing scikit-learn draws from Python's generator
             from sklearn.linear_model import LogisticRegression
 

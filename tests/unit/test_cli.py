@@ -224,8 +224,8 @@ class TestBadInput:
 
     def test_mixed_modes(self, refused, tmp_path: Path) -> None:
         data = make_folder(tmp_path / "images")
-        Image.new("L", (12, 12)).save(data / "class0" / "grey.png")
-        refused(["dm", "--data", str(data), *TINY], "grey.png", "mode")
+        Image.new("L", (12, 12)).save(data / "class0" / "gray.png")
+        refused(["dm", "--data", str(data), *TINY], "gray.png", "mode")
 
     def test_mixed_sizes(self, refused, tmp_path: Path) -> None:
         data = make_folder(tmp_path / "images")

@@ -17,7 +17,7 @@ from datastill import distill, load_distilled, load_real
 from datastill.core import registry
 from datastill.core.context import Context, class_means
 from datastill.core.errors import InputError
-from datastill.core.loop import Outcome, synthesise
+from datastill.core.loop import Outcome, synthesize
 from datastill.core.overrides import Override
 from datastill.core.plan import AllAtOnce, Callback, ClassMajor, Codes, Grads, Plan, Synthetic, Task
 from datastill.core.rng import Rng
@@ -102,11 +102,11 @@ class StopAt(Callback):
 
 def resumed(build: Callable[[], Plan], task: Task, folder: Path, steps: int = 3) -> Outcome:
     """The outcome, which is the same when the run crashes after so many steps and goes on from its checkpoint."""
-    whole = synthesise(build(), task, prepared=PREPARED)
+    whole = synthesize(build(), task, prepared=PREPARED)
     keeper = Checkpointer(folder, {}, every_steps=1, every_seconds=1e9)
     with pytest.raises(Stop):
-        synthesise(build(), task, checkpointer=keeper, callbacks=[StopAt(steps)], prepared=PREPARED)
-    again = synthesise(build(), task, checkpointer=keeper, prepared=PREPARED)
+        synthesize(build(), task, checkpointer=keeper, callbacks=[StopAt(steps)], prepared=PREPARED)
+    again = synthesize(build(), task, checkpointer=keeper, prepared=PREPARED)
     for one, other in ((whole.codes, again.codes), (whole.shared, again.shared), ({"y": whole.y}, {"y": again.y})):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
@@ -153,7 +153,7 @@ class TestLeaves:
 
     def test_labels_move_as_by_hand(self, task: Task) -> None:
         """One step: d/dt sum((m - 2t)^2 + 2t) = -4 (m - 2t) + 2."""
-        made = synthesise(plan(regression, labels=Learned(), update=self.rules, steps=1), task, prepared=PREPARED)
+        made = synthesize(plan(regression, labels=Learned(), update=self.rules, steps=1), task, prepared=PREPARED)
         targets = torch.eye(10) - 0.1
         mean = start().flatten(1).mean(1, keepdim=True)
         assert torch.allclose(made.y, 2 * (targets - 0.01 * (2 - 4 * (mean - 2 * targets))), atol=1e-6)
@@ -165,14 +165,14 @@ class TestLeaves:
         def objective(context: Context) -> Tensor:
             return (context.codes["psi"].sum() * context.codes["lr"]) * context.synthetic.x.square().mean()
 
-        rules = {"images": Sgd(lr=0.1), "psi": Sgd(lr=0.1, maximise=True), "lr": Sgd(lr=1e-3)}
+        rules = {"images": Sgd(lr=0.1), "psi": Sgd(lr=0.1, maximize=True), "lr": Sgd(lr=1e-3)}
         built = plan(objective, shared=leaves, update=rules, keep=("lr",))
         made = resumed(lambda: built, task, tmp_path)
         assert set(made.shared) == {"psi", "lr"}
         assert (made.shared["psi"] > torch.eye(10)[0] + 1).all()
         assert made.shared["lr"] < 0.5
         with pytest.raises(InputError, match="one block"):
-            synthesise(dataclasses.replace(built, partition=ClassMajor(4)), task, prepared=PREPARED)
+            synthesize(dataclasses.replace(built, partition=ClassMajor(4)), task, prepared=PREPARED)
 
     @pytest.mark.parametrize(
         ("changes", "said"),
@@ -185,7 +185,7 @@ class TestLeaves:
     )
     def test_leaves_that_do_not_go_together_are_refused(self, task: Task, changes: dict, said: str) -> None:
         with pytest.raises(InputError, match=said):
-            synthesise(plan(**changes), task)
+            synthesize(plan(**changes), task)
 
     def test_a_set_keeps_learned_labels_and_chosen_leaves(self, digits: RealSet, tmp_path: Path) -> None:
         class FromOneHot(Learned):
@@ -206,7 +206,7 @@ class TestLeaves:
             return Grads(torch.zeros(()), torch.zeros_like(context.synthetic.x))
 
         with pytest.raises(InputError, match="'targets' has an update rule, and the objective gives no gradient"):
-            synthesise(plan(images_alone, labels=Learned(), update=self.rules), task, prepared=PREPARED)
+            synthesize(plan(images_alone, labels=Learned(), update=self.rules), task, prepared=PREPARED)
 
     def test_learned_labels_have_a_row_for_each_image(self, task: Task) -> None:
         class Wrong(Learned):
@@ -214,7 +214,7 @@ class TestLeaves:
                 return {"targets": torch.zeros(3, 10)}
 
         with pytest.raises(InputError, match="learned labels of 10 images"):
-            synthesise(plan(regression, labels=Wrong()), task)
+            synthesize(plan(regression, labels=Wrong()), task)
 
 
 class Latents:
@@ -286,7 +286,7 @@ class TestUpdateRules:
             def after_step(self, context: Context) -> None:
                 seen.append(context.codes["images"].clone())
 
-        plain = synthesise(plan(decoder=Clamped(), update={"images": inner}), task, callbacks=[See()])
+        plain = synthesize(plan(decoder=Clamped(), update={"images": inner}), task, callbacks=[See()])
         made = resumed(lambda: plan(decoder=Clamped(), update={"images": Ema(inner, 0.9)}), task, tmp_path)
         weights = [0.9 ** (3 - k) for k in range(4)]
         mean = sum(w * x for w, x in zip(weights, seen, strict=True)) / sum(weights)
@@ -295,11 +295,11 @@ class TestUpdateRules:
 
     def test_a_finished_checkpoint_is_not_averaged_again(self, task: Task, tmp_path: Path) -> None:
         built = plan(update={"images": Ema(Sgd(lr=0.1), 0.5)})
-        runs = [synthesise(built, task, checkpointer=Checkpointer(tmp_path, {})) for _ in range(2)]
+        runs = [synthesize(built, task, checkpointer=Checkpointer(tmp_path, {})) for _ in range(2)]
         assert torch.equal(runs[0].codes["images"], runs[1].codes["images"])
 
     def test_an_average_of_no_step_is_the_start(self, task: Task) -> None:
-        made = synthesise(plan(update={"images": Ema(Sgd(lr=0.1), 0.5)}, steps=0), task)
+        made = synthesize(plan(update={"images": Ema(Sgd(lr=0.1), 0.5)}, steps=0), task)
         assert torch.equal(made.codes["images"], start())
 
     def test_an_average_around_early_moves_forgets_refused_steps(self, task: Task) -> None:
@@ -309,21 +309,21 @@ class TestUpdateRules:
             return square(context) * (float("nan") if context.step == 2 else 1.0)
 
         rule = Ema(SequentialSgd(lr=0.1, momentum=0.5, rows=torch.arange(10)), 0.5)
-        good = synthesise(plan(update={"images": rule}, steps=3), task)
-        made = synthesise(plan(bad, update={"images": rule}, steps=4), task)
+        good = synthesize(plan(update={"images": rule}, steps=3), task)
+        made = synthesize(plan(bad, update={"images": rule}, steps=4), task)
         assert made.skipped == 1
         assert torch.equal(made.codes["images"], good.codes["images"])
 
     def test_a_leaf_may_move_now_and_then(self, task: Task, tmp_path: Path) -> None:
         """At the first and the third of four steps."""
         made = resumed(lambda: plan(update={"images": Every(Sgd(lr=0.1, momentum=0.5), 2)}), task, tmp_path)
-        twice = synthesise(plan(steps=2), task)
+        twice = synthesize(plan(steps=2), task)
         assert torch.equal(made.codes["images"], twice.codes["images"])
 
     @pytest.mark.parametrize("rule", [Ema(Sgd(lr=0.1), 1.0), Every(Sgd(lr=0.1), 0)])
     def test_impossible_values_are_refused(self, task: Task, rule: Ema) -> None:
         with pytest.raises(InputError):
-            synthesise(plan(update={"images": rule}), task)
+            synthesize(plan(update={"images": rule}), task)
 
 
 @dataclass(frozen=True)
@@ -420,7 +420,7 @@ class TestReduce:
 
     def test_an_override_replaces_it(self, digits: RealSet) -> None:
         plain, noisy = (prepare_job("dm", digits, overrides=o, **self.settings) for o in ((), (Noisy(),)))
-        losses = [synthesise(job.plan(), job.task).losses for job in (plain, noisy, noisy)]
+        losses = [synthesize(job.plan(), job.task).losses for job in (plain, noisy, noisy)]
         assert not torch.equal(losses[0], losses[1])
         assert torch.equal(losses[1], losses[2])
 

@@ -121,7 +121,7 @@ def test_boxes_are_drawn_as_a_plain_loop_would() -> None:
             if 0 < w <= width and 0 < h <= height:
                 expected = [int(u[20] * (height - h + 1)), int(u[21] * (width - w + 1)), h, w]
                 break
-        assert box == (expected or [0, 3, 20, 27])  # 20 high and 20 * 4/3 wide, centred
+        assert box == (expected or [0, 3, 20, 27])  # 20 high and 20 * 4/3 wide, centered
 
 
 def test_boxes_lie_inside_and_have_the_drawn_areas() -> None:
@@ -139,7 +139,7 @@ def test_boxes_lie_inside_and_have_the_drawn_areas() -> None:
     assert 1.25 < float((w / h).max()) < 1.45
 
 
-def test_boxes_of_the_whole_area_are_the_whole_image_on_squares_and_centred_on_others() -> None:
+def test_boxes_of_the_whole_area_are_the_whole_image_on_squares_and_centered_on_others() -> None:
     assert (resized_crop_boxes(generator(), 500, (28, 28), WHOLE) == torch.tensor([0, 0, 28, 28])).all()
     assert (resized_crop_boxes(generator(), 50, (10, 100), WHOLE) == torch.tensor([0, 43, 10, 13])).all()
     assert (resized_crop_boxes(generator(), 50, (100, 10), WHOLE) == torch.tensor([43, 0, 13, 10])).all()

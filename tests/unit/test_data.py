@@ -18,8 +18,8 @@ from datastill.core.errors import InputError
 from datastill.data import RealSet, load_real
 
 RNG = np.random.default_rng(0)
-COLOUR = RNG.integers(0, 256, (30, 6, 7, 3), dtype=np.uint8)
-GREY = RNG.integers(0, 256, (30, 6, 7), dtype=np.uint8)
+COLOR = RNG.integers(0, 256, (30, 6, 7, 3), dtype=np.uint8)
+GRAY = RNG.integers(0, 256, (30, 6, 7), dtype=np.uint8)
 NAMES = ("ant", "bee", "cow")
 LABELS = np.arange(30) // 10  # sorted, as folders list them
 
@@ -73,7 +73,7 @@ class Items(Dataset):
         return self.images[i], self.labels[i]
 
 
-@pytest.mark.parametrize("images", [COLOUR, GREY], ids=["colour", "grey"])
+@pytest.mark.parametrize("images", [COLOR, GRAY], ids=["colour", "gray"])
 def test_all_sources_agree(images: np.ndarray, tmp_path: Path):
     write_folder(tmp_path / "folder", images)
     write_parquet(tmp_path / "parquet" / "data" / "train-00000-of-00001.parquet", images)
@@ -107,11 +107,11 @@ def test_all_sources_agree(images: np.ndarray, tmp_path: Path):
 @pytest.mark.parametrize("mode", [None, "L", "RGB"])
 @pytest.mark.parametrize("size", [None, 4, (9, 5)])
 def test_mode_and_size_agree_between_sources(mode, size, tmp_path: Path):
-    write_folder(tmp_path, COLOUR)
+    write_folder(tmp_path, COLOR)
     options = {"mode": mode, "size": size, "holdout": 0, "space": "raw"}
     folder = load_real(tmp_path, **options)
-    arrays = load_real((COLOUR, LABELS), **options)
-    floats = load_real((COLOUR.astype(np.float32) / 255, LABELS), **options)
+    arrays = load_real((COLOR, LABELS), **options)
+    floats = load_real((COLOR.astype(np.float32) / 255, LABELS), **options)
     height, width = (6, 7) if size is None else (4, 4) if size == 4 else size
     assert folder.shape == (1 if mode == "L" else 3, height, width)
     assert torch.equal(everything(folder)[0], everything(arrays)[0])
@@ -120,11 +120,11 @@ def test_mode_and_size_agree_between_sources(mode, size, tmp_path: Path):
 
 def test_train_and_test_in_every_form(tmp_path: Path):
     even, odd = np.arange(0, 30, 2), np.arange(1, 30, 2)
-    write_folder(tmp_path / "folder" / "train", COLOUR[even], LABELS[even])
-    write_folder(tmp_path / "folder" / "test", COLOUR[odd], LABELS[odd])
-    write_parquet(tmp_path / "parquet" / "train-00000-of-00001.parquet", COLOUR[even], LABELS[even])
-    write_parquet(tmp_path / "parquet" / "test-00000-of-00001.parquet", COLOUR[odd], LABELS[odd])
-    pairs = (COLOUR[even], LABELS[even]), (COLOUR[odd], LABELS[odd])
+    write_folder(tmp_path / "folder" / "train", COLOR[even], LABELS[even])
+    write_folder(tmp_path / "folder" / "test", COLOR[odd], LABELS[odd])
+    write_parquet(tmp_path / "parquet" / "train-00000-of-00001.parquet", COLOR[even], LABELS[even])
+    write_parquet(tmp_path / "parquet" / "test-00000-of-00001.parquet", COLOR[odd], LABELS[odd])
+    pairs = (COLOR[even], LABELS[even]), (COLOR[odd], LABELS[odd])
     sources = [
         tmp_path / "folder",
         tmp_path / "parquet",
@@ -137,7 +137,7 @@ def test_train_and_test_in_every_form(tmp_path: Path):
     for source in sources:
         real = load_real(source)
         assert (len(real), len(real.test)) == (15, 15)
-        assert torch.equal(real.test.pixels(torch.arange(15)), torch.from_numpy(COLOUR[odd]).permute(0, 3, 1, 2) / 255)
+        assert torch.equal(real.test.pixels(torch.arange(15)), torch.from_numpy(COLOR[odd]).permute(0, 3, 1, 2) / 255)
         assert real.test.labels.tolist() == LABELS[odd].tolist()
         assert real.notes == ()
         assert real.space == real.test.space
@@ -145,30 +145,30 @@ def test_train_and_test_in_every_form(tmp_path: Path):
 
 def test_a_validation_folder_stands_in_for_test_and_says_so(tmp_path: Path):
     for split in ("train", "valid"):
-        write_folder(tmp_path / split, GREY)
+        write_folder(tmp_path / split, GRAY)
     real = load_real(tmp_path)
     assert len(real.test) == 30
     assert any("valid" in note for note in real.notes)
-    write_parquet(tmp_path / "p" / "train.parquet", GREY)
-    write_parquet(tmp_path / "p" / "validation.parquet", GREY)
+    write_parquet(tmp_path / "p" / "train.parquet", GRAY)
+    write_parquet(tmp_path / "p" / "validation.parquet", GRAY)
     assert any("validation" in note for note in load_real(tmp_path / "p").notes)
 
 
 def test_holdout_is_seeded_stratified_and_noted():
-    real = load_real((COLOUR, LABELS))
+    real = load_real((COLOR, LABELS))
     assert real.counts.tolist() == [8, 8, 8]
     assert real.test.counts.tolist() == [2, 2, 2]
     assert "test split: a seeded stratified hold-out of 20 %" in real.notes[0]
-    assert real.fingerprint == load_real((COLOUR, LABELS)).fingerprint
-    assert real.fingerprint != load_real((COLOUR, LABELS), seed=1).fingerprint
-    assert load_real((COLOUR, LABELS), holdout=0.5).test.counts.tolist() == [5, 5, 5]
+    assert real.fingerprint == load_real((COLOR, LABELS)).fingerprint
+    assert real.fingerprint != load_real((COLOR, LABELS), seed=1).fingerprint
+    assert load_real((COLOR, LABELS), holdout=0.5).test.counts.tolist() == [5, 5, 5]
 
 
 def test_nested_hidden_and_foreign_files(tmp_path: Path):
-    write_folder(tmp_path, GREY)
+    write_folder(tmp_path, GRAY)
     deep = tmp_path / "ant" / "more" / "again"
     deep.mkdir(parents=True)
-    Image.fromarray(GREY[0]).save(deep / "X.PNG")
+    Image.fromarray(GRAY[0]).save(deep / "X.PNG")
     (tmp_path / "ant" / ".hidden.png").write_bytes(b"no image")
     (tmp_path / "ant" / "notes.txt").write_text("no image")
     (tmp_path / ".git").mkdir()
@@ -182,7 +182,7 @@ def test_nested_hidden_and_foreign_files(tmp_path: Path):
 
 
 def test_limit_and_options_are_recorded(tmp_path: Path):
-    write_folder(tmp_path, COLOUR)
+    write_folder(tmp_path, COLOR)
     real = load_real(tmp_path, size=4, mode="L", limit=3, seed=2, holdout=0.3)
     assert real.counts.tolist() == [3, 3, 3]
     assert len(real.test) == 9
@@ -198,8 +198,8 @@ def test_palette_bits_and_orientation(tmp_path: Path):
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path, **options)
 
-    put("palette", Image.fromarray(COLOUR[0]).quantize(8))
-    put("bits", Image.fromarray(GREY[0]).convert("1"))
+    put("palette", Image.fromarray(COLOR[0]).quantize(8))
+    put("bits", Image.fromarray(GRAY[0]).convert("1"))
     assert load_real(tmp_path / "palette", holdout=0).shape[0] == 3
     bits = load_real(tmp_path / "bits", holdout=0)
     assert bits.shape[0] == 1
@@ -207,10 +207,10 @@ def test_palette_bits_and_orientation(tmp_path: Path):
 
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
-    put("turned", Image.fromarray(GREY[0]), exif=exif)
+    put("turned", Image.fromarray(GRAY[0]), exif=exif)
     turned = load_real(tmp_path / "turned", holdout=0)
     assert turned.shape == (1, 7, 6)
-    assert np.array_equal((everything(turned)[0][0, 0] * 255).round().numpy(), np.rot90(GREY[0], -1))
+    assert np.array_equal((everything(turned)[0][0, 0] * 255).round().numpy(), np.rot90(GRAY[0], -1))
 
     deep = Image.fromarray(np.linspace(0, 65535, 42).reshape(6, 7).astype(np.uint16))
     put("deep", deep)
@@ -218,7 +218,7 @@ def test_palette_bits_and_orientation(tmp_path: Path):
     assert everything(deep_set)[0].max() == 1.0
     assert everything(deep_set)[0].unique().numel() > 30
     for name, mode in {"rgba": "RGBA", "la": "LA"}.items():
-        put(name, Image.fromarray(COLOUR[0]).convert(mode))
+        put(name, Image.fromarray(COLOR[0]).convert(mode))
         assert load_real(tmp_path / name, holdout=0, mode="RGB").shape[0] == 3
 
 
@@ -248,24 +248,24 @@ def test_label_ids_of_any_kind():
 
 
 def test_names_resolve_through_datastill_data(tmp_path: Path, monkeypatch):
-    write_parquet(tmp_path / "my_set" / "train-00000-of-00001.parquet", GREY)
-    write_folder(tmp_path / "mnist", GREY)
+    write_parquet(tmp_path / "my_set" / "train-00000-of-00001.parquet", GRAY)
+    write_folder(tmp_path / "mnist", GRAY)
     monkeypatch.setenv("DATASTILL_DATA", str(tmp_path))
     real = load_real("My-Set", holdout=0)
     assert (real.name, real.source) == ("My-Set", "My-Set")
     assert load_real("mnist").space.source == "conventional"
     # a local path wins
-    write_folder(tmp_path / "here" / "my_set", COLOUR)
+    write_folder(tmp_path / "here" / "my_set", COLOR)
     monkeypatch.chdir(tmp_path / "here")
     assert load_real("my_set").shape[0] == 3
 
 
 def test_columns_and_configurations_of_parquet(tmp_path: Path):
-    write_parquet(tmp_path / "fine" / "train-0.parquet", GREY, columns=("img", "fine_label"))
-    write_parquet(tmp_path / "odd" / "train-0.parquet", GREY, columns=("picture", "kind"))
+    write_parquet(tmp_path / "fine" / "train-0.parquet", GRAY, columns=("img", "fine_label"))
+    write_parquet(tmp_path / "odd" / "train-0.parquet", GRAY, columns=("picture", "kind"))
     assert load_real(tmp_path / "fine", holdout=0).class_names == NAMES
     assert load_real(tmp_path / "odd", holdout=0).class_names == NAMES
-    write_parquet(tmp_path / "plain" / "train-0.parquet", GREY, names=None, columns=("picture", "kind"))
+    write_parquet(tmp_path / "plain" / "train-0.parquet", GRAY, names=None, columns=("picture", "kind"))
     with pytest.raises(InputError, match=r"no label column among picture, kind; name it with plain:label="):
         load_real(tmp_path / "plain")
     named = load_real(f"{tmp_path / 'plain'}:label=kind", holdout=0)
@@ -278,7 +278,7 @@ def test_columns_and_configurations_of_parquet(tmp_path: Path):
 def test_large_parquet_goes_through_a_copy_on_disk(tmp_path: Path, monkeypatch):
     for part in (0, 1):
         rows = slice(15 * part, 15 * part + 15)
-        write_parquet(tmp_path / f"train-0000{part}-of-00002.parquet", COLOUR[rows], LABELS[rows])
+        write_parquet(tmp_path / f"train-0000{part}-of-00002.parquet", COLOR[rows], LABELS[rows])
     small = load_real(tmp_path, holdout=0)
     monkeypatch.setattr("datastill.data.parquet.IN_MEMORY_BYTES", 10)
     large = load_real(tmp_path, holdout=0, size=(6, 7))  # another entry of the cache
@@ -289,7 +289,7 @@ def test_large_parquet_goes_through_a_copy_on_disk(tmp_path: Path, monkeypatch):
 def test_the_hub(tmp_path: Path, monkeypatch):
     import datasets
 
-    write_parquet(tmp_path / "train.parquet", COLOUR)
+    write_parquet(tmp_path / "train.parquet", COLOR)
     loaded = datasets.DatasetDict({"train": datasets.Dataset.from_parquet(str(tmp_path / "train.parquet"))})
     asked = []
 
@@ -316,15 +316,15 @@ def test_the_hub(tmp_path: Path, monkeypatch):
 def test_hugging_face_objects(tmp_path: Path):
     import datasets
 
-    write_parquet(tmp_path / "train.parquet", COLOUR)
+    write_parquet(tmp_path / "train.parquet", COLOR)
     loaded = datasets.load_dataset(
         "parquet", data_files=str(tmp_path / "train.parquet"), cache_dir=str(tmp_path / "hf")
     )
     assert load_real(loaded, holdout=0).class_names == NAMES
     real = load_real(loaded["train"].select(range(5, 25)), holdout=0)
-    assert torch.equal(everything(real)[0], torch.from_numpy(COLOUR[5:25]).permute(0, 3, 1, 2) / 255)
-    unlabelled = loaded["train"].cast_column("label", datasets.Value("int64")).map(lambda row: {"label": -1})
-    both = load_real(datasets.DatasetDict({"train": loaded["train"], "test": unlabelled}))
+    assert torch.equal(everything(real)[0], torch.from_numpy(COLOR[5:25]).permute(0, 3, 1, 2) / 255)
+    unlabeled = loaded["train"].cast_column("label", datasets.Value("int64")).map(lambda row: {"label": -1})
+    both = load_real(datasets.DatasetDict({"train": loaded["train"], "test": unlabeled}))
     assert any("no labels" in note for note in both.notes)
     assert len(both.test) == 6
 
@@ -334,9 +334,9 @@ def test_random_transforms_are_drawn_from_a_seed_of_their_own():
         def __getitem__(self, i):
             return torch.rand(1, 4, 4), int(self.labels[i])
 
-    one, two = (load_real(Noisy(GREY, LABELS), holdout=0) for _ in range(2))
+    one, two = (load_real(Noisy(GRAY, LABELS), holdout=0) for _ in range(2))
     assert one.fingerprint == two.fingerprint
-    assert load_real(Noisy(GREY, LABELS), holdout=0, storage="decode").fingerprint == one.fingerprint
+    assert load_real(Noisy(GRAY, LABELS), holdout=0, storage="decode").fingerprint == one.fingerprint
 
 
 def test_importing_the_package_is_light():

@@ -111,10 +111,10 @@ def test_a_dangling_link_is_a_corrupt_image(folder: Path):
 
 
 def test_mixed_modes_and_sizes(folder: Path):
-    put(folder, "bee/colour.png", "RGB")
+    put(folder, "bee/color.png", "RGB")
     text = refused(folder)
     assert "mix modes" in text
-    assert "colour.png" in text
+    assert "color.png" in text
     assert "mode='RGB'" in text
     assert load_real(folder, mode="RGB").shape == (3, 5, 6)
     put(folder, "bee/large.png", "L", (9, 9))
@@ -148,7 +148,7 @@ def test_train_and_test_of_different_shape(folder: Path):
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        ([0, 1, -1] * 4, "unlabelled"),
+        ([0, 1, -1] * 4, "unlabeled"),
         ([0, 1, 1.5] * 4, "1.5 is not a whole number"),
         ([0, 1, float("nan")] * 4, "nan is not a whole number"),
         ([0, 1, None] * 4, "neither a whole number nor a string"),
@@ -175,7 +175,7 @@ def test_labels_beyond_the_names():
         (np.full((12, 4, 4), np.nan), "NaN or infinity (in 12 of 12)"),
         (np.where(np.arange(12)[:, None, None] == 5, np.inf, np.zeros((12, 4, 4))), "in 1 of 12"),
         (X.astype(np.float32), "divide by 255"),
-        (X.astype(np.float32) / 128 - 1, "undo any normalisation"),
+        (X.astype(np.float32) / 128 - 1, "undo any normalization"),
         (X.astype(np.int64) * 2, "scale them to 0..255"),
         (X[0], "shape (5, 6)"),
         (X[None], "12 labels"),
@@ -271,7 +271,7 @@ GOOD = (torch.zeros(1, 4, 4), 0), (torch.ones(1, 4, 4), 1)
             Items(*GOOD, OSError("cut short")),
             "Item 2 of the train dataset cannot be read (OSError: cut short)",
         ),
-        (Items(*GOOD, (torch.zeros(1, 4, 4), -1)), "unlabelled"),
+        (Items(*GOOD, (torch.zeros(1, 4, 4), -1)), "unlabeled"),
         ((Items(*GOOD), 5), "give"),
     ],
 )

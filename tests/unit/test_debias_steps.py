@@ -1,4 +1,4 @@
-"""Steps of DFA and SelecMix: the exchange of bias features, difficulties in a run, and pairs on coloured digits."""
+"""Steps of DFA and SelecMix: the exchange of bias features, difficulties in a run, and pairs on colored digits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datastill.core.rng import Rng
 from datastill.models import NetworkFactory, resolve_network
 from datastill.training.dfa import Dfa, DfaTrainer
 from datastill.training.selecmix import SelecMix, SelecMixTrainer, contradicting_pairs, mixed
-from debias_data import coloured_strokes
+from debias_data import colored_strokes
 
 
 def factory() -> NetworkFactory:
@@ -63,7 +63,7 @@ def test_difficulty_is_a_share_whatever_the_losses(losses: list[tuple[float, flo
 
 
 def test_difficulty_is_a_share_at_every_step_of_a_run() -> None:
-    real = coloured_strokes(per_class=20, ratio=0.2)
+    real = colored_strokes(per_class=20, ratio=0.2)
     x = real.batch(torch.arange(len(real))).x
     trainer = DfaTrainer(factory(), real.labels, Dfa(steps=30, batch=16, lr=0.01), Rng(0))
     seen: list[Tensor] = []
@@ -77,7 +77,7 @@ def test_difficulty_is_a_share_at_every_step_of_a_run() -> None:
 
 
 @pytest.mark.parametrize("same", [False, True])
-def test_on_coloured_digits_the_label_is_that_of_the_larger_share(same: bool) -> None:
+def test_on_colored_digits_the_label_is_that_of_the_larger_share(same: bool) -> None:
     """With the true bias as similarity; shares are read off the mixed pixels, not taken from the code."""
     real = load_real("cmnist:base=digits,ratio=0.05,severity=1")
     x, y, bias = real.pixels(torch.arange(len(real))), real.labels, real.bias

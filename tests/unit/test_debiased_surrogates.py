@@ -22,7 +22,7 @@ from datastill.surrogates.experts import train_experts
 from datastill.surrogates.experts.policies import Epoch, TrainingSet, get_policy
 from datastill.training.debiased import DebiasedTraining
 from datastill.training.dfa import Dfa, DfaTrainer
-from debias_data import coloured_strokes
+from debias_data import colored_strokes
 
 NET = "convnet:width=4,depth=1"
 WAYS = ("none", "oracle")
@@ -210,7 +210,7 @@ def run_epochs(real: RealSet, count: int, policy: str, through_disk: bool) -> tu
 
 
 def test_an_expert_goes_on_from_the_state_of_its_policy() -> None:
-    real = coloured_strokes()
+    real = colored_strokes()
     policy = "selecmix:batch=16,pool=32,auxiliary_epochs=3"
     plain, _ = run_epochs(real, 3, policy, through_disk=False)
     copied, _ = run_epochs(real, 3, policy, through_disk=True)
@@ -218,7 +218,7 @@ def test_an_expert_goes_on_from_the_state_of_its_policy() -> None:
 
 
 def test_the_auxiliary_encoder_of_experts_rests_after_its_epochs() -> None:
-    real = coloured_strokes()
+    real = colored_strokes()
     states = [run_epochs(real, 2, f"selecmix:batch=16,auxiliary_epochs={n}", False)[1] for n in (1, 2)]
     assert states[0].keys() == states[1].keys()
     early = run_epochs(real, 1, "selecmix:batch=16,auxiliary_epochs=1", False)[1]
@@ -228,7 +228,7 @@ def test_the_auxiliary_encoder_of_experts_rests_after_its_epochs() -> None:
 
 @pytest.mark.parametrize(("part", "pool"), [(1.0, 32), (0.5, 48), (0.1, 1024)])
 def test_an_epoch_of_experts_passes_over_its_part(part: float, pool: int) -> None:
-    real = coloured_strokes()
+    real = colored_strokes()
     seen: list[int] = []
     policy = get_policy(f"selecmix:batch=16,pool={pool},part={part}")
     epoch = Epoch(0, 1, Rng(0), {}, lambda index, logits: seen.extend(index.tolist()))
@@ -237,7 +237,7 @@ def test_an_epoch_of_experts_passes_over_its_part(part: float, pool: int) -> Non
 
 
 def test_selecmix_experts_do_not_take_weights(tmp_path: Path) -> None:
-    real = coloured_strokes()
+    real = colored_strokes()
     weighted = real.with_weights(torch.ones(len(real)))
     with pytest.raises(InputError, match="not both"):
         train_experts(weighted, factory(real), tmp_path / "w", experts=1, epochs=1, policy="selecmix", augment="none")
@@ -248,7 +248,7 @@ def test_selecmix_experts_do_not_take_weights(tmp_path: Path) -> None:
 
 
 def test_mtt_follows_experts_of_a_policy() -> None:
-    real = coloured_strokes()
+    real = colored_strokes()
     asked = {"ipc": 1, "network": NET, "steps": 2, "expert_count": 1, "expert_epochs": 2, "max_start": 1}
     made = datastill.distill("mtt", real, **asked, expert_policy="selecmix:q=0.5", student_steps=2, augment="none")
     plain = datastill.distill("mtt", real, **asked, student_steps=2, augment="none")

@@ -19,9 +19,9 @@ from datastill.data import RealSet
 from datastill.models import NetworkFactory, resolve_network
 from datastill.training.debiased import train_debiased
 from datastill.training.debiased_steps import batches, steps_for
-from datastill.training.dfa import Dfa, DfaTrainer, LossTable, disentangled_loss, generalised_cross_entropy
+from datastill.training.dfa import Dfa, DfaTrainer, LossTable, disentangled_loss, generalized_cross_entropy
 from datastill.training.selecmix import SelecMix, SelecMixTrainer, contradicting_pairs, mixed
-from debias_data import coloured_mnist, coloured_strokes
+from debias_data import colored_mnist, colored_strokes
 
 
 def factory_of(network: object = "convnet:width=4,depth=2", classes: int = 3, side: int = 12) -> NetworkFactory:
@@ -67,7 +67,7 @@ def test_the_loss_table_is_a_dictionary_of_moving_averages(visits: list[list[int
         table.update(torch.tensor(visit), losses)
         for i, loss in zip(visit, losses.tolist()):
             kept[i] = loss if i not in kept else alpha * kept[i] + (1 - alpha) * loss
-        found = table.normalised(torch.tensor(visit)).tolist()
+        found = table.normalized(torch.tensor(visit)).tolist()
         for i, value in zip(visit, found):
             largest = max(v for j, v in kept.items() if y[j] == y[i])
             assert value == pytest.approx(kept[i] / largest if largest else 0, rel=1e-5)
@@ -97,16 +97,16 @@ def test_exchanging_nothing_is_the_plain_loss(lam: float) -> None:
     assert not torch.equal(plain, disentangled_loss(network.both(z_i, z_b[other]), y, y[other], w, lam, 0.7))
 
 
-def test_generalised_cross_entropy_has_the_published_gradient() -> None:
+def test_generalized_cross_entropy_has_the_published_gradient() -> None:
     logits = torch.randn(6, 4, dtype=torch.float64, generator=Rng(0).generator("logits")).requires_grad_()
     y = torch.tensor([0, 1, 2, 3, 0, 1])
     for q in (0.3, 0.7, 1.0):
         p = logits.softmax(1)[torch.arange(6), y]
         (expected,) = torch.autograd.grad(((1 - p**q) / q).sum() * q, logits)
-        (found,) = torch.autograd.grad(generalised_cross_entropy(logits, y, q).sum(), logits)
+        (found,) = torch.autograd.grad(generalized_cross_entropy(logits, y, q).sum(), logits)
         assert torch.allclose(found, expected, rtol=1e-10)
     (plain,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), logits)
-    (small,) = torch.autograd.grad(generalised_cross_entropy(logits, y, 1e-9).sum(), logits)
+    (small,) = torch.autograd.grad(generalized_cross_entropy(logits, y, 1e-9).sum(), logits)
     assert torch.allclose(small / 1e-9, plain, rtol=1e-6)
 
 
@@ -187,11 +187,11 @@ def test_pairs_are_those_of_a_search(labels: list[int], same: bool, seed: int, n
 
 @pytest.mark.parametrize("same", [False, True])
 def test_with_the_true_bias_pairs_contradict_it(same: bool) -> None:
-    real = coloured_strokes()
+    real = colored_strokes()
     similarity = (real.bias[:, None] == real.bias[None]).float()
     partner = contradicting_pairs(similarity, real.labels, same)
     assert ((real.labels[partner] == real.labels) == same).all()
-    assert ((real.bias[partner] == real.bias) != same).all(), "every class has every colour here"
+    assert ((real.bias[partner] == real.bias) != same).all(), "every class has every color here"
     x = real.pixels(torch.arange(len(real)))
     for lam in (0.0, 0.2, 0.5):
         images, y = mixed(x, real.labels, partner, lam)
@@ -284,7 +284,7 @@ def test_a_trained_network_is_a_function_of_its_inputs(how: str, network: str) -
 
 @pytest.mark.parametrize("how", ["dfa", "selecmix"])
 def test_it_learns(how: str) -> None:
-    real = coloured_strokes(per_class=30, ratio=0.3)
+    real = colored_strokes(per_class=30, ratio=0.3)
     x = real.batch(torch.arange(len(real))).x
     network = train_debiased(factory_of(), x, real.labels, how, rng=Rng(0), steps=150).eval()
     with torch.no_grad():
@@ -314,7 +314,7 @@ def test_bad_input_is_refused() -> None:
 
 
 class Perceptron(nn.Module):
-    """The network that DFA takes for coloured MNIST: three hidden layers of 100, 100 and 16."""
+    """The network that DFA takes for colored MNIST: three hidden layers of 100, 100 and 16."""
 
     def __init__(self, channels: int, classes: int, size: tuple[int, int]) -> None:
         super().__init__()
@@ -328,7 +328,7 @@ class Perceptron(nn.Module):
 
 @pytest.fixture(scope="module")
 def mnist(real_data: Path) -> RealSet:
-    return coloured_mnist(None, 0.05, jitter=0.005)
+    return colored_mnist(None, 0.05, jitter=0.005)
 
 
 @pytest.mark.slow
@@ -344,8 +344,8 @@ def test_dfa_finds_conflicting_samples(mnist: RealSet) -> None:
 
 
 @pytest.mark.slow
-def test_the_auxiliary_encoder_learns_the_colour_first(mnist: RealSet) -> None:
-    """Of the nearest images of other classes, the share in the same colour, for conflicting anchors (chance: .10).
+def test_the_auxiliary_encoder_learns_the_color_first(mnist: RealSet) -> None:
+    """Of the nearest images of other classes, the share in the same color, for conflicting anchors (chance: .10).
 
     Easy pairs weigh more: measured .71 after 80 steps, and .38 with the plain contrastive loss.
     """

@@ -104,7 +104,7 @@ def runnable(page: Path) -> list[Code]:
 
 
 def folder_of_photos(root: Path, per_class: int, side: int = 8) -> Path:
-    """Three classes of small colour images."""
+    """Three classes of small color images."""
     rng = np.random.default_rng(0)
     for c, name in enumerate(("apple", "pear", "plum")):
         (root / "photos" / name).mkdir(parents=True)
@@ -389,7 +389,7 @@ class TestReference:
                 recipe = SOFT_RECIPES[protocol.soft]
                 rate = f"{protocol.lr:g}, {recipe.curve}"
                 assert told[name][:3] == [str(protocol.passes), rate, str(protocol.batch)]
-                assert told[name][3].lower() == recipe.optimiser
+                assert told[name][3].lower() == recipe.optimizer
                 continue
             drops = protocol.drops or ((protocol.drop_after, 0.1),)
             after = f"× {drops[0][1]:g} after {' and '.join(str(p + 1) for p, _ in drops)}"

@@ -176,13 +176,13 @@ def test_training_on_five_hundred_real_images_is_ordinary_training(digits: RealS
         from datastill.models import resolve_network
 
         network = resolve_network(NET, channels=1, classes=10, size=(8, 8))(100 + k)
-        optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
         for p in range(40):
             order = torch.randperm(len(part), generator=Rng(k).generator("order", p))
             for index in order.split(64):
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(network(batch.x[index]), batch.y[index]).backward()
-                optimiser.step()
+                optimizer.step()
         test = digits.test
         right = network(test.batch(torch.arange(len(test))).x).argmax(1) == test.labels
         accuracies.append(float(right.double().mean()))

@@ -64,7 +64,7 @@ FAST = {"experts": 2, "epochs": 3, "policy": "sgd:lr=0.1,batch=8"}
 
 
 def make_real(seed: int = 1, **options: Any) -> RealSet:
-    """Three classes of 6x5 colour images, with a test split."""
+    """Three classes of 6x5 color images, with a test split."""
     generator = Rng(seed).generator("images")
     y = torch.arange(3).repeat_interleave(8)
     x = (torch.rand(24, 3, 6, 5, generator=generator) * 0.4 + 0.2 * y.view(-1, 1, 1, 1)).clamp(0, 1)
@@ -114,7 +114,7 @@ def copied(made: Path, tmp_path: Path) -> Path:
 
 class TestRows:
     def test_snapshots_are_the_networks_bit_by_bit(self, tmp_path, real, network):
-        """Row 0 is the seeded initialisation, the last row the weights that training left."""
+        """Row 0 is the seeded initialization, the last row the weights that training left."""
         left: list[nn.Module] = []
 
         @dataclass(frozen=True)
@@ -405,20 +405,20 @@ class Heavy:
 
     def epoch(self, network: nn.Module, data: TrainingSet, epoch: Epoch) -> float:
         names = dict(network.named_parameters())
-        optimiser = torch.optim.SGD(names.values(), lr=self.lr, momentum=0.9)
+        optimizer = torch.optim.SGD(names.values(), lr=self.lr, momentum=0.9)
         for name, p in names.items():
             if name in epoch.state:
-                optimiser.state[p]["momentum_buffer"] = epoch.state[name].clone()
+                optimizer.state[p]["momentum_buffer"] = epoch.state[name].clone()
         total = 0.0
         for index in torch.randperm(len(data.y), generator=epoch.rng.generator("order")).split(8):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             logits = network(data.x(index))
             loss = cross_entropy(logits, data.y[index])
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             total += float(loss.detach()) * len(index) / len(data.y)
             epoch.on_batch(index, logits.detach())
-        epoch.state.update({name: optimiser.state[p]["momentum_buffer"].clone() for name, p in names.items()})
+        epoch.state.update({name: optimizer.state[p]["momentum_buffer"].clone() for name, p in names.items()})
         return total
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from datastill import distill, evaluate, load_real
 from datastill.core.errors import InputError
-from datastill.core.space import Space, normalised
+from datastill.core.space import Space, normalized
 from datastill.exchange.export import export, safe_names
 from datastill.store.artifact import DistilledSet
 from datastill.store.files import read_tensors
@@ -26,7 +26,7 @@ def made(
     """A distilled set whose pixels reach beyond [0, 1] here and there."""
     generator = torch.Generator().manual_seed(1)
     pixels = torch.rand(len(names) * ipc, channels, 6, 5, generator=generator) * 1.2 - 0.1
-    space = normalised((0.4,) * channels, (0.25,) * channels)
+    space = normalized((0.4,) * channels, (0.25,) * channels)
     labels = torch.arange(len(names)).repeat_interleave(ipc)
     manifest = {
         "method": "dm", "family": "distribution", "ipc": ipc, "seed": 0, "labels": "soft" if soft else "hard",

@@ -398,7 +398,7 @@ def of_a_teacher(folder: Path) -> dict[str, Callable[[], Any]]:
     from datastill import load_real
     from datastill.augment.trace import TraceSpec
     from datastill.labels.bank import LabelBank
-    from datastill.labels.labeller import Labeller
+    from datastill.labels.labeler import Labeler
     from datastill.models import resolve_network
     from datastill.surrogates.teachers.teacher import Teacher, load_teacher
 
@@ -408,7 +408,7 @@ def of_a_teacher(folder: Path) -> dict[str, Callable[[], Any]]:
     teacher.save(folder / "teacher")
     images = real.batch(torch.arange(6)).x
     spec = TraceSpec(crop="padded", flip=True, mix="cutmix")
-    LabelBank.make(folder / "bank", images, Labeller([teacher.network]), spec, epochs=1, batch=3)
+    LabelBank.make(folder / "bank", images, Labeler([teacher.network]), spec, epochs=1, batch=3)
 
     def label() -> None:
         bank = LabelBank.open(folder / "bank")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from datastill import evaluate, import_released, load_distilled, load_real
 from datastill.core.errors import InputError
 from datastill.core.rng import Rng
-from datastill.core.space import Space, normalised
+from datastill.core.space import Space, normalized
 from datastill.data.real import RealSet
 from datastill.evaluation.protocols import Protocol
 from datastill.exchange import read_released
@@ -29,7 +29,7 @@ CLASSES = ("cat", "dog", "owl")
 
 @pytest.fixture(scope="module")
 def real() -> RealSet:
-    """Three classes of 6x5 colour images."""
+    """Three classes of 6x5 color images."""
     generator = Rng(1).generator("images")
     y = torch.arange(3).repeat_interleave(8)
     x = (torch.rand(24, 3, 6, 5, generator=generator) * 0.4 + 0.2 * y.view(-1, 1, 1, 1)).clamp(0, 1)
@@ -37,7 +37,7 @@ def real() -> RealSet:
 
 
 def images(ipc: int = 2, shape: tuple[int, ...] = (3, 6, 5), seed: int = 0, classes: int = 3) -> tuple[Tensor, Tensor]:
-    """Synthetic images as if normalised, and their labels."""
+    """Synthetic images as if normalized, and their labels."""
     x = torch.randn(classes * ipc, *shape, generator=Rng(seed).generator("released"))
     return x, torch.arange(classes).repeat_interleave(ipc)
 
@@ -362,7 +362,7 @@ class TestSpace:
         assert one.space.mean == (0.4914, 0.4822, 0.4465)
         assert one.space.source == "conventional"
         with pytest.raises(InputError, match="channels"):
-            import_released(tmp_path / "a.pt", data=real, space=normalised((0.5,), (0.5,)))
+            import_released(tmp_path / "a.pt", data=real, space=normalized((0.5,), (0.5,)))
 
     def test_raw_images_can_be_turned_into_another_space(self, tmp_path, real):
         x, y = images()[0].sigmoid(), images()[1]
@@ -374,7 +374,7 @@ class TestSpace:
         turned = import_released(tmp_path / "a.pt", data=real, space="raw", into="measured")
         assert turned.space == real.space
         assert torch.allclose(turned.pixels, x, atol=1e-6)
-        assert any("turned from raw into normalised" in note for note in turned.manifest["notes"])
+        assert any("turned from raw into normalized" in note for note in turned.manifest["notes"])
 
     def test_zca_is_that_of_the_released_codes(self, tmp_path, real):
         x, y = images()

@@ -87,7 +87,7 @@ def test_several_variances_at_once() -> None:
     power=st.sampled_from([0.0, 0.5, 1.0, 1.5, 3.0]),
     seed=st.integers(0, 99),
 )
-def test_positive_bounded_and_normalised(n: int, d: int, variance: float, power: float, seed: int) -> None:
+def test_positive_bounded_and_normalized(n: int, d: int, variance: float, power: float, seed: int) -> None:
     z, y = points(n, d, seed), labels(n, 4, seed)
     f = density(z, y, variance)
     counts = torch.bincount(y)[y].double()
@@ -160,9 +160,9 @@ def test_the_circle_is_uniform() -> None:
 
 
 def two_clusters(large: int, small: int) -> tuple[Tensor, Tensor]:
-    centre = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    center = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     side = torch.cat([torch.zeros(large, dtype=torch.int64), torch.ones(small, dtype=torch.int64)])
-    return centre[side] + 1e-4 * points(large + small, 3), side
+    return center[side] + 1e-4 * points(large + small, 3), side
 
 
 def test_two_clusters_weigh_the_same() -> None:
@@ -214,7 +214,7 @@ def test_power_zero_and_large_temperatures_are_uniform() -> None:
     assert torch.isfinite(inverse_density(f, y, 400.0)).all(), "powers are taken as exponents"
 
 
-def test_a_batch_that_is_the_whole_class_renormalises_to_the_same() -> None:
+def test_a_batch_that_is_the_whole_class_renormalizes_to_the_same() -> None:
     f, y = density(points(50), labels(50), 0.1), labels(50)
     weights = inverse_density(f, y)
     whole = (y == 1).nonzero().squeeze(1)

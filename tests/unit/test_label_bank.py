@@ -22,7 +22,7 @@ from datastill.labels import bank_files
 from datastill.labels.bank import LabelBank
 from datastill.labels.bank_labels import LabelCode
 from datastill.labels.bank_layout import Layout
-from datastill.labels.labeller import Labeller
+from datastill.labels.labeler import Labeler
 
 SPEC = TraceSpec(crop="resized", min_scale=0.3, mix="cutmix")
 SPECS = [
@@ -50,7 +50,7 @@ def images(n: int = 23) -> Tensor:
 
 def make(folder: Path, x: Tensor | None = None, spec: TraceSpec = SPEC, **settings: Any) -> LabelBank:
     settings = {"epochs": 3, "batch": 5, "seed": 4, **settings}
-    return LabelBank.make(folder, images() if x is None else x, Labeller([teacher()]), spec, **settings)
+    return LabelBank.make(folder, images() if x is None else x, Labeler([teacher()]), spec, **settings)
 
 
 @pytest.mark.parametrize("encoding", ["seed", "explicit"])
@@ -58,14 +58,14 @@ def make(folder: Path, x: Tensor | None = None, spec: TraceSpec = SPEC, **settin
 def test_labels_are_the_teachers_for_the_replayed_views(tmp_path: Path, encoding: str, spec: TraceSpec) -> None:
     x = images()
     bank = LabelBank.open(make(tmp_path / "bank", spec=spec, encoding=encoding).folder)
-    labeller = Labeller([teacher()])
+    labeler = Labeler([teacher()])
     assert len(bank) == 15
     for epoch in range(3):
         seen = []
         for b in range(bank.batches):
             index, trace, logits = bank[epoch, b]
             seen.append(index)
-            expected = labeller(trace.apply(x[index]))
+            expected = labeler(trace.apply(x[index]))
             assert torch.equal(logits, expected.half().float())
         assert torch.cat(seen).sort().values.tolist() == list(range(23))
     assert not torch.equal(bank[0, 0].positions, bank[1, 0].positions)
@@ -76,7 +76,7 @@ def test_replay_is_exact_in_any_order_and_any_process(tmp_path: Path, workers: i
     x = images()
     shown: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
-    class Watching(Labeller):
+    class Watching(Labeler):
         def __call__(self, views: Tensor) -> Tensor:
             self.seen = [*getattr(self, "seen", []), views.clone()]
             return super().__call__(views)
@@ -130,14 +130,14 @@ def test_a_last_batch_of_one_image_joins_the_one_before(tmp_path: Path) -> None:
 def test_batch_labels_differ_and_belong_to_their_batch(tmp_path: Path) -> None:
     network = teacher()
     before = {name: t.clone() for name, t in network.state_dict().items()}
-    labeller = Labeller([network], mode="batch")
-    by_batch = LabelBank.make(tmp_path / "batch", images(), labeller, SPEC, epochs=2, batch=5)
-    running = LabelBank.make(tmp_path / "eval", images(), Labeller([network]), SPEC, epochs=2, batch=5)
+    labeler = Labeler([network], mode="batch")
+    by_batch = LabelBank.make(tmp_path / "batch", images(), labeler, SPEC, epochs=2, batch=5)
+    running = LabelBank.make(tmp_path / "eval", images(), Labeler([network]), SPEC, epochs=2, batch=5)
     assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
     assert by_batch.mode == "batch"
     assert (by_batch[0, 0].logits - running[0, 0].logits).abs().max() > 0.1
     index, trace, logits = by_batch[1, 2]
-    assert torch.equal(logits, labeller(trace.apply(images()[index])).half().float())
+    assert torch.equal(logits, labeler(trace.apply(images()[index])).half().float())
 
 
 def test_all_logits_kept_by_rank_lose_nothing(tmp_path: Path) -> None:
@@ -216,12 +216,12 @@ def test_the_size_is_known_beforehand() -> None:
 def test_the_header_says_whose_labels_they_are(tmp_path: Path) -> None:
     told = {"id": "ours", "accuracy": 0.84}
     bank = make(
-        tmp_path / "bank", teacher=told, space=space.normalised((0.3, 0.4), (0.2, 0.2)), top_k=2, temperature=4.0
+        tmp_path / "bank", teacher=told, space=space.normalized((0.3, 0.4), (0.2, 0.2)), top_k=2, temperature=4.0
     )
     header = json.loads((bank.folder / "bank.json").read_text())
     assert header == bank.header
     assert header["teacher"] == told
-    assert header["labeller"] == Labeller([teacher()]).describe()
+    assert header["labeller"] == Labeler([teacher()]).describe()
     assert header["space"]["mean"] == [0.3, 0.4]
     assert (header["epochs"], header["batch"], header["seed"], header["classes"]) == (3, 5, 4, CLASSES)
     assert header["labels"] == {"dtype": "float16", "top_k": 2, "temperature": 4.0}
@@ -322,10 +322,10 @@ def test_labels_that_are_not_finite_leave_nothing_behind(tmp_path: Path) -> None
         with torch.no_grad():
             network[4].bias[3] = value
         with pytest.raises(InputError, match=words):
-            LabelBank.make(tmp_path / "bank", images(), Labeller([network]), SPEC, epochs=1, batch=5)
+            LabelBank.make(tmp_path / "bank", images(), Labeler([network]), SPEC, epochs=1, batch=5)
     assert list(tmp_path.iterdir()) == []
     network[4].bias.data[3] = 1e30
-    bank = LabelBank.make(tmp_path / "bank", images(), Labeller([network]), SPEC, epochs=1, batch=5, dtype="float32")
+    bank = LabelBank.make(tmp_path / "bank", images(), Labeler([network]), SPEC, epochs=1, batch=5, dtype="float32")
     assert bank[0, 0].logits[:, 3].tolist() == pytest.approx([1e30] * 5, rel=1e-6)
 
 
@@ -367,7 +367,7 @@ def test_what_is_there_is_not_overwritten_and_a_full_disk_is_told(
     assert sorted(os.listdir(tmp_path)) == ["bank", "empty", "file"]
 
 
-def test_what_cannot_be_is_refused_before_any_labelling(tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused_before_any_labeling(tmp_path: Path) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"epochs": 0}, "at least one epoch"),
         ({"batch": 0}, "at least 1"),

@@ -16,7 +16,7 @@ from datastill import distill, load_real
 from datastill.core.batch import Batch
 from datastill.core.context import Context, class_means
 from datastill.core.errors import Diverged
-from datastill.core.loop import synthesise
+from datastill.core.loop import synthesize
 from datastill.core.plan import Callback, ClassMajor, Grads, Plan, Synthetic, Task
 from datastill.core.rng import Rng, isolated
 from datastill.core.update import Adam, Sgd, cosine
@@ -81,7 +81,7 @@ class TestRng:
 
 class TestUpdate:
     def test_sgd_with_momentum_by_hand(self, task: Task) -> None:
-        codes = synthesise(plan(square, Sgd(lr=0.1, momentum=0.5), steps=3), task).codes["images"]
+        codes = synthesize(plan(square, Sgd(lr=0.1, momentum=0.5), steps=3), task).codes["images"]
         x, buffer = start(), torch.zeros(10, 1, 8, 8)
         for _ in range(3):
             buffer = 0.5 * buffer + 2 * x
@@ -89,15 +89,15 @@ class TestUpdate:
         assert torch.allclose(codes, x, atol=1e-6)
 
     def test_schedule_scales_the_rate(self, task: Task) -> None:
-        codes = synthesise(plan(square, Sgd(lr=0.1, schedule=cosine), steps=2), task).codes["images"]
+        codes = synthesize(plan(square, Sgd(lr=0.1, schedule=cosine), steps=2), task).codes["images"]
         assert torch.allclose(codes, start() * (1 - 0.2) * (1 - 0.1), atol=1e-6)
 
-    def test_a_leaf_may_be_maximised(self, task: Task) -> None:
-        codes = synthesise(plan(square, Sgd(lr=0.1, maximise=True), steps=1), task).codes["images"]
+    def test_a_leaf_may_be_maximized(self, task: Task) -> None:
+        codes = synthesize(plan(square, Sgd(lr=0.1, maximize=True), steps=1), task).codes["images"]
         assert torch.allclose(codes, start() * 1.2, atol=1e-6)
 
     def test_adam_resumes_exactly(self, task: Task, tmp_path) -> None:
-        whole = synthesise(plan(square, Adam(lr=0.1), steps=6), task).codes["images"]
+        whole = synthesize(plan(square, Adam(lr=0.1), steps=6), task).codes["images"]
 
         class Stop(Exception):
             pass
@@ -109,8 +109,8 @@ class TestUpdate:
 
         keeper = Checkpointer(tmp_path, {}, every_steps=1, every_seconds=1e9)
         with pytest.raises(Stop):
-            synthesise(plan(square, Adam(lr=0.1), steps=6), task, checkpointer=keeper, callbacks=[Breaks()])
-        resumed = synthesise(plan(square, Adam(lr=0.1), steps=6), task, checkpointer=keeper).codes["images"]
+            synthesize(plan(square, Adam(lr=0.1), steps=6), task, checkpointer=keeper, callbacks=[Breaks()])
+        resumed = synthesize(plan(square, Adam(lr=0.1), steps=6), task, checkpointer=keeper).codes["images"]
         assert torch.equal(whole, resumed)
 
 
@@ -126,8 +126,8 @@ class TestGuard:
             grad = 2 * x + (bad if where == "gradient" else 0)
             return Grads(loss=x.square().sum() + (bad if where == "loss" else 0), x=grad)
 
-        outcome = synthesise(plan(objective, Sgd(lr=0.1, momentum=0.5), steps=4), task)
-        good = synthesise(plan(square, Sgd(lr=0.1, momentum=0.5), steps=3), task)
+        outcome = synthesize(plan(objective, Sgd(lr=0.1, momentum=0.5), steps=4), task)
+        good = synthesize(plan(square, Sgd(lr=0.1, momentum=0.5), steps=3), task)
         assert outcome.skipped == 1
         assert torch.allclose(outcome.codes["images"], good.codes["images"], atol=1e-6)
 
@@ -136,7 +136,7 @@ class TestGuard:
             return context.synthetic.x.sum() * float("nan")
 
         with pytest.raises(Diverged, match="25 times in a row"):
-            synthesise(plan(objective, steps=100), task)
+            synthesize(plan(objective, steps=100), task)
 
     def test_a_diverged_run_keeps_its_last_good_set(self, digits: RealSet, tmp_path) -> None:
         with pytest.raises(Diverged, match="learning rate"):
@@ -177,7 +177,7 @@ def test_loss_and_gradients_of_images_are_one_contract(task: Task) -> None:
         return Grads(loss=x.square().sum(), x=2 * x)
 
     by_loss, by_grads = (
-        synthesise(dataclasses.replace(plan(o, steps=2), decoder=Affine()), task).codes["images"]
+        synthesize(dataclasses.replace(plan(o, steps=2), decoder=Affine()), task).codes["images"]
         for o in (square, filled)
     )
     assert torch.allclose(by_loss, by_grads, atol=1e-6)
@@ -189,12 +189,12 @@ def test_blocks_are_independent_and_in_order(task: Task, tmp_path) -> None:
     base = dataclasses.replace(DM(steps=3, real_batch=8).build(task), augment=None)
     blocks = dataclasses.replace(base, partition=ClassMajor(3))
     keeper = Checkpointer(tmp_path, {}, every_seconds=1e9)
-    one = synthesise(blocks, task, checkpointer=keeper)
+    one = synthesize(blocks, task, checkpointer=keeper)
     assert one.codes["images"].shape == (10, 1, 8, 8)
     assert one.losses.shape == (4, 3)
-    assert torch.equal(one.extra["selected"], synthesise(base, task).extra["selected"])
+    assert torch.equal(one.extra["selected"], synthesize(base, task).extra["selected"])
     keeper.path(2).unlink()
-    again = synthesise(blocks, task, checkpointer=keeper)
+    again = synthesize(blocks, task, checkpointer=keeper)
     assert torch.equal(one.codes["images"], again.codes["images"])
 
 
@@ -213,10 +213,10 @@ def test_callbacks_see_and_change_the_run(task: Task) -> None:
             return dataclasses.replace(batch, x=torch.zeros_like(batch.x))
 
     build = DM(steps=3, real_batch=8).build(task)
-    plain = synthesise(build, task).codes["images"]
-    assert torch.equal(plain, synthesise(build, task, callbacks=[Only()]).codes["images"])
+    plain = synthesize(build, task).codes["images"]
+    assert torch.equal(plain, synthesize(build, task, callbacks=[Only()]).codes["images"])
     assert seen == [(1, 0), (2, 0), (3, 0)]
-    assert not torch.equal(plain, synthesise(build, task, callbacks=[Poison()]).codes["images"])
+    assert not torch.equal(plain, synthesize(build, task, callbacks=[Poison()]).codes["images"])
 
 
 @settings(deadline=None)

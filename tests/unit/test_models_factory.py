@@ -18,7 +18,7 @@ from datastill.core.rng import isolated
 from datastill.models import ConvNet, Network, NetworkFactory, Wrapped, functional, networks, resolve_network
 from datastill.models.anatomy import count_macs, dissect
 
-COLOUR = {"channels": 3, "classes": 10, "size": (32, 32)}
+COLOR = {"channels": 3, "classes": 10, "size": (32, 32)}
 TINY = {"channels": 1, "classes": 4, "size": (8, 8)}
 
 
@@ -122,16 +122,16 @@ def test_the_default_suits_the_size(size, options):
 
 
 def test_options_from_text():
-    factory = resolve_network("convnet:width=16, depth=2,norm=batch,padding=1", **COLOUR)
+    factory = resolve_network("convnet:width=16, depth=2,norm=batch,padding=1", **COLOR)
     assert (factory.options["width"], factory.options["norm"], factory.options["padding"]) == (16, "batch", 1)
     assert str(factory) == "convnet:width=16,depth=2,norm=batch,padding=1"
-    assert resolve_network(str(factory), **COLOUR).describe() == factory.describe()
-    assert str(resolve_network("convnet:width=128", **COLOUR)) == "convnet"
+    assert resolve_network(str(factory), **COLOR).describe() == factory.describe()
+    assert str(resolve_network("convnet:width=128", **COLOR)) == "convnet"
 
 
 @pytest.mark.parametrize("name", [n for n in networks() if "<" not in n and ":" not in n])
 def test_every_listed_name_resolves(name):
-    factory = resolve_network(name, **COLOUR)
+    factory = resolve_network(name, **COLOR)
     with torch.no_grad():
         assert factory(0)(images(1, 3, (32, 32))).shape == (1, 10)
 
@@ -154,7 +154,7 @@ def test_every_listed_name_resolves(name):
 )
 def test_what_cannot_be_a_network(spec, match):
     with pytest.raises(InputError, match=match):
-        resolve_network(spec, **COLOUR)
+        resolve_network(spec, **COLOR)
 
 
 def test_bad_shapes():
@@ -484,13 +484,13 @@ def test_other_libraries(name, size, channels):
 )
 def test_other_libraries_refuse(spec, match):
     with pytest.raises(InputError, match=match):
-        resolve_network(spec, **COLOUR)
+        resolve_network(spec, **COLOR)
 
 
 def test_timm_absent(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingExtra, match=r"pip install 'datastill\[timm\]'"):
-        resolve_network("timm/resnet10t", **COLOUR)
+        resolve_network("timm/resnet10t", **COLOR)
 
 
 def test_torchvision_imports_after_a_failure_and_not_before_it_is_asked_for():

@@ -150,7 +150,7 @@ def test_selection_and_mosaics_are_those_of_plain_python(size, factor: int, ipc:
 
 @pytest.mark.parametrize(("size", "factor"), [((33, 33), 2), ((12, 20), 2), ((33, 33), 3)])
 def test_ranks_go_to_the_same_tile_of_every_image_first(size: tuple[int, int], factor: int) -> None:
-    """Images of one colour each: the colour of a tile tells its rank, and a gap would show."""
+    """Images of one color each: the color of a tile tells its rank, and a gap would show."""
     ipc, each = 2, 2 * factor**2 + 3
     shades = torch.randperm(each, generator=Rng(1).generator("shades"))  # of class 0, brighter is surer
     x = torch.zeros(CLASSES * each, 3, *size, dtype=torch.uint8)
@@ -322,7 +322,7 @@ def test_recovery_may_start_from_the_selection_whatever_its_blocks(monkeypatch: 
 
 
 def test_tiles_are_those_that_change_places_in_training() -> None:
-    """An image of tiles of one colour each: shuffled, it still is one."""
+    """An image of tiles of one color each: shuffled, it still is one."""
     from datastill.augment.trace import TraceSpec
     from datastill.sampling.patches import edges
 

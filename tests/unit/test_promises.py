@@ -23,8 +23,8 @@ def digits() -> RealSet:
     return load_real("digits")
 
 
-class Standardised(torch.nn.Module):
-    """Standardises features over the batch, without any norm layer that would tell."""
+class Standardized(torch.nn.Module):
+    """Standardizes features over the batch, without any norm layer that would tell."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Dropping(torch.nn.Module):
 def test_a_network_that_couples_samples_in_its_own_way_sees_whole_batches(
     digits: RealSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"ipc": 2, "network": Standardised, "steps": 3, "real_batch": 8}
+    settings = {"ipc": 2, "network": Standardized, "steps": 3, "real_batch": 8}
     whole = distill("dm", digits, **settings).images
     monkeypatch.setattr(Context, "chunk", 4)
     assert torch.equal(whole, distill("dm", digits, **settings).images)

@@ -17,7 +17,7 @@ import datastill
 from datastill.augment.recovery_views import RecoveryViews
 from datastill.core.context import Context
 from datastill.core.errors import InputError, ShareDone
-from datastill.core.loop import synthesise
+from datastill.core.loop import synthesize
 from datastill.core.plan import AllAtOnce, Block, Callback, Plan, Synthetic
 from datastill.core.rng import Rng, isolated
 from datastill.decoders.pixels import Pixels
@@ -167,7 +167,7 @@ def test_plain_ascent_on_a_linear_model_is_the_analytic_gradient():
     images = torch.randn(10, 1, 8, 8, dtype=torch.float64, generator=g)
     weight = 0.1 * torch.randn(10, 64, dtype=torch.float64, generator=g)
     context, pretrained, network = linear_context(images, y, weight)
-    moved = Perturbed(pretrained, RecoveryViews(), steps=1, radius=0.5, normalise=False)
+    moved = Perturbed(pretrained, RecoveryViews(), steps=1, radius=0.5, normalize=False)
     moved.begin(context)
     change = moved.draw(context)[1].weight - weight
     x = images.flatten(1)
@@ -178,7 +178,7 @@ def test_plain_ascent_on_a_linear_model_is_the_analytic_gradient():
     assert network[1].weight.grad is None
 
 
-def test_normalised_ascent_goes_a_fixed_way_and_raises_the_loss():
+def test_normalized_ascent_goes_a_fixed_way_and_raises_the_loss():
     g = torch.Generator().manual_seed(2)
     y = torch.arange(10)
     images = torch.randn(10, 1, 8, 8, dtype=torch.float64, generator=g)
@@ -218,7 +218,7 @@ def test_every_block_has_a_teacher_of_its_own_whatever_came_before():
         unit = plan.prepare[0]
         blocks = tuple(plan.partition.blocks(task.labels))
         order = Ordered(blocks[::-1] if backwards else blocks)
-        synthesise(replace(plan, partition=order), task, callbacks=[seen], prepared={"teacher": unit.run(task)})
+        synthesize(replace(plan, partition=order), task, callbacks=[seen], prepared={"teacher": unit.run(task)})
         found.append({k: [p.clone() for p in net.parameters()] for k, net in seen.surrogates.items()})
     first, second = found
     assert all(torch.equal(a, b) for k in first for a, b in zip(first[k], second[k], strict=True))
@@ -235,7 +235,7 @@ def test_real_batches_can_direct_the_adjustment():
     assert not torch.equal(a.images, recover("dwa").images)
 
 
-def test_finished_blocks_keep_neither_networks_nor_optimisers():
+def test_finished_blocks_keep_neither_networks_nor_optimizers():
     alive: list[weakref.ref[Any]] = []
 
     class Watch(Callback):

@@ -1,4 +1,4 @@
-"""The report: snapshots, pictures, curves, neighbours."""
+"""The report: snapshots, pictures, curves, neighbors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from datastill.core.plan import Callback
 from datastill.core.space import Space
 from datastill.report import Snapshots, Timeline, load_snapshots
 from datastill.report.charts import curves, loss_curve, spans
-from datastill.report.neighbours import nearest_real
+from datastill.report.neighbors import nearest_real
 from datastill.report.pictures import animation, frames, grid, sheet, to_bytes
 from datastill.report.snapshots import moments
 
@@ -56,7 +56,7 @@ def test_moments_run_from_the_start_to_the_last_step_and_grow(steps):
     assert gaps == sorted(gaps)
 
 
-def test_the_timeline_starts_at_the_initialisation_and_ends_at_the_result(run, digits):
+def test_the_timeline_starts_at_the_initialization_and_ends_at_the_result(run, digits):
     one, snapshots, _ = run
     timeline = snapshots.timeline
     assert timeline.steps == tuple(moments(STEPS))
@@ -233,7 +233,7 @@ def test_drawing_leaves_matplotlib_as_it_was():
     assert dict(matplotlib.rcParams) == before
 
 
-# Neighbours
+# Neighbors
 
 
 def test_the_nearest_real_image_is_found_within_the_class(digits):

@@ -1,4 +1,4 @@
-"""What is shown of a biased set: names of its attribute, matrices by class and attribute, nearest colours."""
+"""What is shown of a biased set: names of its attribute, matrices by class and attribute, nearest colors."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from datastill.cli.tables import group_table
 from datastill.core.rng import Rng
 from datastill.data import RealSet
 from datastill.data.biased import Attribute, attribute_of
-from datastill.data.biased.coloured import COLOURS, NAMES, colours, nearest_colour
+from datastill.data.biased.colored import COLORS, NAMES, colors, nearest_color
 from datastill.evaluation.scores import Evaluation, Groups
-from datastill.experiments.debias_study import colour_distance, conflicting_share
+from datastill.experiments.debias_study import color_distance, conflicting_share
 from datastill.report import card, write_report
 from datastill.report.groups import css, groups, palette
 from datastill.store.artifact import DistilledSet
@@ -46,7 +46,7 @@ def found(real: RealSet, made: DistilledSet) -> Evaluation:
 
 
 def strokes(count: int) -> torch.Tensor:
-    """Grey images with a black background, (count, 1, 8, 8)."""
+    """Gray images with a black background, (count, 1, 8, 8)."""
     generator = Rng(0).generator("strokes")
     return torch.rand(count, 1, 8, 8, generator=generator) * (torch.rand(count, 1, 8, 8, generator=generator) < 0.4)
 
@@ -85,7 +85,7 @@ def test_a_biased_set_says_what_its_attribute_is(source: str, kind: str, first: 
     assert one.attribute is not None
     assert (one.attribute.kind, one.attribute.names[0], one.attribute.names[9]) == (kind, first, last)
     assert len(one.attribute.names) == 10
-    assert bool(one.attribute.colours) == (kind == "colour")
+    assert bool(one.attribute.colors) == (kind == "colour")
     assert one.test.attribute == one.attribute == one.subset(torch.tensor([0])).attribute
     told = json.loads(json.dumps(one.describe()))
     assert attribute_of(told, 12) == replace(one.attribute, names=(*one.attribute.names, "10", "11"))
@@ -104,64 +104,64 @@ def test_what_distils_does_not_depend_on_bias_or_its_names(real: RealSet):
     assert torch.equal(one.images, other.images)
 
 
-# Nearest colours
+# Nearest colors
 
 
 def slow_nearest(image: torch.Tensor, known: list[list[float]]) -> tuple[int, float]:
-    """Pixel by pixel: the mean of bright pixels, weighted by brightness, and its angle to each colour."""
+    """Pixel by pixel: the mean of bright pixels, weighted by brightness, and its angle to each color."""
     pixels = [[float(v) for v in image[:, i, j]] for i in range(image.shape[1]) for j in range(image.shape[2])]
     top = max(max(p) for p in pixels)
     mean = [sum(p[k] * max(p) for p in pixels if max(p) > 0.5 * top) for k in range(3)]
 
-    def angle(colour: list[float]) -> float:
-        inner = sum(a * b for a, b in zip(mean, colour))
-        return math.degrees(math.acos(min(1.0, inner / (math.hypot(*mean) * math.hypot(*colour)))))
+    def angle(color: list[float]) -> float:
+        inner = sum(a * b for a, b in zip(mean, color))
+        return math.degrees(math.acos(min(1.0, inner / (math.hypot(*mean) * math.hypot(*color)))))
 
-    angles = [angle(colour) for colour in known]
+    angles = [angle(color) for color in known]
     return angles.index(min(angles)), min(angles)
 
 
-def test_nearest_colours_agree_with_a_slow_search():
+def test_nearest_colors_agree_with_a_slow_search():
     generator = Rng(1).generator("images")
     images = torch.rand(40, 3, 5, 5, generator=generator) * (torch.rand(40, 1, 5, 5, generator=generator) < 0.3)
     images[:, 0, 0, 0] = 0.6  # none is black
-    known = colours(12).tolist()
-    near = nearest_colour(images, known)
+    known = colors(12).tolist()
+    near = nearest_color(images, known)
     slow = [slow_nearest(image, known) for image in images]
     assert near.index.tolist() == [index for index, _ in slow]
     assert near.distance.tolist() == pytest.approx([angle for _, angle in slow], abs=1e-3)
 
 
-def test_painted_strokes_have_their_colour_and_mixed_ones_are_far_from_all():
-    painted = strokes(10) * torch.tensor(COLOURS)[:, :, None, None]
-    near = nearest_colour(painted, colours(10))
+def test_painted_strokes_have_their_color_and_mixed_ones_are_far_from_all():
+    painted = strokes(10) * torch.tensor(COLORS)[:, :, None, None]
+    near = nearest_color(painted, colors(10))
     assert torch.equal(near.index, torch.arange(10))
     assert near.distance.max() < 0.01
     mixed = painted[4:5].clone()
-    mixed[:, :, ::2] = (strokes(5)[4] * torch.tensor(COLOURS[9])[:, None, None])[:, ::2]  # cyan and crimson
-    assert nearest_colour(mixed, colours(10)).distance.item() > 10
-    black = nearest_colour(torch.zeros(1, 3, 4, 4), colours(10))
+    mixed[:, :, ::2] = (strokes(5)[4] * torch.tensor(COLORS[9])[:, None, None])[:, ::2]  # cyan and crimson
+    assert nearest_color(mixed, colors(10)).distance.item() > 10
+    black = nearest_color(torch.zeros(1, 3, 4, 4), colors(10))
     assert black.distance.item() == pytest.approx(90)
 
 
-def test_the_palette_counts_images_in_colours_of_other_classes(real: RealSet, made: DistilledSet):
-    painted = strokes(20) * torch.tensor(COLOURS).repeat_interleave(2, 0)[:, :, None, None]
-    painted[3], painted[5] = (strokes(2) * torch.tensor([COLOURS[7], COLOURS[0]])[:, :, None, None]).unbind()
-    coloured = replace(made, codes={"images": made.space.encode(painted)})
-    shown = palette(coloured, None)  # from the manifest alone
-    assert shown == palette(coloured, real)
+def test_the_palette_counts_images_in_colors_of_other_classes(real: RealSet, made: DistilledSet):
+    painted = strokes(20) * torch.tensor(COLORS).repeat_interleave(2, 0)[:, :, None, None]
+    painted[3], painted[5] = (strokes(2) * torch.tensor([COLORS[7], COLORS[0]])[:, :, None, None]).unbind()
+    colored = replace(made, codes={"images": made.space.encode(painted)})
+    shown = palette(colored, None)  # from the manifest alone
+    assert shown == palette(colored, real)
     assert shown.conflicting == 2
     assert [i for i, swatch in enumerate(shown.swatches) if swatch.conflicting] == [3, 5]
-    assert shown.swatches[3].colour == css(COLOURS[7])
+    assert shown.swatches[3].color == css(COLORS[7])
     assert NAMES[7] in shown.swatches[3].title
     assert shown.farthest < 0.1
     assert shown.apart == pytest.approx(8.9, abs=0.1)
-    assert conflicting_share(coloured, real) == pytest.approx(0.1)
-    assert colour_distance(coloured, real) == pytest.approx(shown.mean)
+    assert conflicting_share(colored, real) == pytest.approx(0.1)
+    assert color_distance(colored, real) == pytest.approx(shown.mean)
     plain = load_real("digits")
     assert palette(distill("random", plain, ipc=1), plain) is None
     assert conflicting_share(made, plain) is None
-    assert colour_distance(made, plain) is None
+    assert color_distance(made, plain) is None
 
 
 # Matrices
@@ -178,7 +178,7 @@ def test_the_matrix_of_the_page_is_that_of_the_evaluation(found: Evaluation):
         assert [[cell.heat for cell in cells] for _, cells in one.rows] == [[100, 0], [0, 87]]
         assert [[cell.aligned for cell in cells] for _, cells in one.rows] == [[True, False], [False, True]]
     assert shown.matrices[0].rows[1][1][1].title == "b, yellow: 87.4 %"
-    assert shown.values[4].colour == css(COLOURS[4]) == "#16c6fa"
+    assert shown.values[4].color == css(COLORS[4]) == "#16c6fa"
     assert groups(None, []) is None
     assert groups(replace(found, distilled=replace(found.distilled, groups=None)), ["a"]) is None
 
@@ -187,7 +187,7 @@ def test_a_page_of_a_biased_set_has_groups_matrices_and_swatches(tmp_path: Path,
     text = write_report(tmp_path / "r.html", made, found, real).read_text(encoding="utf-8")
     arm = found.distilled.groups
     for needed in (f">{100 * arm.aligned:.1f}</td>", f">{100 * arm.conflicting:.1f}</td>", "Conflicting, %",
-                   "Accuracy by class and colour", "near 0 elsewhere", "red-orange", css(COLOURS[4])):  # fmt: skip
+                   "Accuracy by class and color", "near 0 elsewhere", "red-orange", css(COLORS[4])):  # fmt: skip
         assert needed in text
     assert text.count('class="aligned"') == 2 * 10
     assert text.count('<figure class="matrix') == 2
@@ -253,5 +253,5 @@ def test_the_command_prints_both_tables(
     assert main(["evaluate", str(tmp_path), "--networks", "1", "--protocol", "dsa-quick-v1", "--quiet"]) == 0
     printed = capsys.readouterr().out
     assert "conflicting %" in printed
-    assert "by class and colour" in printed
-    assert "Accuracy by class and colour" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "by class and color" in printed
+    assert "Accuracy by class and color" in (tmp_path / "report.html").read_text(encoding="utf-8")

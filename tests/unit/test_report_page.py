@@ -14,7 +14,7 @@ from PIL import Image
 
 from datastill import distill, evaluate, load_distilled, load_real
 from datastill.core.errors import InputError
-from datastill.core.space import normalised
+from datastill.core.space import normalized
 from datastill.evaluation.scores import Arm, Evaluation
 from datastill.report import Snapshots, card, write_card_and_preview, write_report, write_run
 from datastill.report.pictures import comparison, png, preview
@@ -40,7 +40,7 @@ def made(
         "data": {"name": "toys", "source": "/toys", "options": {}, "images": 500, "test_images": 100, "notes": []},
         "cost": {"steps": 3, "seconds": 1.5, "skipped_steps": 0}, "notes": [],
     }  # fmt: skip
-    space = normalised((0.5,) * channels, (0.3,) * channels)
+    space = normalized((0.5,) * channels, (0.3,) * channels)
     y = torch.nn.functional.one_hot(labels, len(names)).float() if soft else labels
     return DistilledSet({"images": images}, y, space, {**manifest, **changes})
 
@@ -161,7 +161,7 @@ def test_the_card_says_what_it_is_and_has_sound_front_matter():
     assert record["license"] == "other"
     for needed in (
         "Beats Random: +20.0", "| dm | 70.0 ±", "| random | 50.0 ±", "load_distilled(", "image updates", "dc-v1",
-        "cat\\|dog, &lt;script&gt;, line break", "licence", "mean 0.5 and std 0.3", "500 training",
+        "cat\\|dog, &lt;script&gt;, line break", "license", "mean 0.5 and std 0.3", "500 training",
     ):  # fmt: skip
         assert needed in body
     assert "<script>" not in body

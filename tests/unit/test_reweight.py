@@ -28,12 +28,12 @@ from datastill.models import resolve_network
 from datastill.sampling.inits import RandomReal
 from datastill.sampling.weighted import WeightedClassBatches, WeightedReal, weighted_indices
 from datastill.training.extractor import Encoder, Extractor, small_backbone, two_views
-from debias_data import coloured_mnist, coloured_strokes
+from debias_data import colored_mnist, colored_strokes
 
 
 @pytest.fixture(scope="module")
 def strokes() -> RealSet:
-    return coloured_strokes()
+    return colored_strokes()
 
 
 def context_of(real: RealSet, ipc: int = 2, seed: int = 0, classes: list[int] | None = None, step: int = 0) -> Context:
@@ -229,9 +229,9 @@ def test_debias_is_extractor_density_power_with_mean_one_per_class(strokes: Real
     assert strokes.weights is None, "the given set is as it was"
 
 
-def test_a_colour_bias_is_found() -> None:
+def test_a_color_bias_is_found() -> None:
     """Without data on disk: the conflicting tenth weighs far more (measured .49), with the oracle exactly 2/3."""
-    real = coloured_strokes(per_class=100)
+    real = colored_strokes(per_class=100)
     assert conflict_mass(None, real.labels, real.bias) == pytest.approx(0.1)
     assert debias(real, epochs=4, batch=32, power=1.0)[1]["conflict_mass"] > 0.3
     assert debias(real, "oracle")[1]["conflict_mass"] == pytest.approx(2 / 3, abs=1e-6)
@@ -407,9 +407,9 @@ def test_a_weighted_mosaic_holds_a_real_image_per_tile() -> None:
 
 
 @pytest.mark.slow
-def test_coloured_mnist_diagnostic(real_data: Path) -> None:
+def test_colored_mnist_diagnostic(real_data: Path) -> None:
     """Specification 6.5: 4,000 images, 5 %, jitter .05, three epochs, s^2 .05, plain inverse; .05 without weights."""
-    real = coloured_mnist(400, 0.05)
+    real = colored_mnist(400, 0.05)
     assert conflict_mass(None, real.labels, real.bias) == pytest.approx(0.05)
     options = {"epochs": 3, "variance": 0.05, "power": 1.0}
     mass = {scope: debias(real, scope=scope, **options)[1]["conflict_mass"] for scope in ("class", "global")}

@@ -18,12 +18,12 @@ from datastill.augment.trace import TraceSpec
 from datastill.core.errors import Diverged, InputError
 from datastill.core.rng import Rng, isolated
 from datastill.labels.bank import LabelBank
-from datastill.labels.labeller import Labeller
+from datastill.labels.labeler import Labeler
 from datastill.training.soft import (
     SOFT_RECIPES,
     SoftSchedule,
     batch_bounds,
-    optimiser_of,
+    optimizer_of,
     rded_batch,
     soft_loss,
     train_soft,
@@ -54,24 +54,24 @@ def weights(trained: nn.Module) -> Tensor:
     return torch.cat([t.double().flatten() for t in trained.state_dict().values()])
 
 
-def bank_of(folder: Path, labeller: Labeller, **settings: Any) -> LabelBank:
+def bank_of(folder: Path, labeler: Labeler, **settings: Any) -> LabelBank:
     settings = {"epochs": 4, "batch": 5, "seed": 9, **settings}
-    return LabelBank.make(folder, data()[0], labeller, TRACE, **settings)
+    return LabelBank.make(folder, data()[0], labeler, TRACE, **settings)
 
 
 def by_hand(net: nn.Module, schedule: SoftSchedule, rng: Rng, teacher: nn.Module | None) -> list[float]:
-    """The loop written out: order, augmentation, labels, loss, optimiser."""
+    """The loop written out: order, augmentation, labels, loss, optimizer."""
     x, y = data()
     net.train()
-    if schedule.optimiser == "sgd":
+    if schedule.optimizer == "sgd":
         kind: Any = torch.optim.SGD
         extra: dict[str, float] = {"momentum": schedule.momentum}
     else:
         kind, extra = torch.optim.AdamW, {}
-    optimiser = kind(net.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, **extra)
+    optimizer = kind(net.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, **extra)
     losses = []
     for epoch in range(schedule.epochs):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = schedule.lr * 0.5 * (1 + math.cos(math.pi * epoch / schedule.epochs))
         order = torch.randperm(len(x), generator=rng.generator("order", epoch))
         total = 0.0
@@ -92,9 +92,9 @@ def by_hand(net: nn.Module, schedule: SoftSchedule, rng: Rng, teacher: nn.Module
                 if schedule.loss == "mse":
                     loss = ((t - logits) ** 2).mean()
                 loss = loss + schedule.hard_weight * F.cross_entropy(logits, y[rows])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             total += float(loss.detach()) * len(rows) / len(x)
         losses.append(total)
     return losses
@@ -115,8 +115,8 @@ def test_training_is_the_loop_written_out(soft: bool, changes: dict[str, Any]) -
     teacher = network(5)
     ours, theirs = network(), network()
     x, y = data()
-    labeller = Labeller([teacher]) if soft else None
-    losses = train_soft(ours, x, y, schedule, Rng(9), labeller=labeller)
+    labeler = Labeler([teacher]) if soft else None
+    losses = train_soft(ours, x, y, schedule, Rng(9), labeler=labeler)
     assert losses == pytest.approx(by_hand(theirs, schedule, Rng(9), teacher if soft else None), rel=1e-4)
     assert (weights(ours) - weights(theirs)).abs().max() < 1e-4
     assert ours.training
@@ -126,12 +126,12 @@ def test_training_is_the_loop_written_out(soft: bool, changes: dict[str, Any]) -
 @pytest.mark.parametrize("mode", ["eval", "batch"])
 def test_stored_and_on_line_labels_train_alike(tmp_path: Path, mode: str) -> None:
     x, y = data()
-    labeller = Labeller([network(5)], mode=mode)
+    labeler = Labeler([network(5)], mode=mode)
     schedule = replace(SCHEDULE, teacher_mode=mode)
-    exact = bank_of(tmp_path / "exact", labeller, dtype="float32")
-    half = bank_of(tmp_path / "half", labeller)
+    exact = bank_of(tmp_path / "exact", labeler, dtype="float32")
+    half = bank_of(tmp_path / "half", labeler)
     on_line, stored, rounded = network(), network(), network()
-    losses = train_soft(on_line, x, y, schedule, Rng(9), labeller=labeller)
+    losses = train_soft(on_line, x, y, schedule, Rng(9), labeler=labeler)
     assert train_soft(stored, x, y, schedule, Rng(9), bank=exact) == losses
     assert torch.equal(weights(on_line), weights(stored))
     assert train_soft(rounded, x, y, schedule, Rng(9), bank=half) == pytest.approx(losses, rel=2e-3)
@@ -143,7 +143,7 @@ def test_stored_and_on_line_labels_train_alike(tmp_path: Path, mode: str) -> Non
 
 def test_a_bank_is_used_again_in_another_order_of_its_batches(tmp_path: Path) -> None:
     x, y = data()
-    bank = bank_of(tmp_path / "bank", Labeller([network(5)]), epochs=2)
+    bank = bank_of(tmp_path / "bank", Labeler([network(5)]), epochs=2)
     seen: list[tuple[int, tuple[int, ...]]] = []
     stored = {
         tuple(bank[e, b].positions.tolist()): (bank[e, b].trace.apply(x[bank[e, b].positions]), e)
@@ -211,11 +211,11 @@ def test_the_same_seed_trains_the_same_network_whatever_the_global_generator() -
         with isolated(seed):
             net = network(dropout=0.5)
             torch.rand(seed + 1)
-            train_soft(net, x, y, SCHEDULE, Rng(9), labeller=Labeller([network(5)]))
+            train_soft(net, x, y, SCHEDULE, Rng(9), labeler=Labeler([network(5)]))
             trained.append(weights(net))
     assert torch.equal(*trained)
     other = network(dropout=0.5)
-    train_soft(other, x, y, SCHEDULE, Rng(10), labeller=Labeller([network(5)]))
+    train_soft(other, x, y, SCHEDULE, Rng(10), labeler=Labeler([network(5)]))
     assert not torch.equal(trained[0], weights(other))
 
 
@@ -260,7 +260,7 @@ def test_learning_rates_follow_their_curves() -> None:
     assert replace(full, epochs=2, warmup=5).factor(1) == pytest.approx(0.208)
 
 
-def test_the_rates_reach_the_optimiser() -> None:
+def test_the_rates_reach_the_optimizer() -> None:
     """With a linear student and SGD without momentum the first step of a warm-up is a hundredth of a full one."""
     x, y = data(5)
     moved = []
@@ -269,7 +269,7 @@ def test_the_rates_reach_the_optimiser() -> None:
             net = nn.Sequential(nn.Flatten(), nn.Linear(96, 4))
         start = net[1].weight.detach().clone()
         schedule = SoftSchedule(
-            1, 5, optimiser="sgd", lr=0.1, momentum=0, weight_decay=0, warmup=warmup, trace=TraceSpec(flip=False)
+            1, 5, optimizer="sgd", lr=0.1, momentum=0, weight_decay=0, warmup=warmup, trace=TraceSpec(flip=False)
         )
         train_soft(net, x, y, schedule, Rng(0))
         moved.append(net[1].weight.detach() - start)
@@ -278,17 +278,17 @@ def test_the_rates_reach_the_optimiser() -> None:
 
 def test_only_matrices_decay_where_asked() -> None:
     net = network()
-    groups = optimiser_of(net, replace(SCHEDULE, decay="matrices", weight_decay=0.01)).param_groups
+    groups = optimizer_of(net, replace(SCHEDULE, decay="matrices", weight_decay=0.01)).param_groups
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert [decays[id(p)] for p in net.parameters()] == [0.01, 0, 0, 0.01, 0]
-    groups = optimiser_of(net, SCHEDULE).param_groups
+    groups = optimizer_of(net, SCHEDULE).param_groups
     assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(5, 0.01)]
     net[0].requires_grad_(False)
-    assert sum(len(group["params"]) for group in optimiser_of(net, SCHEDULE).param_groups) == 4
+    assert sum(len(group["params"]) for group in optimizer_of(net, SCHEDULE).param_groups) == 4
 
 
 def test_the_temperature_squared_keeps_the_gradient_of_soft_labels() -> None:
-    """For logits small beside t the gradient of t^2 KL is (student - teacher) / C, centred, whatever t."""
+    """For logits small beside t the gradient of t^2 KL is (student - teacher) / C, centered, whatever t."""
     g = torch.Generator().manual_seed(0)
     student = torch.randn(3, 4, dtype=torch.float64, generator=g).requires_grad_()
     teacher = torch.randn(3, 4, dtype=torch.float64, generator=g)
@@ -303,9 +303,9 @@ def test_the_temperature_squared_keeps_the_gradient_of_soft_labels() -> None:
 
 def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     x, y = data()
-    labeller = Labeller([network(5)])
-    bank = bank_of(tmp_path / "bank", labeller)
-    top = bank_of(tmp_path / "top", labeller, top_k=2, temperature=4.0)
+    labeler = Labeler([network(5)])
+    bank = bank_of(tmp_path / "bank", labeler)
+    top = bank_of(tmp_path / "top", labeler, top_k=2, temperature=4.0)
 
     def refused(words: str, schedule: SoftSchedule = SCHEDULE, images: Tensor = x, **source: Any) -> None:
         net = network()
@@ -313,16 +313,16 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             train_soft(net, images, y, schedule, Rng(0), **source)
         assert all(torch.equal(a, b) for a, b in zip(net.parameters(), network().parameters(), strict=True))
 
-    refused("give one of them", labeller=labeller, bank=bank)
+    refused("give one of them", labeler=labeler, bank=bank)
     refused("other images", images=x + 1, bank=bank)
     refused("train with the bank's augmentation", replace(SCHEDULE, trace=TraceSpec()), bank=bank)
     refused("batches of 5 images", replace(SCHEDULE, batch=6), bank=bank)
     refused("change teacher_mode", replace(SCHEDULE, teacher_mode="batch"), bank=bank)
-    refused("change teacher_mode", replace(SCHEDULE, teacher_mode="batch"), labeller=labeller)
+    refused("change teacher_mode", replace(SCHEDULE, teacher_mode="batch"), labeler=labeler)
     refused("at temperature 4", replace(SCHEDULE, temperature=20.0), bank=top)
     refused("at temperature 4", replace(SCHEDULE, loss="mse"), bank=top)
     refused("12 images but 13 labels", images=x[:12])
-    refused("its labels have 7", labeller=Labeller([network(5, classes=7)]))
+    refused("its labels have 7", labeler=Labeler([network(5, classes=7)]))
     train_soft(network(), x, y, SCHEDULE, Rng(0), bank=top)
 
 
@@ -365,7 +365,7 @@ def test_recipes_are_the_published_ones() -> None:
     )
     assert cifar.trace == TraceSpec(crop="padded", pad=4, flip=True, mix="mixup", alpha=0.8)
     tiny = SOFT_RECIPES["tiny_sgd"]
-    assert (tiny.optimiser, tiny.lr, tiny.momentum, tiny.weight_decay) == ("sgd", 0.2, 0.9, 1e-4)
+    assert (tiny.optimizer, tiny.lr, tiny.momentum, tiny.weight_decay) == ("sgd", 0.2, 0.9, 1e-4)
     assert (tiny.epochs, tiny.warmup, tiny.batch, tiny.tau2, tiny.temperature) == (200, 5, 64, True, 20)
     dwa, rded = SOFT_RECIPES["dwa_imagenet"], SOFT_RECIPES["rded"]
     assert (dwa.epochs, dwa.batch, dwa.temperature, dwa.trace.mix) == (300, 128, 20, "cutmix")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datastill.core.errors import InputError
-from datastill.core.space import Space, normalised
+from datastill.core.space import Space, normalized
 from datastill.data import load_real
 from datastill.data.spaces import conventional, measure, resolve_space
 from datastill.data.store import MemoryStore
@@ -79,7 +79,7 @@ def test_zca_is_fitted_once(monkeypatch, tmp_path):
 
 def test_a_space_of_other_images_is_refused():
     with pytest.raises(InputError, match="3 channels and the images have 1"):
-        load_real("digits", space=normalised((0.5,) * 3, (0.5,) * 3))
+        load_real("digits", space=normalized((0.5,) * 3, (0.5,) * 3))
     digits = load_real("digits")
     zca = load_real("digits", space="zca").space
     with pytest.raises(InputError, match="ZCA space belongs to"):

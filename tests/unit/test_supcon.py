@@ -66,8 +66,8 @@ def test_invariant_to_order() -> None:
 
 
 def test_lower_for_clustered_classes() -> None:
-    centres, y = torch.eye(4, dtype=torch.float64), torch.arange(40) % 4
-    z = F.normalize(centres[y] + 0.1 * unit_rows(40, 4), dim=1)
+    centers, y = torch.eye(4, dtype=torch.float64), torch.arange(40) % 4
+    z = F.normalize(centers[y] + 0.1 * unit_rows(40, 4), dim=1)
     shuffled = y[torch.randperm(40, generator=torch.Generator().manual_seed(0))]
     assert supcon_loss(z, y) < 0.8 * supcon_loss(z, shuffled)
 

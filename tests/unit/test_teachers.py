@@ -14,7 +14,7 @@ from torch import nn
 from datastill import distill
 from datastill.core.errors import InputError
 from datastill.core.rng import isolated
-from datastill.core.space import Space, normalised
+from datastill.core.space import Space, normalized
 from datastill.surrogates.teachers import Brought, Squeeze, Teacher, load_teacher
 from datastill.surrogates.teachers.bring import bring_teacher, read_weights, space_from
 from decoupled_data import NETWORK, digits, prepared, task_of, teacher
@@ -117,7 +117,7 @@ def test_pixels_in_words():
     real = digits()
     assert space_from(None, real) == real.space
     assert space_from("raw", real) == Space()
-    assert space_from(".5/.25", real) == normalised((0.5,), (0.25,))
+    assert space_from(".5/.25", real) == normalized((0.5,), (0.25,))
     with pytest.raises(InputError, match="channels"):
         space_from("cifar10", real)
     with pytest.raises(InputError, match="mean/std"):

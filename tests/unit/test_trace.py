@@ -106,14 +106,14 @@ def test_cutmix_on_a_rectangle_is_a_direct_paste() -> None:
 
 
 def test_the_box_is_as_published() -> None:
-    """int(side * sqrt(1 - lambda)) around a uniform centre, each side of its own length, clipped."""
+    """int(side * sqrt(1 - lambda)) around a uniform center, each side of its own length, clipped."""
     spec = TraceSpec(flip=False, mix="cutmix")
     for seed in range(50):
         generator = torch.Generator().manual_seed(seed)
         lam, cy, cx = torch.rand(3, dtype=torch.float64, generator=generator).tolist()
         box = []
-        for side, centre in ((6, cy), (4, cx)):
-            half, middle = int(side * math.sqrt(1 - lam)) // 2, int(centre * side)
+        for side, center in ((6, cy), (4, cx)):
+            half, middle = int(side * math.sqrt(1 - lam)) // 2, int(center * side)
             box.append((max(0, middle - half), min(side, middle + half)))
         trace = spec.replay(seed, 5, (6, 4))
         assert trace.box is not None

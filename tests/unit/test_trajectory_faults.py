@@ -18,7 +18,7 @@ from torch import Tensor
 
 from datastill import load_distilled, load_real
 from datastill.core.context import Context
-from datastill.core.loop import synthesise
+from datastill.core.loop import synthesize
 from datastill.core.plan import Grads, Plan, Task
 from datastill.core.snapshot import Snapshot
 from datastill.data import RealSet
@@ -186,7 +186,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_a_counter(
     plan = with_a_fault(method.build(task), where)
     keeper = Keep(tmp_path)
     prepared = {"experts": dict(plan.prepare[0].run(task))}
-    outcome = synthesise(plan, task, prepared=prepared, checkpointer=keeper)
+    outcome = synthesize(plan, task, prepared=prepared, checkpointer=keeper)
     before, after, later = keeper.kept[BAD - 1 : BAD + 2]
     assert before.groups.keys() == after.groups.keys() >= {"codes", "update:images", "update:lr", "surrogates"}
     for group, named in before.groups.items():
@@ -207,12 +207,12 @@ def test_a_fault_costs_the_later_steps_nothing(digits: RealSet, buffer: str, tmp
     task = task_of(digits)
     plan = MTT(steps=7, experts=buffer, student_steps=4, max_start=3, image_lr=2.0).build(task)
     prepared = {"experts": dict(plan.prepare[0].run(task))}
-    bad = synthesise(with_a_fault(plan, "loss"), task, prepared=prepared, checkpointer=(kept := Keep(tmp_path)))
+    bad = synthesize(with_a_fault(plan, "loss"), task, prepared=prepared, checkpointer=(kept := Keep(tmp_path)))
     folder = tmp_path / "again"
     snapshot = kept.kept[BAD]
     snapshot.meta |= {"skipped": 0, "in_a_row": 0, "config": {}}
     write_snapshot(Checkpointer(folder, {}).path(0), snapshot)
-    again = synthesise(plan, task, prepared=prepared, checkpointer=Checkpointer(folder, {}))
+    again = synthesize(plan, task, prepared=prepared, checkpointer=Checkpointer(folder, {}))
     assert torch.equal(again.codes["images"], bad.codes["images"])
     assert torch.equal(again.shared["lr"], bad.shared["lr"])
     assert again.skipped == 0

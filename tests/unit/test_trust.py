@@ -378,7 +378,7 @@ class TestSources:
 
 
 def test_a_set_of_a_users_network_goes_all_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inspected, read and exported without a word; scored, labelled and recovered from once its network is named."""
+    """Inspected, read and exported without a word; scored, labeled and recovered from once its network is named."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(NET)
     ways = ["--data", "digits", "--network", "own.py:Net", "--quiet"]

@@ -15,16 +15,16 @@ from datastill.core.errors import InputError
 from datastill.data import RealSet
 from datastill.debias import debias
 from datastill.debias.overview import crowd_and_odd, weighed_classes
-from debias_data import coloured_strokes
+from debias_data import colored_strokes
 
 
 @pytest.fixture(scope="module")
 def weighed() -> RealSet:
-    return debias(coloured_strokes(), "oracle")[0]
+    return debias(colored_strokes(), "oracle")[0]
 
 
 def test_classes_are_told_by_hand_counted_numbers() -> None:
-    real = coloured_strokes(per_class=40)
+    real = colored_strokes(per_class=40)
     weights = torch.ones(len(real))
     weights[real.class_index(0)[:2]] = 39.0  # two of forty images of class 0 have 78 of 116 parts
     first, second, _ = weighed_classes(real.with_weights(weights))
@@ -50,7 +50,7 @@ def test_the_heaviest_images_are_those_against_the_bias(weighed: RealSet) -> Non
 
 def test_a_set_without_weights_is_refused() -> None:
     with pytest.raises(InputError, match="no weights"):
-        weighed_classes(coloured_strokes())
+        weighed_classes(colored_strokes())
 
 
 def test_the_command_writes_picture_weights_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

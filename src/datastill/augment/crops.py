@@ -7,7 +7,7 @@ cropping are apart:
     view = crop_resize(x, boxes)
 
 The draw is that of "inception style" random resized crops (Szegedy et al., CVPR 2015, arXiv:1409.4842), as SRe2L
-(arXiv:2306.13092) and its successors use them while images are recovered, labelled and trained on.
+(arXiv:2306.13092) and its successors use them while images are recovered, labeled and trained on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from datastill.augment import operations
 from datastill.core.errors import InputError
 
-#: Draws of area and shape before the box falls back to the centre.
+#: Draws of area and shape before the box falls back to the center.
 _ATTEMPTS = 10
 
 
@@ -34,7 +34,7 @@ def resized_crop_boxes(
 ) -> Tensor:
     """Boxes of uniform area and log-uniform shape at uniform places.
 
-    A box that does not fit is drawn again, ten times at most; then it is the largest centred one whose shape is
+    A box that does not fit is drawn again, ten times at most; then it is the largest centered one whose shape is
     within `ratio`, which for a square image is the whole image. So scale (1, 1) gives whole images there.
 
     Args:
@@ -65,7 +65,7 @@ def resized_crop_boxes(
     h, w = heights.gather(1, first)[:, 0], widths.gather(1, first)[:, 0]
     top, left = (u[:, -2] * (height - h + 1)).floor().long(), (u[:, -1] * (width - w + 1)).floor().long()
     boxes = torch.stack([top, left, h, w], 1)
-    return torch.where(fits.any(1, keepdim=True), boxes, torch.tensor(_centred(size, ratio)))
+    return torch.where(fits.any(1, keepdim=True), boxes, torch.tensor(_centered(size, ratio)))
 
 
 def pad_crop_boxes(generator: torch.Generator, rows: int, size: tuple[int, int], pad: int) -> Tensor:
@@ -91,7 +91,7 @@ def pad_crop_boxes(generator: torch.Generator, rows: int, size: tuple[int, int],
 
 
 def crop_resize(x: Tensor, boxes: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """Crop images and resize the crops: bilinear, pixel centres (align_corners=False), no antialiasing.
+    """Crop images and resize the crops: bilinear, pixel centers (align_corners=False), no antialiasing.
 
     Equal to `F.interpolate` of each crop. The gradient is exactly 0 outside the crop. Pixels of a box that lie
     outside the image are 0.
@@ -163,8 +163,8 @@ def _between(u: Tensor, low: float, high: float) -> Tensor:
     return low + u * (high - low)
 
 
-def _centred(size: tuple[int, int], ratio: tuple[float, float]) -> tuple[int, int, int, int]:
-    """The largest centred box whose width over height is within `ratio`."""
+def _centered(size: tuple[int, int], ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+    """The largest centered box whose width over height is within `ratio`."""
     height, width = size
     h, w = height, width
     if width / height < ratio[0]:
@@ -192,7 +192,7 @@ def _resized(x: Tensor, box: list[int], out: tuple[int, int]) -> Tensor:
 
 
 def _one_by_one(x: Tensor, boxes: Tensor, out: tuple[int, int]) -> Tensor:
-    """Crops by a loop, on a CPU two to five times faster than gathering four neighbours for each pixel."""
+    """Crops by a loop, on a CPU two to five times faster than gathering four neighbors for each pixel."""
     return torch.cat([_resized(image, box, out) for image, box in zip(x.split(1), boxes.tolist(), strict=True)])
 
 

@@ -39,7 +39,7 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
 }
 
 _APPLY: dict[str, Callable[..., Tensor]] = {
-    "color": operations.colour,
+    "color": operations.color,
     "crop": operations.shift,
     "cutout": operations.cut_out,
     "flip": operations.mirror,

@@ -55,14 +55,14 @@ class CutMix:
         """Draw for a batch of n images of `size` (height, width); None leaves them as they are.
 
         The own share is uniform, lambda ~ Beta(1, 1); the box has int(side * sqrt(1 - lambda)) pixels a side, one less
-        where that is odd, around a uniform centre, and is clipped to the image.
+        where that is odd, around a uniform center, and is clipped to the image.
         """
-        chance, share, *centre = torch.rand(4, dtype=torch.float64, generator=generator).tolist()
+        chance, share, *center = torch.rand(4, dtype=torch.float64, generator=generator).tolist()
         partner = torch.randperm(n, generator=generator)
         if chance >= self.probability:
             return None
-        top, bottom = _cut(size[0], share, centre[0])
-        left, right = _cut(size[1], share, centre[1])
+        top, bottom = _cut(size[0], share, center[0])
+        left, right = _cut(size[1], share, center[1])
         return MixRecord(size, partner, (top, left, bottom, right))
 
 
@@ -102,8 +102,8 @@ def mixed_targets(y: Tensor, record: MixRecord | None, classes: int, dtype: torc
     return record.share * own + (1 - record.share) * own[record.partner.to(own.device)]
 
 
-def _cut(side: int, share: float, centre: float) -> tuple[int, int]:
-    """First and last-but-one position of the box along one side, for a uniform `centre` in [0, 1)."""
+def _cut(side: int, share: float, center: float) -> tuple[int, int]:
+    """First and last-but-one position of the box along one side, for a uniform `center` in [0, 1)."""
     half = int(side * math.sqrt(1 - share)) // 2
-    middle = int(centre * side)
+    middle = int(center * side)
     return max(0, middle - half), min(side, middle + half)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def colour(x: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
+def color(x: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
     """Brightness, then saturation, then contrast.
 
     Args:
@@ -22,8 +22,8 @@ def colour(x: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) 
     """
     x = x + _per_image(brightness, x)
     if x.shape[1] > 1:
-        grey = x.mean(1, keepdim=True)
-        x = (x - grey) * _per_image(saturation, x) + grey
+        gray = x.mean(1, keepdim=True)
+        x = (x - gray) * _per_image(saturation, x) + gray
     mean = x.mean((1, 2, 3), keepdim=True)
     return (x - mean) * _per_image(contrast, x) + mean
 
@@ -72,7 +72,7 @@ def scale(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, angle: Tensor) -> Tensor:
-    """Rotate the sampling grid by angle (n,) in radians, in normalised coordinates (exact when h = w)."""
+    """Rotate the sampling grid by angle (n,) in radians, in normalized coordinates (exact when h = w)."""
     cos, sin = angle.cos(), angle.sin()
     zero = torch.zeros_like(cos)
     theta = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
@@ -80,7 +80,7 @@ def rotate(x: Tensor, angle: Tensor) -> Tensor:
 
 
 def _warp(x: Tensor, theta: Tensor) -> Tensor:
-    """Bilinear resampling under an affine map of normalised coordinates, zeros outside."""
+    """Bilinear resampling under an affine map of normalized coordinates, zeros outside."""
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 

@@ -2,7 +2,7 @@
 
 Decoupled distillation (SRe2L: Yin, Xing and Shen, NeurIPS 2023, arXiv:2306.13092) labels every augmented view of every
 image, in the fashion of FKD (Shen and Xing, ECCV 2022, arXiv:2112.01528). The student must see the very pixels that the
-teacher labelled, so the views are recorded:
+teacher labeled, so the views are recorded:
 
     trace = spec.sample(rng.generator("trace", epoch, batch), len(images), images.shape[1:])
     views = trace.apply(images)
@@ -122,13 +122,13 @@ class TraceSpec:
         return cls(**fields)
 
     def _mixture(self, generator: torch.Generator, rows: int, size: tuple[int, int]) -> dict[str, Tensor]:
-        chance, *centre = torch.rand(3, dtype=torch.float64, generator=generator).tolist()
+        chance, *center = torch.rand(3, dtype=torch.float64, generator=generator).tolist()
         partner = _orders(generator, 1, rows)[0]
         own = _beta(self.alpha, chance)
         if self.mix == "mixup":
             lam = torch.tensor(round(own * _SHARE_STEPS) / _SHARE_STEPS, dtype=torch.float32)
             return {"partner": partner, "lam": lam}
-        (top, bottom), (left, right) = (_span(side, own, at) for side, at in zip(size, centre, strict=True))
+        (top, bottom), (left, right) = (_span(side, own, at) for side, at in zip(size, center, strict=True))
         return {"partner": partner, "box": torch.tensor([top, left, bottom, right])}
 
 
@@ -146,8 +146,8 @@ def _beta(alpha: float, u: float) -> float:
     return min(1.0, max(0.0, float(betaincinv(alpha, alpha, u))))
 
 
-def _span(side: int, own: float, centre: float) -> tuple[int, int]:
+def _span(side: int, own: float, center: float) -> tuple[int, int]:
     """First pixel of the box along one side, and the one after its last, as in `mix`: side * sqrt(1 - own), clipped."""
     half = int(side * math.sqrt(1 - own)) // 2
-    middle = int(centre * side)
+    middle = int(center * side)
     return max(0, middle - half), min(side, middle + half)

@@ -67,7 +67,7 @@ class ImportOptions:
     network: str | None = None  #: their architecture; the ConvNet that fits if none
     zca_eps: Rate = 0.1  #: the epsilon of zca
     size: Side | None = None  #: resize the real images to this many pixels a side
-    mode: str | None = None  #: convert the real images to this mode: L (grey) or RGB
+    mode: str | None = None  #: convert the real images to this mode: L (gray) or RGB
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print what was made as JSON
 

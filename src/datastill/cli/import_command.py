@@ -37,7 +37,7 @@ class ImportOptions:
     zca_eps: Rate = 0.1  #: the epsilon of zca
     seed: Seed = 0  #: of the random selection that is set beside it
     size: Side | None = None  #: resize the real images to this many pixels a side
-    mode: str | None = None  #: convert the real images to this mode: L (grey) or RGB
+    mode: str | None = None  #: convert the real images to this mode: L (gray) or RGB
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print what was found and made as JSON
 

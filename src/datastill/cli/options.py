@@ -27,7 +27,7 @@ class DataOptions:
 
     data: str = "digits"  #: a folder of class sub-folders, a parquet folder, a set's name, or "digits"
     size: Side | None = None  #: resize images to this many pixels a side
-    mode: str | None = None  #: convert images to this mode: L (grey) or RGB
+    mode: str | None = None  #: convert images to this mode: L (gray) or RGB
     skip_bad: bool = False  #: leave out images that cannot be read, and count them
     follow_links: bool = False  #: let links lead out of a folder of images; such a folder is refused otherwise
     space: str = "auto"  #: how pixels are stored: auto (mean/std), raw or zca

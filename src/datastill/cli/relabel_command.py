@@ -21,7 +21,7 @@ class RelabelOptions(DeviceOptions):
     folder: tyro.conf.Positional[Path]  #: folder of a distilled set
     data: str | None = None  #: real data that it was made from; none takes the source that the set names
     protocol: str = (
-        "auto"  #: soft-quick-v1, sre2l-cifar-v1, ..., whose views are labelled; auto is what the set asks for
+        "auto"  #: soft-quick-v1, sre2l-cifar-v1, ..., whose views are labeled; auto is what the set asks for
     )
     passes: Count | None = None  #: passes to store; training begins with the first again when they are used up
     teacher: Path | None = None  #: folder of who labels, instead of the teacher that comes with the set

@@ -144,7 +144,7 @@ def table(found: list[dict[str, Any]], title: str) -> Any:
     if any(not math.isnan(row["conflict_mass"]) for row in found):
         numbers["conflict_mass"] = ("mass", 2)
     if any(not math.isnan(row["conflicting_images"]) for row in found):
-        numbers["conflicting_images"] = ("odd colours", 2)
+        numbers["conflicting_images"] = ("odd colors", 2)
     numbers["seconds"] = ("s", 0)
     for name, head in choices.items():
         made.add_column(head, justify="right" if name == "ipc" else "left")

@@ -62,12 +62,12 @@ def group_table(result: Evaluation, names: Sequence[str]) -> Table | None:
 
 
 def _legend(attribute: Attribute) -> Text:
-    """Which number is which value, with a swatch where values are colours."""
+    """Which number is which value, with a swatch where values are colors."""
     legend = Text(f"{attribute.kind}: ", style="not italic")
     for value, name in enumerate(attribute.names):
         legend.append(f"{', ' if value else ''}{value}")
-        if value < len(attribute.colours):  # without spaces, at which lines are broken
-            red, green, blue = (round(255 * part) for part in attribute.colours[value])
+        if value < len(attribute.colors):  # without spaces, at which lines are broken
+            red, green, blue = (round(255 * part) for part in attribute.colors[value])
             legend.append("■", style=f"not dim rgb({red},{green},{blue})")
         else:
             legend.append("=")

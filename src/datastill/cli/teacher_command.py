@@ -1,4 +1,4 @@
-"""`datastill teacher train|import|inspect`: the network that images are recovered from and labelled by."""
+"""`datastill teacher train|import|inspect`: the network that images are recovered from and labeled by."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ImportOptions(DeviceOptions):
     weights: tyro.conf.Positional[Path]  #: .safetensors, or a torch checkpoint that holds tensors alone
     network: str  #: its architecture: a name, torchvision/..., timm/..., or my_file.py:Net
     out: Path  #: folder of the teacher
-    #: how its training normalised pixels: same (as the data), raw, a set's name (cifar10, imagenet), or
+    #: how its training normalized pixels: same (as the data), raw, a set's name (cifar10, imagenet), or
     #: mean/std, such as .485,.456,.406/.229,.224,.225
     pixels: str = "same"
     classes: str | None = None  #: its classes in the order of its logits, with commas, where they are not the data's

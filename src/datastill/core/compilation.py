@@ -144,7 +144,7 @@ def _same(value: Any) -> Any:
 
 
 def _key(function: Function, network: nn.Module, tensors: tuple[Tensor, ...]) -> Any:
-    """What compiled code is specialised to. Options of layers are not in it: dynamo guards those."""
+    """What compiled code is specialized to. Options of layers are not in it: dynamo guards those."""
     device = tensors[0].device.type
     return (
         function,

@@ -45,7 +45,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-def synthesise(
+def synthesize(
     plan: Plan,
     task: Task,
     *,

@@ -84,7 +84,7 @@ def chunk_for(macs: float, device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Block:
-    """Synthetic images that are optimised together, apart from all others."""
+    """Synthetic images that are optimized together, apart from all others."""
 
     key: int
     index: Tensor  #: positions in the synthetic set, (n,)
@@ -164,7 +164,7 @@ class Decoder(Protocol):
 
 
 class Objective(Protocol):
-    """What is matched. Steps no optimiser and changes no weights."""
+    """What is matched. Steps no optimizer and changes no weights."""
 
     def __call__(self, context: Context) -> Tensor | Grads:
         """A scalar, a vector per class, or gradients of the decoded images."""
@@ -237,7 +237,7 @@ class Augment(Protocol):
 
 
 class Labels(Protocol):
-    """Labels while synthesising, and at the end."""
+    """Labels while synthesizing, and at the end."""
 
     @property
     def kind(self) -> str:
@@ -384,7 +384,7 @@ class Callback:
     name = ""  #: unique within a run when `state` is used
 
     def start(self, context: Context) -> None:
-        """A block begins, its codes as initialised; not called when a checkpoint is taken up."""
+        """A block begins, its codes as initialized; not called when a checkpoint is taken up."""
 
     def before_real_batch(self, batch: Batch, context: Context) -> Batch:
         """Change the real samples that a step sees (backdoors, re-weighting)."""
@@ -406,7 +406,7 @@ class Callback:
 
 @dataclass(frozen=True)
 class AllAtOnce:
-    """One block: everything is optimised together, as bi-level matching does."""
+    """One block: everything is optimized together, as bi-level matching does."""
 
     def blocks(self, y: Tensor) -> Iterator[Block]:
         """The one block."""
@@ -451,7 +451,7 @@ class HardLabels:
 
 @dataclass(frozen=True)
 class Plan:
-    """A method's choices along the axes; `steps=0` means that the initialisation is the result."""
+    """A method's choices along the axes; `steps=0` means that the initialization is the result."""
 
     init: Init
     decoder: Decoder

@@ -39,7 +39,7 @@ class Running:
     notes: list[str] = field(default_factory=list)  #: of the update rules, once closed
 
     def close(self, release: bool) -> None:
-        """Final labels and notes of a finished block; with `release`, networks and optimiser states go.
+        """Final labels and notes of a finished block; with `release`, networks and optimizer states go.
 
         Hundreds of blocks of large images would fill a card otherwise.
         """

@@ -1,6 +1,6 @@
 """How stored numbers relate to pixels in [0, 1].
 
-Three spaces: raw (the pixels themselves), normalised (per-channel mean and standard deviation), and
+Three spaces: raw (the pixels themselves), normalized (per-channel mean and standard deviation), and
 ZCA-whitened. A Space is invertible, is part of every artifact, and is refused when it does not fit.
 """
 
@@ -23,14 +23,14 @@ class Space:
     """An invertible map between pixels and stored numbers.
 
     `encode` subtracts `mean` and divides by `std` per channel; with `whiten` and `unwhiten` it then
-    multiplies the flattened image, minus `centre`, by the whitening matrix (D x D, D = c*h*w).
+    multiplies the flattened image, minus `center`, by the whitening matrix (D x D, D = c*h*w).
     """
 
     kind: str = "raw"  #: "raw", "normalised" or "zca"
     mean: tuple[float, ...] = ()  #: per channel, in pixels of [0, 1]
     std: tuple[float, ...] = ()
     source: str = ""  #: where the constants come from: "conventional", "measured" or "given"
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)  #: centre, whiten, unwhiten for "zca"
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)  #: center, whiten, unwhiten for "zca"
 
     def __post_init__(self) -> None:
         if self.kind not in ("raw", "normalised", "zca"):
@@ -104,6 +104,6 @@ class Space:
         return (x.flatten(1) @ self._tensor(name, x).T).view_as(x)
 
 
-def normalised(mean: tuple[float, ...], std: tuple[float, ...], source: str = "given") -> Space:
+def normalized(mean: tuple[float, ...], std: tuple[float, ...], source: str = "given") -> Space:
     """The per-channel mean/std space."""
     return Space("normalised", tuple(mean), tuple(std), source)

@@ -1,4 +1,4 @@
-"""How leaves move: torch's optimisers, one per named leaf, with a state that goes into a checkpoint."""
+"""How leaves move: torch's optimizers, one per named leaf, with a state that goes into a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-class OptimiserStepper:
-    """A torch optimiser that owns one leaf and is stepped by hand."""
+class OptimizerStepper:
+    """A torch optimizer that owns one leaf and is stepped by hand."""
 
     early = False
     lasting: Collection[str] = ()
@@ -28,13 +28,13 @@ class OptimiserStepper:
     def __init__(
         self,
         leaf: Tensor,
-        optimiser: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer,
         lr: float,
         schedule: Schedule | None,
-        maximise: bool,
+        maximize: bool,
     ) -> None:
-        self.leaf, self.optimiser, self.lr = leaf, optimiser, lr
-        self.schedule, self.maximise = schedule, maximise
+        self.leaf, self.optimizer, self.lr = leaf, optimizer, lr
+        self.schedule, self.maximize = schedule, maximize
 
     def before(self) -> None:
         """Nothing: the leaf moves after its gradient is known."""
@@ -42,9 +42,9 @@ class OptimiserStepper:
     def after(self, grad: Tensor, progress: float) -> None:
         """One step along `grad`."""
         if self.schedule is not None:
-            self.optimiser.param_groups[0]["lr"] = self.lr * self.schedule(progress)
-        self.leaf.grad = -grad if self.maximise else grad
-        self.optimiser.step()
+            self.optimizer.param_groups[0]["lr"] = self.lr * self.schedule(progress)
+        self.leaf.grad = -grad if self.maximize else grad
+        self.optimizer.step()
         self.leaf.grad = None
 
     def finish(self) -> None:
@@ -55,9 +55,9 @@ class OptimiserStepper:
         return ""
 
     def state(self) -> dict[str, Tensor]:
-        """The optimiser's tensors for the leaf, by name."""
+        """The optimizer's tensors for the leaf, by name."""
         return {
-            name: torch.as_tensor(value) for name, value in self.optimiser.state[self.leaf].items() if value is not None
+            name: torch.as_tensor(value) for name, value in self.optimizer.state[self.leaf].items() if value is not None
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -67,9 +67,9 @@ class OptimiserStepper:
             ValueError: it is of another leaf.
         """
         if any((t.shape, t.dtype) != (self.leaf.shape, self.leaf.dtype) for n, t in state.items() if n != "step"):
-            raise ValueError("the optimiser's state has another shape or type than what it moves")
+            raise ValueError("the optimizer's state has another shape or type than what it moves")
         if state:
-            self.optimiser.state[self.leaf] = {
+            self.optimizer.state[self.leaf] = {
                 name: value.to(self.leaf.device) if value.ndim else value for name, value in state.items()
             }
 
@@ -82,12 +82,12 @@ class Sgd:
     momentum: float = 0.0
     weight_decay: float = 0.0
     schedule: Schedule | None = None
-    maximise: bool = False
+    maximize: bool = False
 
-    def bind(self, leaf: Tensor) -> OptimiserStepper:
+    def bind(self, leaf: Tensor) -> OptimizerStepper:
         """The rule with its own state for one leaf."""
-        optimiser = torch.optim.SGD([leaf], lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
-        return OptimiserStepper(leaf, optimiser, self.lr, self.schedule, self.maximise)
+        optimizer = torch.optim.SGD([leaf], lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        return OptimizerStepper(leaf, optimizer, self.lr, self.schedule, self.maximize)
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,12 @@ class Adam:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     schedule: Schedule | None = None
-    maximise: bool = False
+    maximize: bool = False
 
-    def bind(self, leaf: Tensor) -> OptimiserStepper:
+    def bind(self, leaf: Tensor) -> OptimizerStepper:
         """The rule with its own state for one leaf."""
-        optimiser = torch.optim.Adam([leaf], lr=self.lr, betas=self.betas, eps=self.eps)
-        return OptimiserStepper(leaf, optimiser, self.lr, self.schedule, self.maximise)
+        optimizer = torch.optim.Adam([leaf], lr=self.lr, betas=self.betas, eps=self.eps)
+        return OptimizerStepper(leaf, optimizer, self.lr, self.schedule, self.maximize)
 
 
 @dataclass(frozen=True)
@@ -115,21 +115,21 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.01
     schedule: Schedule | None = None
-    maximise: bool = False
+    maximize: bool = False
 
-    def bind(self, leaf: Tensor) -> OptimiserStepper:
+    def bind(self, leaf: Tensor) -> OptimizerStepper:
         """The rule with its own state for one leaf."""
-        optimiser = torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             [leaf], lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
         )
-        return OptimiserStepper(leaf, optimiser, self.lr, self.schedule, self.maximise)
+        return OptimizerStepper(leaf, optimizer, self.lr, self.schedule, self.maximize)
 
 
 @dataclass(frozen=True, eq=False)
 class SequentialSgd:
-    """SGD with momentum that one optimiser steps class after class, in its exact joint form (IDC, IDM, DREAM).
+    """SGD with momentum that one optimizer steps class after class, in its exact joint form (IDC, IDM, DREAM).
 
-    The released loops step one momentum optimiser over the whole leaf once per class, with only that class's
+    The released loops step one momentum optimizer over the whole leaf once per class, with only that class's
     gradient: in a sweep over C classes every class moves in the C - 1 other steps too, by its decayed momentum b.
     The class at position c therefore coasts c steps before its gradient g and C - 1 - c after it:
 
@@ -146,7 +146,7 @@ class SequentialSgd:
     momentum: float
     rows: Tensor
     schedule: Schedule | None = None
-    maximise: bool = False
+    maximize: bool = False
 
     def bind(self, leaf: Tensor) -> SequentialStepper:
         """The rule with its own state for one leaf.
@@ -189,7 +189,7 @@ class SequentialStepper:
         """The class's own step along `grad`, which was taken where `before` left it, and those of later classes."""
         if self.rule.schedule is not None:
             self.factor = self.rule.schedule(progress)
-        self.buffer.mul_(self.rule.momentum).add_(grad, alpha=-1 if self.rule.maximise else 1)
+        self.buffer.mul_(self.rule.momentum).add_(grad, alpha=-1 if self.rule.maximize else 1)
         self.leaf.add_(self.buffer * self._behind, alpha=-self.rule.lr * self.factor)
         self.buffer.mul_(self._decay_behind)
 

@@ -129,4 +129,4 @@ def eight_bits_or_unit(array: np.ndarray, what: str) -> np.ndarray:
 def _remedy(low: float, high: float) -> str:
     if low >= 0 and 1 < high <= 255:
         return "divide by 255 or give them as uint8"
-    return "undo any normalisation (datastill applies its own, see space=)"
+    return "undo any normalization (datastill applies its own, see space=)"

@@ -72,7 +72,7 @@ class Classes:
             raise InputError("There are no images to load; check the path and the file types.")
         self.ids: list[LabelId] = sorted(set(train))
         self.notes: tuple[str, ...] = ()
-        self._refuse_unlabelled(self.ids)
+        self._refuse_unlabeled(self.ids)
         self.names = self._named(names)
         if len(self.ids) == 1:
             raise InputError(f"All images are of one class ({self.names[0]!r}); at least two are needed.")
@@ -82,7 +82,7 @@ class Classes:
         """Class positions of `labels`, (n,) int64; `where` names the split in errors."""
         unknown = sorted({str(v) for v in labels if v not in self._position})
         if unknown:
-            self._refuse_unlabelled(v for v in labels if v not in self._position)
+            self._refuse_unlabeled(v for v in labels if v not in self._position)
             raise InputError(
                 f"The {where} split has the label {unknown[0]!r}, which no training image has; "
                 "remove those images or add the class to the training split."
@@ -90,11 +90,11 @@ class Classes:
         return torch.tensor([self._position[v] for v in labels], dtype=torch.int64)
 
     @staticmethod
-    def _refuse_unlabelled(labels: Any) -> None:
+    def _refuse_unlabeled(labels: Any) -> None:
         for label in labels:
             if isinstance(label, int) and label < 0:
                 raise InputError(
-                    f"Label {label} is negative, which marks unlabelled images; "
+                    f"Label {label} is negative, which marks unlabeled images; "
                     "leave those out or number the classes from 0."
                 )
 

@@ -59,7 +59,7 @@ def convert(image: Image.Image, name: str, mode: str | None) -> Image.Image:
     if mode is None:
         silent = _SILENT.get(image.mode)
         if silent is None:
-            what = f"of mode {image.mode!r} ({_MEANING.get(image.mode, 'not plain grey or colour')})"
+            what = f"of mode {image.mode!r} ({_MEANING.get(image.mode, 'not plain gray or color')})"
             raise ImageError(f"{name} is {what}; convert all images with mode='RGB' or 'L' (--mode RGB).")
         mode = silent
     if image.mode == mode:
@@ -92,7 +92,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def resize(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    """Scaled to cover (height, width), then cropped about the centre: the aspect ratio is kept."""
+    """Scaled to cover (height, width), then cropped about the center: the aspect ratio is kept."""
     if size is None or image.size == (size[1], size[0]):
         return image
     from PIL import Image, ImageOps

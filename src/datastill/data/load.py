@@ -50,7 +50,7 @@ def load_real(
             `((x, y), (x_test, y_test))` or `{"train": (x, y), "test": (x, y)}`; or any map-style torch
             Dataset of (image, label), or two of them in a tuple or dict. A name may carry options:
             "digits:train=1297", "cifar100:label=coarse_label", "cmnist:ratio=0.05".
-        size: side, or (height, width), that all images are scaled to cover and then centre-cropped to.
+        size: side, or (height, width), that all images are scaled to cover and then center-cropped to.
         mode: "L" or "RGB" to convert all images; needed where modes are mixed or have transparency.
         skip_bad: leave out images that cannot be decoded, with a warning and a note.
         storage: "auto" (decoded once; in memory below 1 GiB, else memory-mapped), "memory", "memmap" or

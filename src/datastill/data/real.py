@@ -1,4 +1,4 @@
-"""The real set: indexed, labelled images in a declared Space."""
+"""The real set: indexed, labeled images in a declared Space."""
 
 from __future__ import annotations
 
@@ -197,10 +197,10 @@ def check_ipc(real: RealSet, ipc: int) -> None:
 
 
 def _refuse_misfit(space: Space, shape: tuple[int, int, int]) -> None:
-    centre = space.tensors.get("centre")
-    if centre is not None and tuple(centre.shape[1:]) != tuple(shape):
+    center = space.tensors.get("centre")
+    if center is not None and tuple(center.shape[1:]) != tuple(shape):
         raise InputError(
-            f"The ZCA space belongs to images of {tuple(centre.shape[1:])} and these are {tuple(shape)} "
+            f"The ZCA space belongs to images of {tuple(center.shape[1:])} and these are {tuple(shape)} "
             "(channels, height, width); pass the space that was fitted on such images, or space='auto'."
         )
     if space.mean and len(space.mean) != shape[0]:

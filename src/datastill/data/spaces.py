@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from datastill.core.errors import InputError, nearest
-from datastill.core.space import Space, normalised
+from datastill.core.space import Space, normalized
 from datastill.data.cache import cache_folder, kept
 from datastill.data.store import Store, as_pixels
 from datastill.data.zca import fit_zca
@@ -73,7 +73,7 @@ def conventional(name: str, channels: int) -> Space | None:
     known = CONVENTIONAL.get(key)
     if known is None or len(known[0]) != channels:
         return None
-    return normalised(*known, source="conventional")
+    return normalized(*known, source="conventional")
 
 
 def measure(store: Store) -> Space:
@@ -93,7 +93,7 @@ def measure(store: Store) -> Space:
     pixels = len(store) * store.shape[1] * store.shape[2]
     mean = total / pixels
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 0)) / unit
-    return normalised(
+    return normalized(
         tuple(round(float(v), 6) for v in mean / unit),
         tuple(round(float(v), 6) or 1.0 for v in std),
         source="measured",

@@ -1,4 +1,4 @@
-"""Drawing part of a labelled set so that every class keeps its share."""
+"""Drawing part of a labeled set so that every class keeps its share."""
 
 from __future__ import annotations
 

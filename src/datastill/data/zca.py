@@ -16,26 +16,26 @@ LARGEST = 12288  #: D up to 3 x 64 x 64; the matrices grow with D squared, their
 def fit_zca(pixels: Tensor | Iterable[Tensor], ratio: float = 0.1, base_space: Space | None = None) -> Space:
     """The Space that whitens these images.
 
-    With cov = X'X/n of the centred, flattened images (D = c*h*w), cov = U L U' and r = ratio * tr(cov)/D:
+    With cov = X'X/n of the centered, flattened images (D = c*h*w), cov = U L U' and r = ratio * tr(cov)/D:
     W = U (L + r I)^(-1/2) U', and its inverse has the power +1/2. Where there are fewer images than
-    dimensions, the directions in which the images do not vary are left as they are (factor 1). Centred
+    dimensions, the directions in which the images do not vary are left as they are (factor 1). Centered
     images vary in n - 1 directions at most; published code cuts at the n-th, which is one arbitrary
     direction more.
 
     Args:
         pixels: training images, (n, c, h, w) in [0, 1], or an iterable of such pieces.
         ratio: r in units of the mean eigenvalue, above 0.
-        base_space: the per-channel Space applied before whitening, raw or normalised.
+        base_space: the per-channel Space applied before whitening, raw or normalized.
 
     Returns:
-        A "zca" Space with float32 tensors centre (1, c, h, w), whiten and unwhiten (D, D).
+        A "zca" Space with float32 tensors center (1, c, h, w), whiten and unwhiten (D, D).
 
     Raises:
         InputError: no images, a ratio that is not positive, a base that is ZCA already, or D above 12,288.
     """
     base = base_space or Space()
     if base.kind == "zca":
-        raise InputError("ZCA starts from a raw or normalised space, and this one is ZCA already.")
+        raise InputError("ZCA starts from a raw or normalized space, and this one is ZCA already.")
     if not ratio > 0:
         raise InputError(f"The ZCA ratio is {ratio}; it must be above 0 (0.1 is usual).")
     count, mean, cov, shape = _moments([pixels] if isinstance(pixels, Tensor) else pixels, base)

@@ -2,7 +2,7 @@
 
 Every matching loss takes weighted class means of real samples, so weights on the set are all that de-biased
 distillation needs: w_i ~ f(x_i)^-p with f the density of x_i among its class in the embedding of a network that has
-learnt the bias. Samples that follow the bias crowd together and weigh little.
+learned the bias. Samples that follow the bias crowd together and weigh little.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def debias(
     """The set with a weight per image, and a report on the weights.
 
     Weights have mean 1 in every class, so that equal ones are no weights at all: a loss over several classes still
-    gives each class its share of the images. They are constants: they are learnt once, from the training images alone,
+    gives each class its share of the images. They are constants: they are learned once, from the training images alone,
     and replace any that the set had.
 
     Args:

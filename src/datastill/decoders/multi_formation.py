@@ -43,7 +43,7 @@ class MultiFormation:
     #: when codes are clamped to valid pixels: never, after every step, or after every `clamp_every` of them
     clamp: Clamp = "none"
     clamp_every: int = 0
-    mean: Sequence[float] | None = None  #: per channel; given with `std`, codes are pixels, normalised once decoded
+    mean: Sequence[float] | None = None  #: per channel; given with `std`, codes are pixels, normalized once decoded
     std: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class MultiFormation:
             raise InputError("Multi-formation of pixels needs one mean and one positive std per channel.")
 
     def encode(self, images: Tensor) -> Codes:
-        """Stored images, given in the Space, as a leaf: un-normalised where codes are pixels. Not cut into tiles."""
+        """Stored images, given in the Space, as a leaf: un-normalized where codes are pixels. Not cut into tiles."""
         self._refuse_unfit(images.shape[1:])
         if self.mean is None:
             return {"images": images.clone()}

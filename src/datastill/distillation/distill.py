@@ -13,7 +13,7 @@ from torch import Tensor
 from datastill.core import compilation
 from datastill.core.errors import Diverged, InputError, Interrupted, ShareDone
 from datastill.core.interrupt import Stopped
-from datastill.core.loop import synthesise
+from datastill.core.loop import synthesize
 from datastill.core.overrides import taken_from
 from datastill.core.plan import Callback, Plan, Progress, Task, silent
 from datastill.core.ranges import Count, Few, Seconds, SecondsOrNone, Seed, checked
@@ -140,7 +140,7 @@ def run_job(
     checkpoint_seconds: float,
     spread: Spread | None = None,
 ) -> DistilledSet:
-    """Prepare, synthesise, and write the artifact."""
+    """Prepare, synthesize, and write the artifact."""
     spread = spread or Spread()
     stored = _stored(folder)
     if stored is not None:
@@ -197,7 +197,7 @@ def _run_plan(
     try:
         if spread.pooled and checkpointer is not None:
             _run_apart(job, plan, prepared, checkpointer, spread)
-        outcome = synthesise(plan, job.task, callbacks=callbacks, checkpointer=checkpointer, prepared=prepared)
+        outcome = synthesize(plan, job.task, callbacks=callbacks, checkpointer=checkpointer, prepared=prepared)
     except (Interrupted, Stopped) as stop:
         raise _stopped(stop, folder) from stop
     except Diverged as stop:

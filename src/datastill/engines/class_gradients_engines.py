@@ -24,7 +24,7 @@ from datastill.engines.weight_gradients import weight_gradients, weighted_cross_
 
 
 def loop_gradients(network: nn.Module, batch: ClassBatch, names: Sequence[str], create_graph: bool) -> ClassGradients:
-    """One class after the other: the published behaviour, and the only right one where layers couple samples.
+    """One class after the other: the published behavior, and the only right one where layers couple samples.
 
     Running statistics are left as they are.
     """

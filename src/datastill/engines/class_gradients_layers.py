@@ -133,13 +133,13 @@ def _affine(
     input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    normalise: Callable[[Tensor], Tensor],
+    normalize: Callable[[Tensor], Tensor],
     coupled: bool = False,
 ) -> Layer:
-    """z = weight * normalise(x) + bias, one weight and bias per channel."""
+    """z = weight * normalize(x) + bias, one weight and bias per channel."""
 
     def of_weight(x: Tensor, slope: Tensor, counts: Counts) -> Tensor:
-        return channel_sums(slope * normalise(x), counts)
+        return channel_sums(slope * normalize(x), counts)
 
     formulas = ((weight, of_weight), (bias, lambda x, slope, counts: channel_sums(slope, counts)))
     return Layer(input, formulas, coupled)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from datastill.data.real import RealSet
     from datastill.evaluation.metrics import Metric
     from datastill.labels.bank import LabelBank
-    from datastill.labels.labeller import Labeller
+    from datastill.labels.labeler import Labeler
     from datastill.training.debiased import DebiasedTraining
     from datastill.training.hard import Schedule
     from datastill.training.soft import SoftSchedule
@@ -25,13 +25,13 @@ class Extras:
     Attributes:
         patches: patches along each axis that a stored image consists of (RDED): they are shuffled, and a crop is as
             large as one of them at least.
-        labeller: the teacher that labels on line; `bank` holds labels that were stored, and goes first.
+        labeler: the teacher that labels on line; `bank` holds labels that were stored, and goes first.
         stacked: train networks side by side; None decides by device.
         training: a way that resists a bias, in the place of all but the protocol's augmentation.
     """
 
     patches: int = 1
-    labeller: Labeller | None = None
+    labeler: Labeler | None = None
     bank: LabelBank | None = None
     stacked: bool | None = None
     training: DebiasedTraining | None = None
@@ -81,7 +81,7 @@ class Protocol:
         extras = extras or Extras()
         if self.soft:
             schedule = self.soft_schedule(real.name, real.shape, rate, extras.patches)
-            return TeacherLabels(schedule, extras.labeller, extras.bank)
+            return TeacherLabels(schedule, extras.labeler, extras.bank)
         plain = self.schedule(real.name, real.shape, rate)
         if extras.training is not None:
             return Debiased(extras.training, plain.augment)

@@ -12,7 +12,7 @@ from datastill.core.runtime import Runtime
 from datastill.evaluation.inputs import Distilled, check_alike, check_fit, load_sets, network_for, real_for
 from datastill.evaluation.protocols import Extras, Protocol, get_protocol
 from datastill.evaluation.rates import learned_rate, rates_of
-from datastill.evaluation.soft import labelling, patches_of, schedule_of
+from datastill.evaluation.soft import labeling, patches_of, schedule_of
 from datastill.models import NetworkFactory, is_built_in
 from datastill.store.artifact import DistilledSet
 from datastill.training.debiased import DebiasedTraining
@@ -117,9 +117,9 @@ def settle(
         schedule = schedule_of(first, recipe, data, rates[0])
         own = factory if network is not None and not is_built_in(str(factory)) else None
         builder = own if variation.teacher_network is None else variation.teacher_network
-        who = labelling(sets, recipe, schedule, variation.labels, variation.teacher, data, runtime.device, builder)
-        by_set = zip(extras, who.labellers, who.banks, strict=True)
-        extras = [replace(one, labeller=labeller, bank=bank) for one, labeller, bank in by_set]
+        who = labeling(sets, recipe, schedule, variation.labels, variation.teacher, data, runtime.device, builder)
+        by_set = zip(extras, who.labelers, who.banks, strict=True)
+        extras = [replace(one, labeler=labeler, bank=bank) for one, labeler, bank in by_set]
         notes = who.notes
     return Settled(sets, data, recipe, factory, rates, extras, notes, training)
 

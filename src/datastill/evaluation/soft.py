@@ -14,7 +14,7 @@ from datastill.core.plan import Progress, silent
 from datastill.core.ranges import Count, Seed, checked
 from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.labels.bank import LabelBank
-from datastill.labels.labeller import Labeller
+from datastill.labels.labeler import Labeler
 from datastill.store.artifact import DistilledSet
 from datastill.surrogates.teachers import Teacher, as_teacher, load_teacher
 
@@ -29,15 +29,15 @@ OPTION = "--teacher-network (teacher_network=)"
 
 
 @dataclass(frozen=True)
-class Labelling:
-    """The labeller and the bank of each set; neither where labels are hard."""
+class Labeling:
+    """The labeler and the bank of each set; neither where labels are hard."""
 
-    labellers: Sequence[Labeller | None]
+    labelers: Sequence[Labeler | None]
     banks: Sequence[LabelBank | None]
     notes: list[str] = field(default_factory=list)
 
 
-def labelling(
+def labeling(
     sets: Sequence[DistilledSet],
     protocol: Protocol,
     schedule: SoftSchedule,
@@ -46,7 +46,7 @@ def labelling(
     real: RealSet,
     device: torch.device,
     network: Any = None,
-) -> Labelling:
+) -> Labeling:
     """Who labels each set under a soft protocol.
 
     Args:
@@ -58,7 +58,7 @@ def labelling(
         InputError: a set comes without a teacher and none is given.
     """
     if labels == "hard":
-        return Labelling([None] * len(sets), [None] * len(sets), ["Labels: hard, for both arms."])
+        return Labeling([None] * len(sets), [None] * len(sets), ["Labels: hard, for both arms."])
     given = None if teacher is None else as_teacher(teacher, network, OPTION)
     teachers = [given or teacher_of(one, network) for one in sets]
     missing = [one.name for one, found in zip(sets, teachers, strict=True) if found is None]
@@ -68,11 +68,11 @@ def labelling(
             "(--teacher FOLDER), or train on hard labels (--labels hard)."
         )
     found = [t for t in teachers if t is not None]
-    labellers = [
-        Labeller([t.seen_from(real.space, real.class_names).to(device)], mode=schedule.teacher_mode) for t in found
+    labelers = [
+        Labeler([t.seen_from(real.space, real.class_names).to(device)], mode=schedule.teacher_mode) for t in found
     ]
     banks = [None if given is not None else bank_of(one, schedule) for one in sets]
-    return Labelling(labellers, banks, _notes(sets, found, banks))
+    return Labeling(labelers, banks, _notes(sets, found, banks))
 
 
 def teacher_of(one: DistilledSet, network: Any = None) -> Teacher | None:
@@ -168,13 +168,13 @@ def relabel(
     schedule = schedule_of(distilled, recipe, data)
     known = as_teacher(teacher, teacher_network, OPTION) if teacher is not None else None
     known = known or teacher_of(distilled, teacher_network)
-    who = labelling([distilled], recipe, schedule, "soft", known, data, where)
-    labeller = who.labellers[0]
-    assert labeller is not None
+    who = labeling([distilled], recipe, schedule, "soft", known, data, where)
+    labeler = who.labelers[0]
+    assert labeler is not None
     return LabelBank.make(
         distilled.folder / BANK,
         distilled.images,
-        labeller,
+        labeler,
         schedule.trace,
         epochs=schedule.epochs if passes is None else passes,
         batch=schedule.batch,

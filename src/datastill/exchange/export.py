@@ -55,7 +55,7 @@ def export(distilled: DistilledSet, folder: str | Path, format: str) -> Exported
 
     Raises:
         InputError: unknown format; a folder that is not empty or cannot be written; soft labels as image
-            folders; images that are neither grey nor colour as image files.
+            folders; images that are neither gray nor color as image files.
     """
     if format not in _WRITERS:
         raise InputError(f"There is no export format {format!r}. {nearest(format, _WRITERS)}")

@@ -87,7 +87,7 @@ def outside(space: Space, images: Tensor) -> float:
 def absolute_zca(real: RealSet, eps: float) -> Space:
     """Whitening as the released trajectory-matching codes do it, from the cache folder where it was fitted before.
 
-    With cov = X'X/(n-1) of the centred training images in [0, 1], without mean and std, and cov = U L U':
+    With cov = X'X/(n-1) of the centered training images in [0, 1], without mean and std, and cov = U L U':
     W = U (L + eps I)^(-1/2) U'. datastill's own "zca" adds a multiple of the mean eigenvalue instead.
 
     Raises:

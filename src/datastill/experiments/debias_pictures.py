@@ -86,10 +86,10 @@ def accuracy_chart(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
     figure = matplotlib.figure.Figure(figsize=(8.0, 0.8 + 0.42 * len(rows)), layout="constrained")
     axis = figure.subplots()
-    for k, (name, label, colour) in enumerate(_BARS):
+    for k, (name, label, color) in enumerate(_BARS):
         error = [0.0 if name != "accuracy" or math.isnan(r["interval"]) else r["interval"] for r in rows]
         places = [i + 0.28 * (k - 1) for i in range(len(rows))]
-        axis.barh(places, [r[name] for r in rows], 0.26, color=colour, label=label, xerr=error, ecolor="#1f2937")
+        axis.barh(places, [r[name] for r in rows], 0.26, color=color, label=label, xerr=error, ecolor="#1f2937")
     axis.set_yticks(range(len(rows)), [described(row, rows) for row in rows], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlim(0, 100)

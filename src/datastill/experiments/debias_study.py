@@ -15,7 +15,7 @@ from datastill.core.plan import Callback, Progress, silent
 from datastill.core.ranges import Count, Few, check_fields, declared
 from datastill.core.registry import get_method
 from datastill.core.runtime import Runtime
-from datastill.data.biased.coloured import Nearest, nearest_colour
+from datastill.data.biased.colored import Nearest, nearest_color
 from datastill.data.places import places_of
 from datastill.debias.reweight import way_of
 from datastill.distillation.distill import distill
@@ -207,7 +207,7 @@ class DebiasStudy:
             **groups.to_dict(),
             "weights": {name: told[name] for name in kept if name in told},
             "conflicting_images": conflicting_share(made, real),
-            "colour_distance": colour_distance(made, real),
+            "colour_distance": color_distance(made, real),
             "seconds": round(made.manifest["cost"]["seconds"] + made.manifest["cost"]["prepare_seconds"], 1),
             "cost": made.manifest["cost"],
         }
@@ -297,18 +297,18 @@ def _plain(text: str) -> str:
 
 
 def conflicting_share(made: DistilledSet, real: RealSet) -> float | None:
-    """Share of coloured digits whose colour is nearer to that of another class; None for other sets."""
+    """Share of colored digits whose color is nearer to that of another class; None for other sets."""
     nearest = _nearest(made, real)
     return None if nearest is None else float((nearest.index != made.hard_labels).double().mean())
 
 
-def colour_distance(made: DistilledSet, real: RealSet) -> float | None:
-    """Mean angle to the nearest colour in degrees: how far that share can be trusted; None for other sets."""
+def color_distance(made: DistilledSet, real: RealSet) -> float | None:
+    """Mean angle to the nearest color in degrees: how far that share can be trusted; None for other sets."""
     nearest = _nearest(made, real)
     return None if nearest is None else float(nearest.distance.mean())
 
 
 def _nearest(made: DistilledSet, real: RealSet) -> Nearest | None:
-    if real.attribute is None or not real.attribute.colours:
+    if real.attribute is None or not real.attribute.colors:
         return None
-    return nearest_colour(made.pixels, real.attribute.colours)
+    return nearest_color(made.pixels, real.attribute.colors)

@@ -1,4 +1,4 @@
-"""Figures of a comparison's page: charts as SVG that takes the page's colours, and strips of images."""
+"""Figures of a comparison's page: charts as SVG that takes the page's colors, and strips of images."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Series:
     """A method's points in one chart."""
 
     name: str
-    colour: int
+    color: int
     marks: list[Mark]
 
     @property
@@ -62,20 +62,20 @@ class Chart:
     joined: bool  #: whether a line goes through the points of a series
 
 
-def charts(rows: Sequence[Row], colours: dict[str, int], data: str) -> list[Chart]:
+def charts(rows: Sequence[Row], colors: dict[str, int], data: str) -> list[Chart]:
     """Accuracy over images per class, where there are several, and over the time to distil."""
     made = []
     sizes = sorted({row.ipc for row in rows})
     if len(sizes) > 1:
         ticks = [(math.log(ipc), f"{ipc:,}") for ipc in sizes]
         places = [(row, math.log(row.ipc)) for row in rows]
-        made.append(_chart(f"{data}: accuracy over images per class", "images per class", places, ticks, colours))
+        made.append(_chart(f"{data}: accuracy over images per class", "images per class", places, ticks, colors))
     seconds = [max(row.distillation_seconds, 0.1) for row in rows]
     if len(rows) > 1 and max(seconds) > 1.5 * min(seconds):
         ticks = [(math.log(s), duration(s)) for s in _decades(min(seconds), max(seconds))]
         places = [(row, math.log(max(row.distillation_seconds, 0.1))) for row in rows]
         title = f"{data}: accuracy over the time to distil one set"
-        made.append(_chart(title, "time to distil", places, ticks, colours, joined=False))
+        made.append(_chart(title, "time to distil", places, ticks, colors, joined=False))
     return made
 
 
@@ -97,7 +97,7 @@ def _chart(
     xlabel: str,
     places: Sequence[tuple[Row, float]],
     ticks: Sequence[tuple[float, str]],
-    colours: dict[str, int],
+    colors: dict[str, int],
     joined: bool = True,
 ) -> Chart:
     low, high = limits([row for row, _ in places])
@@ -112,7 +112,7 @@ def _chart(
         return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * (value - low) / (high - low)
 
     series = []
-    shown = [name for name in colours if any(row.method == name for row, _ in places)]
+    shown = [name for name in colors if any(row.method == name for row, _ in places)]
     for k, name in enumerate(shown):
         mine = [(row, x) for row, x in places if row.method == name]
         aside = 5.0 * (k - (len(shown) - 1) / 2) if joined else 0.0  # equal sizes side by side
@@ -127,7 +127,7 @@ def _chart(
             )
             for row, x in mine
         ]
-        series.append(Series(name, colours[name], sorted(marks, key=lambda mark: mark.x)))
+        series.append(Series(name, colors[name], sorted(marks, key=lambda mark: mark.x)))
     step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.2) if (high - low) / s <= 6.5)
     levels = [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
     yticks = [(up(level), f"{100 * level:.0f}") for level in levels]
@@ -145,7 +145,7 @@ class Strip:
     """Images in one picture, as the page shows them."""
 
     method: str
-    colour: int
+    color: int
     src: str
     alt: str
     width: int
@@ -162,18 +162,18 @@ class ImageGroup:
     solo: bool
 
 
-def image_groups(comparison: Comparison, colours: dict[str, int]) -> list[ImageGroup]:
+def image_groups(comparison: Comparison, colors: dict[str, int]) -> list[ImageGroup]:
     """The images of every method side by side, from the first seed; empty where the runs are gone."""
     groups = comparison.groups()
     return [
         group
         for (data, ipc), rows in groups.items()
-        if (group := _group(comparison, data, ipc, rows, colours, VALUES // len(groups))) is not None
+        if (group := _group(comparison, data, ipc, rows, colors, VALUES // len(groups))) is not None
     ]
 
 
 def _group(
-    comparison: Comparison, data: str, ipc: int, rows: Sequence[Row], colours: dict[str, int], values: int
+    comparison: Comparison, data: str, ipc: int, rows: Sequence[Row], colors: dict[str, int], values: int
 ) -> ImageGroup | None:
     seed = min(min(row.seeds) for row in rows)
     sets = {row.method: found for row in rows if (found := _load(comparison, row, seed)) is not None}
@@ -192,10 +192,10 @@ def _group(
         listed = ", ".join(names[c] for c in shown)
         notes = [f"Classes in reading order: {listed}.", *notes]
         notes += [f"First of {most} images of each class."] if most > 1 else []
-        strips = [_strip(name, one, list(shown), 1, 64, colours) for name, one in sets.items()]
+        strips = [_strip(name, one, list(shown), 1, 64, colors) for name, one in sets.items()]
         return ImageGroup(title, " ".join(notes), [("", strips)], True)
     notes += [f"First {each} of {most} images of each class."] if each < most else []
-    classes = [(names[c], [_strip(n, one, [c], each, 32, colours) for n, one in sets.items()]) for c in shown]
+    classes = [(names[c], [_strip(n, one, [c], each, 32, colors) for n, one in sets.items()]) for c in shown]
     return ImageGroup(title, " ".join(notes), classes, False)
 
 
@@ -207,7 +207,7 @@ def _load(comparison: Comparison, row: Row, seed: int) -> DistilledSet | None:
         return None
 
 
-def _strip(method: str, one: DistilledSet, classes: list[int], each: int, side: int, colours: dict[str, int]) -> Strip:
+def _strip(method: str, one: DistilledSet, classes: list[int], each: int, side: int, colors: dict[str, int]) -> Strip:
     """The first `each` images of some classes, ten to a line, each shown about `side` wide."""
     y = one.hard_labels
     index = torch.cat([(y == c).nonzero().flatten()[:each] for c in classes])
@@ -217,6 +217,6 @@ def _strip(method: str, one: DistilledSet, classes: list[int], each: int, side: 
     what = one.class_names[classes[0]] if len(classes) == 1 else f"{len(classes)} classes"
     alt = f"{method}, {what}, {len(index)} image{'s' * (len(index) > 1)}"
     return Strip(
-        method, colours[method], data_uri(png(picture)), alt, round(picture.width * factor),
+        method, colors[method], data_uri(png(picture)), alt, round(picture.width * factor),
         round(picture.height * factor),
     )  # fmt: skip

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from datastill.experiments.result import Comparison, Row
 
 BASELINE = "random"
-#: Colours of methods on the page; Random has one of its own, number 0.
-COLOURS = 8
+#: Colors of methods on the page; Random has one of its own, number 0.
+COLORS = 8
 #: Classes in a heat table at most: those on which methods differ most.
 HEAT_CLASSES = 30
 
@@ -46,7 +46,7 @@ def page(comparison: Comparison) -> dict[str, Any]:
     rows = comparison.rows
     methods = list(dict.fromkeys(row.method for row in rows))
     others = [name for name in methods if name != BASELINE]
-    colours = {name: 0 if name == BASELINE else others.index(name) % COLOURS + 1 for name in methods}
+    colors = {name: 0 if name == BASELINE else others.index(name) % COLORS + 1 for name in methods}
     data = list(dict.fromkeys(row.data for row in rows))
     groups = comparison.groups()
     return {
@@ -54,16 +54,16 @@ def page(comparison: Comparison) -> dict[str, Any]:
         "lead": _lead(comparison, methods),
         "headlines": headlines(comparison),
         "tiles": _tiles(comparison),
-        "groups": [_table(name, ipc, group, colours, len(data) > 1) for (name, ipc), group in groups.items()],
+        "groups": [_table(name, ipc, group, colors, len(data) > 1) for (name, ipc), group in groups.items()],
         "caption": caption(comparison),
-        "charts": [c for one in data for c in charts([r for r in rows if r.data == one], colours, one)],
-        "images": image_groups(comparison, colours),
-        "heat": [_heat(name, ipc, group, colours) for (name, ipc), group in groups.items()],
+        "charts": [c for one in data for c in charts([r for r in rows if r.data == one], colors, one)],
+        "images": image_groups(comparison, colors),
+        "heat": [_heat(name, ipc, group, colors) for (name, ipc), group in groups.items()],
         "networks": [(r, seed, _percents(r.cells[seed]["accuracies"])) for r in rows for seed in r.seeds],
-        "costs": [_cost(row, colours) for row in rows],
+        "costs": [_cost(row, colors) for row in rows],
         "machine": _machine(rows),
         "settings": _settings(comparison),
-        "hyper": [(name, colours[name], _hyper(comparison, name)) for name in methods],
+        "hyper": [(name, colors[name], _hyper(comparison, name)) for name in methods],
         "notes": _notes(comparison),
         "missing": list(comparison.missing),
         "command": comparison.command,
@@ -116,7 +116,7 @@ class TableRow:
     """A line of the table, its error bar in percent of the axis."""
 
     method: str
-    colour: int
+    color: int
     accuracy: str
     difference: str
     made: str
@@ -129,7 +129,7 @@ class TableRow:
     best: bool
 
 
-def _table(data: str, ipc: int, rows: Sequence[Row], colours: Mapping[str, int], several: bool) -> dict[str, Any]:
+def _table(data: str, ipc: int, rows: Sequence[Row], colors: Mapping[str, int], several: bool) -> dict[str, Any]:
     low, high = limits(rows)
 
     def place(value: float) -> float:
@@ -143,7 +143,7 @@ def _table(data: str, ipc: int, rows: Sequence[Row], colours: Mapping[str, int],
         start = place(row.mean - half)
         lines.append(
             TableRow(
-                name, colours[name], accuracy, difference, made, scored, words.percent(row.arm.std_networks),
+                name, colors[name], accuracy, difference, made, scored, words.percent(row.arm.std_networks),
                 words.percent(row.arm.std_sets), place(row.mean), start, round(place(row.mean + half) - start, 2),
                 row.mean == best,
             )
@@ -153,7 +153,7 @@ def _table(data: str, ipc: int, rows: Sequence[Row], colours: Mapping[str, int],
     return {"title": title, "rows": lines, "low": f"{100 * low:.0f}", "high": f"{100 * high:.0f}", "random": random}
 
 
-def _heat(data: str, ipc: int, rows: Sequence[Row], colours: Mapping[str, int]) -> dict[str, Any]:
+def _heat(data: str, ipc: int, rows: Sequence[Row], colors: Mapping[str, int]) -> dict[str, Any]:
     """Accuracy of each class, by method."""
     names = next(iter(rows[0].cells.values()))["real"]["class_names"]
     values = [row.arm.per_class.tolist() for row in rows]
@@ -162,7 +162,7 @@ def _heat(data: str, ipc: int, rows: Sequence[Row], colours: Mapping[str, int]) 
     seen = [mine[c] for mine in values for c in kept if not math.isnan(mine[c])] or [0.0]
     low, high = min(seen), max(seen)
     lines = [
-        (row.method, colours[row.method], [_heat_cell(mine[c], low, high) for c in kept])
+        (row.method, colors[row.method], [_heat_cell(mine[c], low, high) for c in kept])
         for row, mine in zip(rows, values)
     ]
     cut = f"The {len(kept)} of {len(names)} classes on which the methods differ most." if len(kept) < len(names) else ""
@@ -170,18 +170,18 @@ def _heat(data: str, ipc: int, rows: Sequence[Row], colours: Mapping[str, int]) 
 
 
 def _heat_cell(value: float, low: float, high: float) -> tuple[str, int]:
-    """(percent, strength of the colour in percent): the table's lowest is faint, its highest strong."""
+    """(percent, strength of the color in percent): the table's lowest is faint, its highest strong."""
     if math.isnan(value):
         return "–", 0
     return f"{100 * value:.0f}", round(6 + 84 * (value - low) / (high - low or 1.0))
 
 
-def _cost(row: Row, colours: Mapping[str, int]) -> dict[str, Any]:
+def _cost(row: Row, colors: Mapping[str, int]) -> dict[str, Any]:
     return {
         "data": row.data,
         "ipc": row.ipc,
         "method": row.method,
-        "colour": colours[row.method],
+        "colour": colors[row.method],
         "steps": f"{round(row.cost('steps')):,}",
         "made": words.duration(row.cost("distillation_seconds")),
         "prepared": words.duration(row.cost("prepare_seconds")) if row.cost("prepare_seconds") else "–",

@@ -1,6 +1,6 @@
 """The learning rate of sets that come without one, under a protocol that takes learned ones (MTT's).
 
-To train on some sets at a rate that they learned, and on the others at one that nobody chose, would favour the former.
+To train on some sets at a rate that they learned, and on the others at one that nobody chose, would favor the former.
 So the others, Random first of all, get the best of a few rates for Random, as in `evaluate`: chosen once for a data set
 and a size, on real training images held back.
 """

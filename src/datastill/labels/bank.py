@@ -4,7 +4,7 @@ SRe2L (Yin, Xing and Shen, NeurIPS 2023, arXiv:2306.13092) trains students on a 
 in the fashion of FKD (Shen and Xing, ECCV 2022, arXiv:2112.01528). Mixing ties labels to whole batches, so the unit is
 a batch: its record holds which images are in it, how they are augmented and mixed, and the logits of the result.
 
-    bank = LabelBank.make("runs/x/bank", images, Labeller([teacher]), SOFT_RECIPES["rded"].trace, epochs=300, batch=50)
+    bank = LabelBank.make("runs/x/bank", images, Labeler([teacher]), SOFT_RECIPES["rded"].trace, epochs=300, batch=50)
     train_soft(network, images, y, SOFT_RECIPES["rded"], Rng(0), bank=bank)
 """
 
@@ -30,7 +30,7 @@ from datastill.labels.bank_files import HEADER, BankWriter, map_arrays, refuse_d
 from datastill.labels.bank_header import make_header, read_layout
 from datastill.labels.bank_labels import Array, LabelCode
 from datastill.labels.bank_layout import Layout
-from datastill.labels.labeller import Labeller
+from datastill.labels.labeler import Labeler
 from datastill.store.files import digest, read_json, refuse_changed
 from datastill.training.soft_schedule import batches_of
 
@@ -57,7 +57,7 @@ class LabelBank:
         epochs, batch: stored epochs; images per batch, as asked for.
         bounds: where the batches of an epoch begin, and where the last one ends.
         batches: batches in an epoch.
-        mode: how the teachers labelled, "eval" or "batch".
+        mode: how the teachers labeled, "eval" or "batch".
         temperature: that of the training which the bank is made for, if it is for one only.
         partial: whether only some logits of each row are kept.
     """
@@ -77,7 +77,7 @@ class LabelBank:
         cls,
         folder: str | Path,
         images: Tensor,
-        labeller: Labeller,
+        labeler: Labeler,
         spec: TraceSpec,
         *,
         epochs: int,
@@ -98,7 +98,7 @@ class LabelBank:
             folder: where the bank is to be; it appears when all is written, and there is nothing if making it fails.
             images: (n, c, h, w), as students will see them: in the Space of the teachers, decoded from the stored
                 (rounded) pixels, on the CPU.
-            labeller: the teachers.
+            labeler: the teachers.
             spec: how batches are augmented.
             epochs: how many to store.
             batch: images per batch; see `batch_bounds` for the last one.
@@ -116,17 +116,17 @@ class LabelBank:
         count, where = len(images), images.device if device is None else torch.device(device)
         if images.ndim != 4 or not count:
             raise InputError(f"A label bank is made of images (n, c, h, w), not {tuple(images.shape)}.")
-        classes = labeller(images[:2].to(where)).shape[1]
+        classes = labeler(images[:2].to(where)).shape[1]
         size = (images.shape[2], images.shape[3])
         layout = Layout(count, size, classes, epochs, batch, spec, encoding, LabelCode(dtype, top_k, temperature))
         rng, total = Rng(seed), epochs * layout.batches
-        header = make_header(images, layout, labeller.describe(), seed, teacher, space)
+        header = make_header(images, layout, labeler.describe(), seed, teacher, space)
         with BankWriter(Path(folder), layout) as writer:
             for done, (index, trace_seed) in enumerate(
                 each for epoch in range(epochs) for each in batches_of(rng, count, batch, epoch)
             ):
                 trace = spec.replay(trace_seed, len(index), size)
-                logits = labeller(trace.apply(images[index.to(images.device)].to(where)))
+                logits = labeler(trace.apply(images[index.to(images.device)].to(where)))
                 writer.add({"index": index.numpy(), **_drawn(trace, trace_seed, layout), **layout.code.encode(logits)})
                 progress("labels", done + 1, total, {})
             header = writer.finish(header)

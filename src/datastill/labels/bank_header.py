@@ -32,7 +32,7 @@ RNG = "torch-cpu-mt19937"
 
 
 class Images(Record):
-    """The images that are labelled."""
+    """The images that are labeled."""
 
     shape: Annotated[list[Positive], Field(min_length=4, max_length=4)]
     hash: Name
@@ -46,8 +46,8 @@ class Labels(Record):
     temperature: Number | None = None
 
 
-class LabellerRecord(Record):
-    """How labels are made, see `Labeller.describe`."""
+class LabelerRecord(Record):
+    """How labels are made, see `Labeler.describe`."""
 
     mode: Name
     combine: Name
@@ -73,7 +73,7 @@ class HeaderRecord(Record):
     images: Images
     space: SpaceRecord | None = None
     teacher: dict[str, Any] = Field(default_factory=dict)
-    labeller: LabellerRecord
+    labeler: LabelerRecord
     classes: Positive
     epochs: Annotated[int, Field(ge=1, le=10_000_000)]
     batch: Positive
@@ -87,7 +87,7 @@ class HeaderRecord(Record):
 def make_header(
     images: Tensor,
     layout: Layout,
-    labeller: Mapping[str, Any],
+    labeler: Mapping[str, Any],
     seed: int,
     teacher: Mapping[str, Any] | None,
     space: Space | None,
@@ -95,9 +95,9 @@ def make_header(
     """The header, but for the hashes of the arrays.
 
     Args:
-        images: (n, c, h, w), those that are labelled.
+        images: (n, c, h, w), those that are labeled.
         layout: of the arrays.
-        labeller: how the labels are made, see `Labeller.describe`.
+        labeler: how the labels are made, see `Labeler.describe`.
         seed: of order and augmentation.
         teacher: what the caller knows of the teachers.
         space: of the images, if told.
@@ -115,7 +115,7 @@ def make_header(
         "images": {"shape": list(images.shape), "hash": digest(images)},
         "space": None if space is None else {"id": space.id, **space.to_dict()},
         "teacher": dict(teacher or {}),
-        "labeller": dict(labeller),
+        "labeller": dict(labeler),
         "classes": layout.classes,
         "epochs": layout.epochs,
         "batch": layout.batch,

@@ -36,7 +36,7 @@ class DWA(SRe2L):
     variance_weight: Weight = 11.0  #: of the variances, where means have 1; 2 on ImageNet-1K
     ascent_steps: Amount = 12  #: K, steps up the loss of the block's start; 0 leaves the teacher as it is
     radius: Weight = 0.015  #: length of the way, over all weights
-    normalise: bool = True  #: steps of equal length; off takes the plain gradient
+    normalize: bool = True  #: steps of equal length; off takes the plain gradient
     batch: Literal["init", "real"] = "init"  #: climb on the block's own start, or on real images of its classes
     bn_on: Literal["perturbed", "base"] = "perturbed"  #: whose statistics are matched
 
@@ -53,4 +53,4 @@ class DWA(SRe2L):
         """A perturbed teacher for every block."""
         from datastill.surrogates.perturbed import Perturbed
 
-        return Perturbed(pretrained, views, self.ascent_steps, self.radius, self.normalise, self.batch)
+        return Perturbed(pretrained, views, self.ascent_steps, self.radius, self.normalize, self.batch)

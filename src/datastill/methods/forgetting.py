@@ -32,7 +32,7 @@ class Forgetting(Method):
     paper_values: ClassVar[dict[str, Any]] = {"feature_passes": 40}
 
     def build(self, task: Task) -> Plan:
-        """The initialisation is the result."""
+        """The initialization is the result."""
         from datastill.core.plan import Plan
         from datastill.decoders.pixels import Pixels
         from datastill.sampling.selected import SelectedByForgetting

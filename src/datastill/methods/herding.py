@@ -28,12 +28,12 @@ class Herding(Method):
     """Real images whose running mean of features follows the class mean."""
 
     feature_passes: Count = 5  #: passes over the real set to train the feature network; 40 in the paper recipe
-    normalise: bool = False  #: scale features to unit length first, as in class-incremental learning
+    normalize: bool = False  #: scale features to unit length first, as in class-incremental learning
 
     paper_values: ClassVar[dict[str, Any]] = {"feature_passes": 40}
 
     def build(self, task: Task) -> Plan:
-        """The initialisation is the result."""
+        """The initialization is the result."""
         from datastill.core.plan import Plan
         from datastill.decoders.pixels import Pixels
         from datastill.sampling.selected import SelectedByFeatures
@@ -41,7 +41,7 @@ class Herding(Method):
         from datastill.training.feature_network import FeatureNetwork
 
         def rule(features: Tensor, k: int, seed: int, weights: Tensor | None) -> Tensor:
-            if self.normalise:
+            if self.normalize:
                 features = features / features.norm(dim=1, keepdim=True).clamp_min(1e-12)
             return herding(features, k, weights)
 

@@ -1,10 +1,10 @@
 """K-means prototypes: the real image nearest to each of ipc centroids of its class's features.
 
-min_{centres} sum_i min_k || f_i - m_k ||^2, then for each centre the nearest free sample.
+min_{centers} sum_i min_k || f_i - m_k ||^2, then for each center the nearest free sample.
 
 - Needs: a network trained on the real set (5 passes; the paper recipe takes 40).
 - Cost: passes * 3 * n network passes once, then Lloyd's iterations per class (scikit-learn).
-- Departs: two centres with one nearest sample take distinct samples.
+- Departs: two centers with one nearest sample take distinct samples.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class KMeans(Method):
     paper_values: ClassVar[dict[str, Any]] = {"feature_passes": 40}
 
     def build(self, task: Task) -> Plan:
-        """The initialisation is the result."""
+        """The initialization is the result."""
         from datastill.core.plan import Plan
         from datastill.decoders.pixels import Pixels
         from datastill.sampling.selected import SelectedByFeatures

@@ -24,7 +24,7 @@ class Random(Method):
     """Distinct random real images of each class."""
 
     def build(self, task: Task) -> Plan:
-        """The initialisation is the result."""
+        """The initialization is the result."""
         from datastill.core.plan import Plan
         from datastill.decoders.pixels import Pixels
         from datastill.sampling.inits import RandomReal

@@ -5,7 +5,7 @@ them in a stored one, with f a network trained on the real set, which gives the 
 
 - Needs: a network trained here (squeeze_passes) or brought (--teacher); batch norm is not needed.
 - Cost: C * candidates * crops network passes; no gradients.
-- Departs: a crop is padded with the mean colour of the data; images are kept as numbers, not as 8-bit files.
+- Departs: a crop is padded with the mean color of the data; images are kept as numbers, not as 8-bit files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @method("rded", paper="arXiv:2312.03526", family="decoupled")
 @dataclass(frozen=True, kw_only=True)
 class RDED(Squeezed):
-    """Set together the crops of real images that a teacher is surest of; nothing is optimised."""
+    """Set together the crops of real images that a teacher is surest of; nothing is optimized."""
 
     factor: Tiles = 1  #: factor x factor crops in an image; 2 at 224 pixels
     candidates: Count = 300  #: real images of each class that are looked at

@@ -97,7 +97,7 @@ def functional(
 def couples_samples(module: nn.Module) -> bool:
     """Whether one image's output depends on the other images of its batch, in the module's present mode.
 
-    True when any batch norm (of 1, 2 or 3 dimensions, or synchronised) would normalise by the batch's own
+    True when any batch norm (of 1, 2 or 3 dimensions, or synchronised) would normalize by the batch's own
     statistics: in training mode, or in evaluation mode when it keeps no running statistics. Instance,
     layer and group norm never do. Custom layers are not seen here; `NetworkFactory.couples_samples`
     probes those by gradient.

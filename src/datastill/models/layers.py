@@ -36,7 +36,7 @@ def require_positive(**values: int) -> None:
 
 
 def make_norm(kind: str, channels: int, size: Size) -> nn.Module | None:
-    """The normalisation layer `kind` for activations (n, channels, *size); None for "none".
+    """The normalization layer `kind` for activations (n, channels, *size); None for "none".
 
     "instance" is a group norm with one group per channel, "group" has 4 groups; all are affine, eps 1e-5.
 
@@ -66,7 +66,7 @@ def make_norm(kind: str, channels: int, size: Size) -> nn.Module | None:
 class AvgPool2(nn.Module):
     """Means over 2 x 2 windows, stride 2; an odd last row or column is left out, as `nn.AvgPool2d(2)` does.
 
-    On a CPU torch's pooling is not vectorised and took a fifth of a ConvNet's forward pass; sums of slices
+    On a CPU torch's pooling is not vectorized and took a fifth of a ConvNet's forward pass; sums of slices
     are five times as fast and agree to rounding.
     """
 

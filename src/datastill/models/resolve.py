@@ -55,7 +55,7 @@ def resolve_network(
             or "convnet:width=32,norm=batch"; "torchvision/<name>" or "timm/<name>", with options alike;
             "package.module:Name" or "path/to/file.py:Name"; a class or function that builds a network, called
             with those of channels=, classes=, size= that its signature names; a module, whose copies are
-            initialised anew by `reset_parameters`; or a factory, returned as it is.
+            initialized anew by `reset_parameters`; or a factory, returned as it is.
         size: height and width in pixels; one number for square images.
         embed: (module, images) -> features, where these are not the input of the last linear layer.
 

@@ -21,7 +21,7 @@ from datastill.core.rng import isolated
 from datastill.models.anatomy import Anatomy, Embed, Size, dissect
 from datastill.models.base import Network
 from datastill.models.factory import NetworkFactory
-from datastill.models.wrapped import Wrapped, prepare, reinitialised
+from datastill.models.wrapped import Wrapped, prepare, reinitialized
 
 Builder = Callable[[], nn.Module]
 
@@ -197,7 +197,7 @@ def factory_of_module(
 ) -> NetworkFactory:
     """A factory for an instance: copies with fresh weights; the instance itself is never changed."""
     name = qualified_name(type(module))
-    build = partial(reinitialised, module)
+    build = partial(reinitialized, module)
     return factory_of(build, name, channels=channels, classes=classes, size=size, embed=embed)
 
 
@@ -209,7 +209,7 @@ class Named:
 
     def __call__(self, **given: Any) -> nn.Module:
         found = load_object(self.reference)
-        return reinitialised(found) if isinstance(found, nn.Module) else found(**given)
+        return reinitialized(found) if isinstance(found, nn.Module) else found(**given)
 
     @property
     def __signature__(self) -> inspect.Signature:

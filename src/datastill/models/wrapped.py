@@ -129,7 +129,7 @@ def prepare(module: nn.Module, name: str, channels: int, size: Size) -> nn.Modul
     return module.train()
 
 
-def reinitialised(template: nn.Module) -> nn.Module:
+def reinitialized(template: nn.Module) -> nn.Module:
     """A copy of `template` with fresh weights from every submodule's `reset_parameters`.
 
     Inner modules come first, so that a parent's own rule has the last word.

@@ -1,7 +1,7 @@
 """The networks of the dataset-distillation literature, as DC defined them (Zhao et al., arXiv:2006.05929).
 
 Every network takes `(channels, classes, size, **options)` with size = (height, width) in pixels, has
-PyTorch's default initialisation, which is part of the published protocols, and works out its linear layer
+PyTorch's default initialization, which is part of the published protocols, and works out its linear layer
 from the image. Each raises InputError when the image is too small for its layers. Parameter counts are for
 images of 3 x 32 x 32 and 10 classes.
 """
@@ -19,7 +19,7 @@ Activation = Literal["relu", "sigmoid", "leaky", "swish"]
 
 
 def first_padding(channels: int, padding: int | Literal["auto"] = "auto") -> int:
-    """Padding of the first 3 x 3 convolution: 3 for grey images (28 pixels become 32), else 1."""
+    """Padding of the first 3 x 3 convolution: 3 for gray images (28 pixels become 32), else 1."""
     if padding == "auto":
         return 3 if channels == 1 else 1
     if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:

@@ -114,7 +114,7 @@ def automatic_weight(network: nn.Module, context: Context, first: float, power: 
 
 
 def total_variation(x: Tensor) -> Tensor:
-    """Sum of the L2 norms of horizontal, vertical and both diagonal differences of neighbours, over the batch."""
+    """Sum of the L2 norms of horizontal, vertical and both diagonal differences of neighbors, over the batch."""
     differences = (
         x[..., :, :-1] - x[..., :, 1:],
         x[..., :-1, :] - x[..., 1:, :],

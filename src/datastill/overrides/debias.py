@@ -68,7 +68,7 @@ class Weights(Override):
         """Warnings about the weights, and about a teacher that they do not reach."""
         said = tuple(self.report.get("warnings", ()))
         if method.teacher:
-            said += ("the teacher was brought as it is: weights against a bias do not reach what it has learnt",)
+            said += ("the teacher was brought as it is: weights against a bias do not reach what it has learned",)
         return said
 
     @classmethod

@@ -83,7 +83,7 @@ def card(
         _made(distilled),
         _again(manifest, evaluation, layout),
         _data(manifest),
-        "## Licence\n\nThe images derive from real ones: the licence and the terms of use of "
+        "## License\n\nThe images derive from real ones: the license and the terms of use of "
         f"{md(data['name'])} apply to them too. Distillation is not anonymisation; an image may resemble a real one.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

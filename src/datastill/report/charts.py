@@ -21,7 +21,7 @@ POINTS = 200
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a chart on a clear ground."""
+    """Colors of a chart on a clear ground."""
 
     ink: str
     rule: str
@@ -68,7 +68,7 @@ def curves(
         losses: (steps,), or (blocks, steps): the mean over blocks, with an 80 % band.
         accuracy: (step, fraction) pairs.
         format: "svg" or "png".
-        dark: colours for a dark page.
+        dark: colors for a dark page.
     """
     panels = [Panel([loss_curve(losses)], "image update", "loss", log=spans(losses))]
     panels += [accuracy_panel(accuracy)] if accuracy else []
@@ -146,20 +146,20 @@ def draw(panels: Sequence[Panel], *, format: str = "svg", dark: bool = False) ->
 def _axes(axes: Any, panel: Panel, theme: Theme) -> None:
     axes.patch.set_alpha(0)
     for k, curve in enumerate(panel.curves):
-        colour = (theme.main, theme.other)[k % 2]
+        color = (theme.main, theme.other)[k % 2]
         scale = 100 if panel.percent else 1
         single = "o" if len(curve.x) == 1 or panel.percent else None
         axes.plot(
             curve.x.numpy(),
             scale * curve.y.numpy(),
-            color=colour,
+            color=color,
             lw=1.6,
             marker=single,
             ms=4,
             label=curve.name,
         )
         if curve.low is not None and curve.high is not None:
-            axes.fill_between(curve.x.numpy(), curve.low.numpy(), curve.high.numpy(), color=colour, alpha=0.18, lw=0)
+            axes.fill_between(curve.x.numpy(), curve.low.numpy(), curve.high.numpy(), color=color, alpha=0.18, lw=0)
     if panel.log:
         axes.set_yscale("log")
     axes.set_xlabel(panel.xlabel, color=theme.ink, fontsize=9)

@@ -1,4 +1,4 @@
-"""What the report shows of a biased set: accuracy by class and attribute, and the nearest colour of each image."""
+"""What the report shows of a biased set: accuracy by class and attribute, and the nearest color of each image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from datastill.data.biased.attribute import Attribute, attribute_of
-from datastill.data.biased.coloured import Nearest, directions, nearest_colour
+from datastill.data.biased.colored import Nearest, directions, nearest_color
 from datastill.report.pictures import hard
 from datastill.report.words import percent
 
@@ -26,7 +26,7 @@ class Value:
     """A value of the attribute: the head of a column."""
 
     name: str
-    colour: str  #: as CSS, "" where it is none
+    color: str  #: as CSS, "" where it is none
 
 
 @dataclass(frozen=True)
@@ -94,44 +94,44 @@ def _cells(c: int, row: Sequence[float], name: str, attribute: Attribute) -> lis
 
 
 def _values(attribute: Attribute) -> list[Value]:
-    shades = [css(one) for one in attribute.colours]
+    shades = [css(one) for one in attribute.colors]
     shades += [""] * (len(attribute.names) - len(shades))
     return [Value(name, shade) for name, shade in zip(attribute.names, shades)]
 
 
-def css(colour: Sequence[float]) -> str:
+def css(color: Sequence[float]) -> str:
     """RGB in [0, 1] as "#rrggbb"."""
-    return "#" + "".join(f"{round(255 * min(1.0, max(0.0, part))):02x}" for part in colour)
+    return "#" + "".join(f"{round(255 * min(1.0, max(0.0, part))):02x}" for part in color)
 
 
 @dataclass(frozen=True)
 class Swatch:
-    """The colour that an image is nearest to."""
+    """The color that an image is nearest to."""
 
-    colour: str  #: as CSS
+    color: str  #: as CSS
     conflicting: bool  #: it is another class's
     title: str
 
 
 @dataclass(frozen=True)
 class Palette:
-    """The colours that the images of a set are nearest to, and how near."""
+    """The colors that the images of a set are nearest to, and how near."""
 
     swatches: list[Swatch]  #: one for each image of the set
     conflicting: int
-    mean: float  #: angle to the nearest colour, degrees
+    mean: float  #: angle to the nearest color, degrees
     farthest: float
-    apart: float  #: smallest angle between two of the colours
+    apart: float  #: smallest angle between two of the colors
 
 
 def palette(distilled: DistilledSet, real: RealSet | None) -> Palette | None:
-    """Nearest colours of a set whose attribute is colour; None for others."""
+    """Nearest colors of a set whose attribute is color; None for others."""
     data: Mapping[str, Any] = distilled.manifest["data"] if real is None else real.describe()
     attribute = attribute_of(data)
-    if not attribute.colours:
+    if not attribute.colors:
         return None
-    found, y = nearest_colour(distilled.pixels.float(), attribute.colours), hard(distilled.targets)
-    between = (directions(attribute.colours) @ directions(attribute.colours).T).fill_diagonal_(-1.0)
+    found, y = nearest_color(distilled.pixels.float(), attribute.colors), hard(distilled.targets)
+    between = (directions(attribute.colors) @ directions(attribute.colors).T).fill_diagonal_(-1.0)
     return Palette(
         _swatches(found, y.tolist(), attribute),
         int((found.index != y).sum()),
@@ -144,9 +144,9 @@ def palette(distilled: DistilledSet, real: RealSet | None) -> Palette | None:
 def _swatches(found: Nearest, y: Sequence[int], attribute: Attribute) -> list[Swatch]:
     return [
         Swatch(
-            css(attribute.colours[b]),
+            css(attribute.colors[b]),
             b != c,
-            f"nearest to {attribute.names[b]}, {'the class’s own' if b == c else 'another class’s'} colour, "
+            f"nearest to {attribute.names[b]}, {'the class’s own' if b == c else 'another class’s'} color, "
             f"{angle:.1f}° away",
         )
         for b, c, angle in zip(found.index.tolist(), y, found.distance.tolist(), strict=True)

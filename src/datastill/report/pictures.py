@@ -1,4 +1,4 @@
-"""Pictures of image sets with Pillow: labelled grids, two sets side by side, an animation."""
+"""Pictures of image sets with Pillow: labeled grids, two sets side by side, an animation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def to_bytes(pixels: Tensor) -> Tensor:
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """One image (c, h, w) of [0, 1]: grey for one channel, else RGB (of more than three, the first three)."""
+    """One image (c, h, w) of [0, 1]: gray for one channel, else RGB (of more than three, the first three)."""
     from PIL import Image
 
     array = to_bytes(pixels).numpy()
@@ -208,7 +208,7 @@ def preview(distilled: DistilledSet, *, columns: int = 10, rows: int = 20) -> Im
 def comparison(
     left: Pictured, right: Pictured, titles: tuple[str, str], *, columns: int = 10, rows: int = 10
 ) -> Image.Image:
-    """Two labelled grids side by side: Random beside what was distilled, say."""
+    """Two labeled grids side by side: Random beside what was distilled, say."""
     from PIL import Image, ImageDraw
 
     grids = [
@@ -270,13 +270,13 @@ def timeline_of(snapshots: Timeline | Snapshots) -> Timeline:
 
 
 def animation(snapshots: Timeline | Snapshots, *, milliseconds: int = 350) -> bytes:
-    """A GIF from the initialisation to the end that rests on the last images."""
+    """A GIF from the initialization to the end that rests on the last images."""
     from PIL import Image, ImageDraw
 
     timeline = timeline_of(snapshots)
     pictures = []
     for step, picture in zip(timeline.steps, frames(timeline), strict=True):
-        caption = f"step {step:,} of {timeline.total:,}" if step else "initialisation"
+        caption = f"step {step:,} of {timeline.total:,}" if step else "initialization"
         width = max(picture.width, math.ceil(font(13).getlength(f"step {timeline.total:,} of {timeline.total:,}")))
         page = Image.new("RGB", (width + 2 * MARGIN, picture.height + 2 * MARGIN + 22), PAPER)
         page.paste(picture, (MARGIN, MARGIN))

@@ -1,4 +1,4 @@
-"""A run's images at about twelve steps, from the initialisation to the end."""
+"""A run's images at about twelve steps, from the initialization to the end."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Timeline:
     """Images of a run over time.
 
     Attributes:
-        steps: the k image updates after which they were kept, ascending; 0 is the initialisation.
+        steps: the k image updates after which they were kept, ascending; 0 is the initialization.
         pixels: (k, n, c, h, w) in [0, 1], float16.
         labels: class positions, (n,).
         total: image updates of the whole run.
@@ -92,7 +92,7 @@ class Snapshots(Callback):
         self._labels = torch.zeros(0, dtype=torch.int64)
 
     def start(self, context: Context) -> None:
-        """Keep the initialisation. A second start of the same block is a new run, and begins anew."""
+        """Keep the initialization. A second start of the same block is a new run, and begins anew."""
         if self._block == context.block.key:
             self._forget()
         if self._block is None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datastill.core.errors import InputError
 from datastill.report.groups import Palette, Swatch, palette
-from datastill.report.neighbours import nearest_real
+from datastill.report.neighbors import nearest_real
 from datastill.report.pictures import framed, frames, hard, png, thumbnail, timeline_of
 from datastill.report.snapshots import Snapshots, Timeline
 from datastill.report.words import percent, signed, with_interval
@@ -71,7 +71,7 @@ class Gallery:
     width: int  #: of an image on the page
     height: int
     kinds: list[str] = field(default_factory=list)
-    palette: Palette | None = None  #: of a set whose attribute is colour
+    palette: Palette | None = None  #: of a set whose attribute is color
 
     @property
     def solo(self) -> bool:
@@ -255,7 +255,7 @@ def _points(fraction: float) -> float | None:
 
 
 def outcome(evaluation: Evaluation | None) -> str:
-    """ "win", "loss" or "open": the colour of the headline."""
+    """ "win", "loss" or "open": the color of the headline."""
     if evaluation is None or evaluation.random is None or math.isnan(evaluation.difference_interval):
         return "open"
     if evaluation.difference > evaluation.difference_interval:

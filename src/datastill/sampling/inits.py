@@ -147,7 +147,7 @@ class Given:
 
 
 def make_init(init: str | Tensor | Init, factor: int = 1, pixels: bool = False) -> Init:
-    """An initialisation from its name ("real", "mix", "noise" or "weighted"), from images, or as it is.
+    """An initialization from its name ("real", "mix", "noise" or "weighted"), from images, or as it is.
 
     Args:
         factor: of multi-formation, whose tiles "mix" fills with a real image each.
@@ -169,5 +169,5 @@ def make_init(init: str | Tensor | Init, factor: int = 1, pixels: bool = False) 
         "weighted": WeightedReal(factor),
     }
     if init not in known:
-        raise InputError(f"There is no initialisation {init!r}. {nearest(init, known)}")
+        raise InputError(f"There is no initialization {init!r}. {nearest(init, known)}")
     return known[init]

@@ -106,7 +106,7 @@ class Patches:
         top, left = (height - patch[0]) // 2, (width - patch[1]) // 2
         losses = torch.empty(boxes.shape[:2])
         for k, image in enumerate(images):
-            seen = torch.zeros(self.crops, *image.shape)  # 0 in the Space: the mean colour where it is normalised
+            seen = torch.zeros(self.crops, *image.shape)  # 0 in the Space: the mean color where it is normalized
             for j, box in enumerate(boxes[k]):
                 seen[j, :, top : top + patch[0], left : left + patch[1]] = cut(image, box, patch)
             with torch.no_grad():

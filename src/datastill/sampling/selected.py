@@ -1,4 +1,4 @@
-"""An initialisation that selects real images by a rule on the features of a trained network."""
+"""An initialization that selects real images by a rule on the features of a trained network."""
 
 from __future__ import annotations
 

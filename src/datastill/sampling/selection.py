@@ -11,7 +11,7 @@ from datastill.core.rng import undisturbed
 
 
 def herding(features: Tensor, k: int, weights: Tensor | None = None) -> Tensor:
-    """Greedy running mean (Welling, ICML 2009): minimise || (j+1) mu - sum of chosen - f_i || at each j.
+    """Greedy running mean (Welling, ICML 2009): minimize || (j+1) mu - sum of chosen - f_i || at each j.
 
     Args:
         features: (n, d) of one class.
@@ -63,8 +63,8 @@ def k_means(features: Tensor, k: int, seed: int, weights: Tensor | None = None) 
         fitted = KMeans(n_clusters=k, n_init=3, random_state=seed % 2**32).fit(
             points, sample_weight=None if weights is None else weights.double().numpy()
         )
-    centres = torch.from_numpy(fitted.cluster_centers_).to(features)
-    distance = torch.cdist(centres, features)
+    centers = torch.from_numpy(fitted.cluster_centers_).to(features)
+    distance = torch.cdist(centers, features)
     chosen: list[int] = []
     for row in distance:
         row = row.clone()

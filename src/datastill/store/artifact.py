@@ -52,7 +52,7 @@ class DistilledSet:
     """A distilled set in memory.
 
     Attributes:
-        codes: what was optimised; `images` renders them.
+        codes: what was optimized; `images` renders them.
         labels: of the stored images: class positions (n,) int64, or probabilities (n, C).
         space: how `images` relate to pixels.
         manifest: method, hyper-parameters, classes, data, cost and versions; JSON-able.

@@ -161,7 +161,7 @@ def member(folder: Path, name: Any, depth: int = 1) -> Path:
 def write_tensors(target: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> None:
     """Write named tensors as safetensors with a checksum, atomically.
 
-    Serialised in memory, so a full disk is one clean error. Equal tensors give equal bytes.
+    Serialized in memory, so a full disk is one clean error. Equal tensors give equal bytes.
     """
     from safetensors.torch import save
 

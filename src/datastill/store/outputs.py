@@ -15,9 +15,9 @@ from pathlib import Path
 from datastill.core.errors import InputError
 from datastill.store.files import read_json
 
-#: Endings of files that a folder of classes is recognised by.
+#: Endings of files that a folder of classes is recognized by.
 _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-#: Files that datastill's own folders are recognised by.
+#: Files that datastill's own folders are recognized by.
 _OWN = ("manifest.json", "config.json", "plan.json", "meta.json", "study.json", "weights.json", "teacher.json")
 #: Folders above an output that are looked at.
 _ABOVE = 3

@@ -132,7 +132,7 @@ ANY = Kind(finite=False)
 #: Weights and buffers of a network.
 WEIGHTS = Kind((*_FLOATS, "I64"))
 FLOAT32 = Kind(("F32",))
-#: Tensors of a Space: the centre (1, c, h, w) and two matrices.
+#: Tensors of a Space: the center (1, c, h, w) and two matrices.
 SPACE = Kind(("F32", "F64"), (2, 4))
 
 

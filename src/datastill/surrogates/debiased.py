@@ -1,7 +1,7 @@
 """A few networks trained on the real set by a way that resists its bias, one of them drawn for each step.
 
 They stand where a method takes a fresh random network: the poster's "de-biased surrogates". Random features see a
-colour like everything else; features that were trained to ignore it do not pass it on.
+color like everything else; features that were trained to ignore it do not pass it on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from datastill.training.dfa import Disentangled
 if TYPE_CHECKING:
     from datastill.models import Network, NetworkFactory
 
-#: Where no steps are given: enough to learn past the bias on coloured digits.
+#: Where no steps are given: enough to learn past the bias on colored digits.
 STEPS = 600
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fresh:
-    """Networks at random initialisation, in train mode, without parameter gradients."""
+    """Networks at random initialization, in train mode, without parameter gradients."""
 
     draws: ClassVar[str] = "network"
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class TrainedOnReal(Trajectory):
     """`outer` matches per network, with SGD on `images` real images between two of them.
 
-    The optimiser lives as long as its network: momentum carries over from one stretch of training to the next.
+    The optimizer lives as long as its network: momentum carries over from one stretch of training to the next.
 
     Args:
         factory: builds the networks.
@@ -34,12 +34,12 @@ class TrainedOnReal(Trajectory):
     def __init__(self, factory: NetworkFactory, *, outer: int, images: int, schedule: Schedule, early: int = 0) -> None:
         super().__init__(factory, outer)
         self.images, self.schedule, self.early = images, schedule, early
-        self.optimiser: torch.optim.SGD | None = None
+        self.optimizer: torch.optim.SGD | None = None
         self._momentum: dict[str, Tensor] = {}
 
     def start(self, network: Network, context: Context) -> None:
-        """A new optimiser; some passes over the real set if asked."""
-        self.optimiser, self._momentum = None, {}
+        """A new optimizer; some passes over the real set if asked."""
+        self.optimizer, self._momentum = None, {}
         for p in range(self.early):
             self._stretch(network, context, len(context.task.real), f"early {p}")
 
@@ -52,8 +52,8 @@ class TrainedOnReal(Trajectory):
         order = torch.randperm(len(real), generator=context.generator("net-data", name))
         chosen = order[:count]
         network.requires_grad_(True)
-        if self.optimiser is None:
-            self.optimiser = self._resumed(network)
+        if self.optimizer is None:
+            self.optimizer = self._resumed(network)
         train(
             network,
             lambda index: real.batch(chosen[index]).x,
@@ -62,24 +62,24 @@ class TrainedOnReal(Trajectory):
             Rng(context.seed("net-training", name)),
             weight=None if real.weights is None else real.weights[chosen],
             on_batch=lambda index, logits: context.net_updated(network),
-            optimiser=self.optimiser,
+            optimizer=self.optimizer,
             compiled=context.task.compile,
             chunk=context.chunk,
         )
 
     def _resumed(self, network: Network) -> torch.optim.SGD:
-        optimiser = sgd(network.parameters(), self.schedule, self.schedule.lr)
+        optimizer = sgd(network.parameters(), self.schedule, self.schedule.lr)
         for name, parameter in network.named_parameters():
             if name in self._momentum:
-                optimiser.state[parameter]["momentum_buffer"] = self._momentum[name].to(parameter.device)
-        return optimiser
+                optimizer.state[parameter]["momentum_buffer"] = self._momentum[name].to(parameter.device)
+        return optimizer
 
     def state(self) -> dict[str, Tensor]:
         """The weights, and the momentum of each."""
         kept = super().state()
-        if self.network is not None and self.optimiser is not None:
+        if self.network is not None and self.optimizer is not None:
             for name, parameter in self.network.named_parameters():
-                buffer = self.optimiser.state.get(parameter, {}).get("momentum_buffer")
+                buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
                 if buffer is not None:
                     kept[f"momentum/{name}"] = buffer.detach().clone()
         return kept
@@ -87,5 +87,5 @@ class TrainedOnReal(Trajectory):
     def load(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
         super().load(state)
-        self.optimiser = None
+        self.optimizer = None
         self._momentum = {n.removeprefix("momentum/"): t for n, t in state.items() if n.startswith("momentum/")}

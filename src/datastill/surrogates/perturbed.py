@@ -27,7 +27,7 @@ class Perturbed:
         source: the teacher.
         steps: K; 0 leaves the teacher as it is.
         radius: rho.
-        normalise: False takes rho g / K, the plain gradient (the poster's form with steps=1).
+        normalize: False takes rho g / K, the plain gradient (the poster's form with steps=1).
         batch: the block's initial images, as its first step sees them ("init"), or real images of its classes ("real").
         real_batch: how many of each class, for "real".
         views: of the recovery, with which the initial images are seen.
@@ -37,7 +37,7 @@ class Perturbed:
     views: RecoveryViews
     steps: int = 12
     radius: float = 0.015
-    normalise: bool = True
+    normalize: bool = True
     batch: Literal["init", "real"] = "init"
     real_batch: int = 10
     _start: Tensor | None = field(default=None, repr=False)
@@ -68,7 +68,7 @@ class Perturbed:
                 gradient = torch.autograd.grad(F.cross_entropy(network(x), y), weights, allow_unused=True)
             found = [(w, g) for w, g in zip(weights, gradient, strict=True) if g is not None]
             norm = torch.stack([g.square().sum() for _, g in found]).sum().sqrt() + 1e-12
-            size = self.radius / self.steps / (float(norm) if self.normalise else 1.0)
+            size = self.radius / self.steps / (float(norm) if self.normalize else 1.0)
             with torch.no_grad():
                 for weight, g in found:
                     weight.add_(g, alpha=size)

@@ -36,7 +36,7 @@ def train_debiased(
     on_step: Callable[[int], None] | None = None,
     **options: Any,
 ) -> Network:
-    """Train a network on a labelled set, real or synthetic, without being told its bias.
+    """Train a network on a labeled set, real or synthetic, without being told its bias.
 
     A set that holds no image against its bias leaves nothing to find: sets distilled from biased data without
     re-weighting are nearly so, and the gain on them is small or negative.

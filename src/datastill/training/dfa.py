@@ -93,13 +93,13 @@ class LossTable:
         self.values[index] = torch.where(self.seen[index], mixed, loss).to(self.values.dtype)
         self.seen[index] = True
 
-    def normalised(self, index: Tensor) -> Tensor:
+    def normalized(self, index: Tensor) -> Tensor:
         """The values at `index` (b,) over the largest of their class in the whole table, in [0, 1]."""
         largest = self.values.new_zeros(self._classes).scatter_reduce(0, self.y, self.values, "amax")
         return self.values[index] / largest[self.y[index]].clamp_min(torch.finfo(self.values.dtype).tiny)
 
 
-def generalised_cross_entropy(logits: Tensor, y: Tensor, q: float = 0.7) -> Tensor:
+def generalized_cross_entropy(logits: Tensor, y: Tensor, q: float = 0.7) -> Tensor:
     """Cross-entropy times q p_y^q as a constant, (n,): the gradient is q times that of (1 - p_y^q) / q.
 
     Samples that are right already weigh most (Zhang and Sabuncu, NeurIPS 2018, arXiv:1805.07836).
@@ -120,14 +120,14 @@ def disentangled_loss(
     """
     intrinsic, bias = logits
     hard = (w * F.cross_entropy(intrinsic, y, reduction="none")).mean()
-    return hard + lam * generalised_cross_entropy(bias, y_bias, q).mean()
+    return hard + lam * generalized_cross_entropy(bias, y_bias, q).mean()
 
 
 @dataclass(frozen=True)
 class Dfa:
     """How long and how strongly; defaults suit sets of hundreds of images.
 
-    The released code takes, for 60,000 images, 50,000 steps, swap_start 10,000, decay_every 10,000; on coloured MNIST
+    The released code takes, for 60,000 images, 50,000 steps, swap_start 10,000, decay_every 10,000; on colored MNIST
     lr 0.01 with a perceptron and lam_dis = lam_swap_bias = 10, on corrupted CIFAR-10 lr 0.001 and 1 or 5.
 
     Raises:
@@ -137,22 +137,22 @@ class Dfa:
     steps: Count | None = None  #: None is 20 passes, and 2,000 at least
     batch: Count = 256  #: images per step, at most the set
     swap_start: Amount | None = None  #: first step at which bias features are exchanged; None is a fifth of the steps
-    lr: AnyRate = 1e-3  #: of both Adam optimisers
+    lr: AnyRate = 1e-3  #: of both Adam optimizers
     decay: Rate = 0.5  #: what lr is multiplied by, from swap_start on
     decay_every: Count | None = None  #: steps between two such falls; None is a fifth of the steps
     lam_dis: Weight = 10.0
     lam_swap: Weight = 1.0
     lam_swap_bias: Weight = 10.0
     alpha: Momentum = 0.7  #: of the moving averages of losses
-    q: Probability = 0.7  #: of the generalised cross-entropy
-    augment: str = "none"  #: DSA strategy; "color" would change a bias of colours
+    q: Probability = 0.7  #: of the generalized cross-entropy
+    augment: str = "none"  #: DSA strategy; "color" would change a bias of colors
 
     def __post_init__(self) -> None:
         check_fields(self, "{name} of dfa")
 
 
 class DfaTrainer:
-    """DFA on one labelled set.
+    """DFA on one labeled set.
 
     Args:
         factory: builds the encoders.
@@ -188,19 +188,19 @@ class DfaTrainer:
         Raises:
             Diverged: a loss is not finite.
         """
-        optimisers = [torch.optim.Adam(part, lr=self.options.lr) for part in self.network.parts()]
+        optimizers = [torch.optim.Adam(part, lr=self.options.lr) for part in self.network.parts()]
         watch = LossWatch("step")
         self.network.train()
         data = batches(x, self.y, self.batch, self.options.augment, self.rng, self.device, self.steps)
         with isolated(self.rng.derive("dropout")):
             for step, (index, images, y) in enumerate(data):
                 loss = self.loss(step, index.to(self.device), images, y)
-                for optimiser in optimisers:
-                    optimiser.zero_grad(set_to_none=True)
-                    optimiser.param_groups[0]["lr"] = self.options.lr * self.decayed(step)
+                for optimizer in optimizers:
+                    optimizer.zero_grad(set_to_none=True)
+                    optimizer.param_groups[0]["lr"] = self.options.lr * self.decayed(step)
                 torch.autograd.backward(loss)
-                for optimiser in optimisers:
-                    optimiser.step()
+                for optimizer in optimizers:
+                    optimizer.step()
                 watch.add(loss.detach(), steps=1)
                 if on_step is not None:
                     on_step(step)
@@ -225,7 +225,7 @@ class DfaTrainer:
 
     def difficulty(self, index: Tensor) -> Tensor:
         """W = l_b / (l_b + l_i) of the samples at `index` (b,), in [0, 1]: near 1 where the bias head is wrong."""
-        intrinsic, bias = self.intrinsic_losses.normalised(index), self.bias_losses.normalised(index)
+        intrinsic, bias = self.intrinsic_losses.normalized(index), self.bias_losses.normalized(index)
         return bias / (bias + intrinsic + 1e-8)
 
     def decayed(self, step: int) -> float:

@@ -1,8 +1,8 @@
 """An embedding that keeps the bias: a small network trained for a short while by supervised contrast.
 
-A bias that is easy is learnt first, so training stops early: after it, all of a class would lie together and density
-would say nothing. For the same reason the views are shifts of a few pixels, which change neither colours nor textures,
-and the norm is that of a batch: instance norm would divide out a colour that multiplies an image.
+A bias that is easy is learned first, so training stops early: after it, all of a class would lie together and density
+would say nothing. For the same reason the views are shifts of a few pixels, which change neither colors nor textures,
+and the norm is that of a batch: instance norm would divide out a color that multiplies an image.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Encoder(nn.Module):
 
 @dataclass(frozen=True)
 class Extractor:
-    """How the embedding is learnt, and where it is read.
+    """How the embedding is learned, and where it is read.
 
     Raises:
         InputError: a number out of range, or an unknown place to read from.
@@ -125,16 +125,16 @@ class Extractor:
     def _train(self, encoder: Encoder, real: RealSet, rng: Rng, device: torch.device, progress: Progress) -> None:
         encoder.train()
         epochs = self.settled(len(real)).epochs or 0
-        optimiser = torch.optim.Adam(encoder.parameters(), lr=self.lr)
+        optimizer = torch.optim.Adam(encoder.parameters(), lr=self.lr)
         for epoch in range(epochs):
             order = torch.randperm(len(real), generator=rng.generator("order", epoch))[: self.images]
             total = torch.zeros((), device=device)
             for b, index in enumerate(order.split(self.batch)):
                 x = two_views(real.pixels(index), self.shift, rng.generator("views", epoch, b)).to(device)
                 loss = supcon_loss(encoder(x), real.labels[index].repeat(2).to(device), self.tau)
-                optimiser.zero_grad(set_to_none=True)
+                optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
-                optimiser.step()
+                optimizer.step()
                 total = total + loss.detach()
                 progress("bias extractor", epoch + min(1.0, (b + 1) * self.batch / len(order)), epochs, {})
             if not torch.isfinite(total):

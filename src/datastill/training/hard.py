@@ -88,7 +88,7 @@ def train(
     on_pass: Callable[[int, Tensor], None] | None = None,
     on_batch: Callable[[Tensor, Tensor], None] | None = None,
     device: torch.device | str | None = None,
-    optimiser: torch.optim.SGD | None = None,
+    optimizer: torch.optim.SGD | None = None,
     compiled: bool = False,
     chunk: int | None = None,
 ) -> list[float]:
@@ -106,7 +106,7 @@ def train(
         on_pass: called after each pass with its index and mean loss, a 0-dim tensor on the device.
         on_batch: called after each step with the positions (b,), on the CPU, and the logits (b, C) before it.
         device: where to train; None means where the network is.
-        optimiser: goes on with its state and its learning rate; None makes a new one by the schedule.
+        optimizer: goes on with its state and its learning rate; None makes a new one by the schedule.
         compiled: run compiled code, where the network is `compilable`.
         chunk: most images per pass of compiled code; None takes whole batches.
 
@@ -121,8 +121,8 @@ def train(
     network.to(where).train()
     data = TrainingData(x, y, weight, where)
     data.classes = outputs(network, data) if schedule.cutmix else 0
-    if optimiser is None:
-        optimiser = sgd(network.parameters(), schedule, schedule.lr)
+    if optimizer is None:
+        optimizer = sgd(network.parameters(), schedule, schedule.lr)
     size = 0
     if compiled and compilable(network):
         batch = min(schedule.batch, len(y))
@@ -132,16 +132,16 @@ def train(
         for p in range(schedule.passes):
             total = torch.zeros((), device=where)
             for index, images, target, w in data.batches(schedule, [rng], p):
-                optimiser.zero_grad(set_to_none=True)
+                optimizer.zero_grad(set_to_none=True)
                 loss, logits = _backward(network, images, target, w, size)
-                optimiser.step()
+                optimizer.step()
                 total = total + loss * (len(index) / len(y))
                 if on_batch is not None:
                     on_batch(index, logits)
             watch.add(total, steps=-(-len(y) // schedule.batch))
             if on_pass is not None:
                 on_pass(p, total)
-            drop(optimiser, schedule, p)
+            drop(optimizer, schedule, p)
     return watch.finish().tolist()
 
 
@@ -164,15 +164,15 @@ def _backward(
     return loss, logits
 
 
-def drop(optimiser: torch.optim.SGD, schedule: Schedule, p: int) -> None:
+def drop(optimizer: torch.optim.SGD, schedule: Schedule, p: int) -> None:
     """After pass p: lower the learning rate where the schedule says so, and forget the momentum if it does."""
     factor = schedule.factor_after(p)
     if factor is None:
         return
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] *= factor
     if schedule.forget_momentum:
-        optimiser.state.clear()
+        optimizer.state.clear()
 
 
 def outputs(network: nn.Module, data: TrainingData) -> int:
@@ -217,7 +217,7 @@ def predict(
     compiled = compiled and compilable(network)
     size = compilation.even_chunk(n, chunk) if compiled else chunk
     try:
-        # Compiled code is specialised to tensors of inference mode; the test images are no such tensors.
+        # Compiled code is specialized to tensors of inference mode; the test images are no such tensors.
         with torch.no_grad() if compiled else torch.inference_mode():
             logits = []
             for start in range(0, n, size):
@@ -292,7 +292,7 @@ def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) 
 
 
 def sgd(parameters: Iterable[Tensor], schedule: Schedule, lr: float) -> torch.optim.SGD:
-    """A new optimiser, without momentum yet, for the parameters that are to be trained."""
+    """A new optimizer, without momentum yet, for the parameters that are to be trained."""
     trained = [p for p in parameters if p.requires_grad]
     fused = all(p.device.type in ("cpu", "cuda") for p in trained)
     return torch.optim.SGD(trained, lr=lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay, fused=fused)

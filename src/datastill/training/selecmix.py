@@ -50,7 +50,7 @@ def mixed(x: Tensor, y: Tensor, partner: Tensor, lam: Tensor | float) -> tuple[T
 class SelecMix:
     """How long and how; defaults suit sets of hundreds of images.
 
-    The released code trains 200 epochs on coloured MNIST (lr 0.005, auxiliary_lr 0.02) and 300 on corrupted CIFAR-10
+    The released code trains 200 epochs on colored MNIST (lr 0.005, auxiliary_lr 0.02) and 300 on corrupted CIFAR-10
     (both 0.001).
 
     Raises:
@@ -67,14 +67,14 @@ class SelecMix:
     auxiliary: str = ""  #: the auxiliary encoder's backbone; "" is a small batch-norm ConvNet that fits the size
     tau: Rate = 0.2  #: temperature of the auxiliary loss
     q: Probability = 0.7  #: how much that loss prefers easy pairs
-    augment: str = "none"  #: DSA strategy; "color" would change a bias of colours
+    augment: str = "none"  #: DSA strategy; "color" would change a bias of colors
 
     def __post_init__(self) -> None:
         check_fields(self, "{name} of selecmix")
 
 
 class Auxiliary:
-    """The encoder that says which images look alike, and its optimiser.
+    """The encoder that says which images look alike, and its optimizer.
 
     Args:
         encoder: gives embeddings of unit length.
@@ -84,7 +84,7 @@ class Auxiliary:
 
     def __init__(self, encoder: Encoder, *, lr: float, weight_decay: float, tau: float, q: float) -> None:
         self.encoder, self.tau, self.q = encoder, tau, q
-        self.optimiser = torch.optim.Adam(encoder.parameters(), lr=lr, weight_decay=weight_decay)
+        self.optimizer = torch.optim.Adam(encoder.parameters(), lr=lr, weight_decay=weight_decay)
 
     def similarity(self, x: Tensor) -> Tensor:
         """Cosines between images (n, c, h, w), (n, n), without a gradient."""
@@ -106,12 +106,12 @@ class Auxiliary:
     def learn(self, x: Tensor, y: Tensor) -> Tensor:
         """One step on unmixed images; the loss before it, 0-dim."""
         self.encoder.train()
-        return move(self.optimiser, self.loss(x, y))
+        return move(self.optimizer, self.loss(x, y))
 
     def state(self) -> dict[str, Tensor]:
         """Weights, statistics and moments, as copies."""
         kept = {f"encoder/{name}": value.detach().clone() for name, value in self.encoder.state_dict().items()}
-        for i, moments in self.optimiser.state_dict()["state"].items():
+        for i, moments in self.optimizer.state_dict()["state"].items():
             kept |= {f"adam/{i}/{name}": torch.as_tensor(value).clone() for name, value in moments.items()}
         return kept
 
@@ -124,19 +124,19 @@ class Auxiliary:
             if path.startswith("adam/"):
                 _, i, name = path.split("/")
                 moments.setdefault(int(i), {})[name] = value.clone()
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
 
-def move(optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+def move(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     """One step against the gradient of `loss`, 0-dim; the loss, detached."""
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
-    optimiser.step()
+    optimizer.step()
     return loss.detach()
 
 
 class SelecMixTrainer:
-    """SelecMix on one labelled set.
+    """SelecMix on one labeled set.
 
     Args:
         factory: builds the network.

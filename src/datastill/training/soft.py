@@ -22,9 +22,9 @@ from datastill.training.soft_schedule import SOFT_RECIPES, SoftSchedule, batch_b
 
 if TYPE_CHECKING:
     from datastill.labels.bank import LabelBank
-    from datastill.labels.labeller import Labeller
+    from datastill.labels.labeler import Labeler
 
-__all__ = ["SOFT_RECIPES", "SoftSchedule", "batch_bounds", "optimiser_of", "rded_batch", "soft_loss", "train_soft"]
+__all__ = ["SOFT_RECIPES", "SoftSchedule", "batch_bounds", "optimizer_of", "rded_batch", "soft_loss", "train_soft"]
 
 
 def train_soft(
@@ -34,20 +34,20 @@ def train_soft(
     schedule: SoftSchedule,
     rng: Rng,
     *,
-    labeller: Labeller | None = None,
+    labeler: Labeler | None = None,
     bank: LabelBank | None = None,
     on_pass: Callable[[int, Tensor], None] | None = None,
     device: torch.device | str | None = None,
 ) -> list[float]:
     """Train a network in place, in train mode.
 
-    The labels are those of `labeller`, given to each batch as it is trained on, or those of `bank`; with neither the
+    The labels are those of `labeler`, given to each batch as it is trained on, or those of `bank`; with neither the
     network is trained on hard ones, by the cross-entropy with the mixed classes. All else is the same for the three.
 
     The order of epoch e comes from rng.generator("order", e), the augmentation of batch b from
     rng.generator("trace", e, b), dropout from rng.derive("dropout"). With a bank, batches and augmentation are the
     bank's, in its order; when its epochs are used up they come again, their batches in an order from
-    rng.generator("batches", e). A bank made with the seed of `rng` gives what its labeller would give on line, up to
+    rng.generator("batches", e). A bank made with the seed of `rng` gives what its labeler would give on line, up to
     the rounding of its labels. Neither images nor the global generators are changed.
 
     Args:
@@ -56,7 +56,7 @@ def train_soft(
         y: class positions (n,) int64, or probabilities (n, C).
         schedule: how.
         rng: every draw.
-        labeller: teachers that label on line.
+        labeler: teachers that label on line.
         bank: stored labels of these images.
         on_pass: called after each epoch with its index and mean loss, a 0-dim tensor on the device; with `ema` the
             network has the averaged parameters meanwhile.
@@ -67,28 +67,28 @@ def train_soft(
 
     Raises:
         Diverged: a loss is not finite.
-        InputError: labeller and bank together, or one that does not fit the images or the schedule.
+        InputError: labeler and bank together, or one that does not fit the images or the schedule.
     """
     if len(images) != len(y):
         raise InputError(f"There are {len(images)} images but {len(y)} labels.")
-    _refuse_misfit(images, schedule, labeller, bank)
+    _refuse_misfit(images, schedule, labeler, bank)
     where = device_of(network, device)
     network.to(where).train()
-    source = _Batches(images.to(where), schedule, rng, labeller, bank)
+    source = _Batches(images.to(where), schedule, rng, labeler, bank)
     y = y.to(where)
-    optimiser = optimiser_of(network, schedule)
+    optimizer = optimizer_of(network, schedule)
     average = _Average(network, schedule.ema)
     watch = LossWatch()
     with isolated(rng.derive("dropout")):
         for epoch in range(schedule.epochs):
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = schedule.lr * schedule.factor(epoch)
             total, steps = torch.zeros((), device=where), 0
             for batch in source.of(epoch):
-                optimiser.zero_grad(set_to_none=True)
+                optimizer.zero_grad(set_to_none=True)
                 loss = _loss(network(batch.views), batch, y, schedule)
                 torch.autograd.backward(loss)
-                optimiser.step()
+                optimizer.step()
                 average.update()
                 total, steps = total + loss.detach() * (len(batch.positions) / len(y)), steps + 1
             watch.add(total, steps)
@@ -118,15 +118,15 @@ def soft_loss(student: Tensor, teacher: Tensor, schedule: SoftSchedule) -> Tenso
     return loss * t**2 if schedule.tau2 else loss
 
 
-def optimiser_of(network: nn.Module, schedule: SoftSchedule) -> torch.optim.Optimizer:
-    """A new optimiser for the parameters that are to be trained; with decay "matrices" in two groups."""
+def optimizer_of(network: nn.Module, schedule: SoftSchedule) -> torch.optim.Optimizer:
+    """A new optimizer for the parameters that are to be trained; with decay "matrices" in two groups."""
     trained = [p for p in network.parameters() if p.requires_grad]
     decays = [p for p in trained if schedule.decay == "all" or p.ndim >= 2]
     spared = [p for p in trained if schedule.decay != "all" and p.ndim < 2]
     groups = [{"params": decays, "weight_decay": schedule.weight_decay}, {"params": spared, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     fused = all(p.device.type in ("cpu", "cuda") for p in trained)
-    if schedule.optimiser == "sgd":
+    if schedule.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, fused=fused)
     return torch.optim.AdamW(groups, lr=schedule.lr, fused=fused)
 
@@ -142,9 +142,9 @@ class _Batches:
     """The batches of each epoch with their labels."""
 
     def __init__(
-        self, images: Tensor, schedule: SoftSchedule, rng: Rng, labeller: Labeller | None, bank: LabelBank | None
+        self, images: Tensor, schedule: SoftSchedule, rng: Rng, labeler: Labeler | None, bank: LabelBank | None
     ) -> None:
-        self.images, self.schedule, self.rng, self.labeller, self.bank = images, schedule, rng, labeller, bank
+        self.images, self.schedule, self.rng, self.labeler, self.bank = images, schedule, rng, labeler, bank
 
     def of(self, epoch: int) -> Iterator[_Batch]:
         """The batches of an epoch, in order."""
@@ -155,7 +155,7 @@ class _Batches:
         for positions, seed in batches_of(self.rng, len(self.images), self.schedule.batch, epoch):
             trace = self.schedule.trace.replay(seed, len(positions), shape)
             views = trace.apply(self.images[positions.to(self.images.device)])
-            yield _Batch(positions, views, trace, None if self.labeller is None else self.labeller(views))
+            yield _Batch(positions, views, trace, None if self.labeler is None else self.labeler(views))
 
     def _stored(self, bank: LabelBank, epoch: int) -> Iterator[_Batch]:
         order = torch.arange(bank.batches)
@@ -210,11 +210,11 @@ def _loss(logits: Tensor, batch: _Batch, y: Tensor, schedule: SoftSchedule) -> T
     return loss + schedule.hard_weight * F.cross_entropy(logits, own) if schedule.hard_weight else loss
 
 
-def _refuse_misfit(images: Tensor, schedule: SoftSchedule, labeller: Labeller | None, bank: LabelBank | None) -> None:
+def _refuse_misfit(images: Tensor, schedule: SoftSchedule, labeler: Labeler | None, bank: LabelBank | None) -> None:
     """Raise what is wrong with the source of the labels."""
-    if labeller is not None and bank is not None:
-        raise InputError("Labels come from a labeller or from a bank; give one of them.")
-    mode = labeller.mode if labeller is not None else bank.mode if bank is not None else schedule.teacher_mode
+    if labeler is not None and bank is not None:
+        raise InputError("Labels come from a labeler or from a bank; give one of them.")
+    mode = labeler.mode if labeler is not None else bank.mode if bank is not None else schedule.teacher_mode
     if mode != schedule.teacher_mode:
         raise InputError(
             f"The schedule is for labels of mode {schedule.teacher_mode!r} and these are {mode!r}; change teacher_mode."

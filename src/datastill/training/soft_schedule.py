@@ -40,7 +40,7 @@ class SoftSchedule:
 
     epochs: int
     batch: int  #: images per batch; see `batch_bounds` for the last one
-    optimiser: str = "adamw"  #: "adamw" (betas 0.9, 0.999) or "sgd"
+    optimizer: str = "adamw"  #: "adamw" (betas 0.9, 0.999) or "sgd"
     lr: float = 1e-3
     weight_decay: float = 0.01
     decay: str = "all"  #: what decays: "all" parameters, or "matrices", those of two or more axes
@@ -52,7 +52,7 @@ class SoftSchedule:
     temperature: float = 20.0  #: of "kl"
     tau2: bool = False  #: multiply "kl" by the temperature's square: no matter to AdamW, decisive for SGD
     trace: TraceSpec = field(default_factory=TraceSpec)
-    teacher_mode: str = "eval"  #: how the teacher labels, see `Labeller`
+    teacher_mode: str = "eval"  #: how the teacher labels, see `Labeler`
     ema: float = 0.0  #: decay per step of a running mean of the parameters, with which the network ends; 0: none
 
     def __post_init__(self) -> None:
@@ -126,7 +126,7 @@ SOFT_RECIPES: dict[str, SoftSchedule] = {
         teacher_mode="batch",
     ),
     "dwa_imagenet": SoftSchedule(300, 128, trace=_FKD),
-    "tiny_sgd": SoftSchedule(200, 64, optimiser="sgd", lr=0.2, weight_decay=1e-4, warmup=5, tau2=True, trace=_FKD),
+    "tiny_sgd": SoftSchedule(200, 64, optimizer="sgd", lr=0.2, weight_decay=1e-4, warmup=5, tau2=True, trace=_FKD),
     "rded": SoftSchedule(
         300, 50, curve="half-cosine", trace=TraceSpec(crop="resized", min_scale=0.5, shuffle=2, mix="cutmix")
     ),

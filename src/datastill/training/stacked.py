@@ -119,7 +119,7 @@ def _train_stacked(
     data.classes = outputs(networks[0], data) if schedule.cutmix else 0
     weights: dict[str, Tensor] = stack_module_state(networks)[0]  # name -> (K, ...)
     gradients_of = _gradients_side_by_side(networks[0], data.weight is not None)
-    optimiser = sgd(weights.values(), schedule, schedule.lr)
+    optimizer = sgd(weights.values(), schedule, schedule.lr)
     watch = LossWatch()
     for p in range(schedule.passes):
         total = torch.zeros(count, device=data.device)
@@ -129,13 +129,13 @@ def _train_stacked(
             gradients, loss = gradients_of({name: w.detach() for name, w in weights.items()}, *side)
             for name, w in weights.items():
                 w.grad = gradients[name]
-            optimiser.step()
+            optimizer.step()
             total = total + loss * (len(index) / count / n)
         watch.add(total, steps=-(-n // schedule.batch))
         if on_pass is not None:
             for k in range(count):
                 on_pass(k, p, total[k])
-        drop(optimiser, schedule, p)
+        drop(optimizer, schedule, p)
     losses = watch.finish()
     with torch.no_grad():
         for k, network in enumerate(networks):

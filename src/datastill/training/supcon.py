@@ -34,7 +34,7 @@ def supcon_loss(z: Tensor, y: Tensor, tau: float = 0.1, *, q: float = 0.0) -> Te
         y: class positions, (n,).
         tau: temperature, above 0.
         q: above 0, the log-probability of every pair is multiplied by its own q p^q, as a constant: pairs that are
-            near already weigh more, as in the generalised cross-entropy (SelecMix, arXiv:2211.02291). 0 is the
+            near already weigh more, as in the generalized cross-entropy (SelecMix, arXiv:2211.02291). 0 is the
             plain loss.
 
     Raises:

@@ -20,7 +20,7 @@ from datastill.training.stacked import train_many
 
 if TYPE_CHECKING:
     from datastill.labels.bank import LabelBank
-    from datastill.labels.labeller import Labeller
+    from datastill.labels.labeler import Labeler
     from datastill.models import Network
     from datastill.models.factory import NetworkFactory
 
@@ -106,7 +106,7 @@ class TeacherLabels:
     """Training on the labels of a teacher, on line or from a bank; with neither, in the same way on hard labels."""
 
     schedule: SoftSchedule
-    labeller: Labeller | None = None
+    labeler: Labeler | None = None
     bank: LabelBank | None = None
 
     @property
@@ -127,7 +127,7 @@ class TeacherLabels:
                 data.y,
                 self.schedule,
                 rng,
-                labeller=None if self.bank is not None else self.labeller,
+                labeler=None if self.bank is not None else self.labeler,
                 bank=self.bank,
                 device=runtime.device,
                 on_pass=lambda p, loss, k=k: on_pass(k, p, loss),  # type: ignore[misc]

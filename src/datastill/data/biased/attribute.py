@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -16,17 +16,17 @@ class Attribute:
     Attributes:
         kind: what it is: "colour", "background", "corruption".
         names: of its values in order; value c is the one that most images of class c have.
-        colours: where values are colours, each as RGB in [0, 1], else empty.
+        colors: where values are colors, each as RGB in [0, 1], else empty.
     """
 
     kind: str
     names: tuple[str, ...]
-    colours: tuple[Colour, ...] = ()
+    colors: tuple[Color, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        colours = {"colours": [list(one) for one in self.colours]} if self.colours else {}
-        return {"kind": self.kind, "names": list(self.names), **colours}
+        colors = {"colours": [list(one) for one in self.colors]} if self.colors else {}
+        return {"kind": self.kind, "names": list(self.names), **colors}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Attribute:
@@ -40,4 +40,4 @@ def attribute_of(data: Mapping[str, Any], count: int = 0) -> Attribute:
     told = data.get("attribute")
     known = Attribute.from_dict(told) if told else Attribute("attribute", ())
     more = tuple(str(value) for value in range(len(known.names), count))
-    return Attribute(known.kind, known.names + more, known.colours)
+    return Attribute(known.kind, known.names + more, known.colors)

@@ -37,13 +37,13 @@ class Backgrounds(Protocol):
 
 
 class OnBackgrounds:
-    """Puts grey pictures in front of backgrounds: m grey + (1 - m) background, with the mask m of `masks`.
+    """Puts gray pictures in front of backgrounds: m gray + (1 - m) background, with the mask m of `masks`.
 
     Args:
         backgrounds: "procedural", or a folder with a sub-folder of pictures per category.
         mask: "soft" or "hard".
         gain: of the soft mask, above 0.
-        threshold: grey level of 0..255 above which a pixel counts as foreground.
+        threshold: gray level of 0..255 above which a pixel counts as foreground.
         where: "train" or "test", which share no background.
 
     Raises:
@@ -59,9 +59,9 @@ class OnBackgrounds:
         if mask not in MASKS:
             raise InputError(f"bg-fmnist has no mask {mask!r}. {nearest(mask, MASKS)}")
         if not (math.isfinite(gain) and gain > 0):
-            raise InputError(f"bg-fmnist:gain={gain:g} must be above 0; 4 makes grey levels from 64 on opaque.")
+            raise InputError(f"bg-fmnist:gain={gain:g} must be above 0; 4 makes gray levels from 64 on opaque.")
         if not 0 <= threshold < 255:
-            raise InputError(f"bg-fmnist:threshold={threshold} must be a grey level of 0..254.")
+            raise InputError(f"bg-fmnist:threshold={threshold} must be a gray level of 0..254.")
         self.mask, self.gain, self.threshold = mask, gain, threshold
         self.backgrounds: Backgrounds = (
             ProceduralBackgrounds() if backgrounds == "procedural" else FolderBackgrounds(backgrounds, where)
@@ -77,7 +77,7 @@ class OnBackgrounds:
 
     def paint(self, image: np.ndarray, bias: int, rng: np.random.Generator) -> np.ndarray:
         """A (1, h, w) uint8 picture on a background of category `bias`, (3, h, w) uint8."""
-        grey = image[0] / 255
-        behind = self.backgrounds(bias, rng, (grey.shape[0], grey.shape[1]))
-        mask = foreground(grey, self.mask, self.gain, self.threshold / 255)
-        return np.rint((mask * grey + (1 - mask) * behind) * 255).astype(np.uint8)
+        gray = image[0] / 255
+        behind = self.backgrounds(bias, rng, (gray.shape[0], gray.shape[1]))
+        mask = foreground(gray, self.mask, self.gain, self.threshold / 255)
+        return np.rint((mask * gray + (1 - mask) * behind) * 255).astype(np.uint8)

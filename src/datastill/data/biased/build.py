@@ -102,7 +102,7 @@ def build(name: str, request: Request, options: Options, make: Callable[[str], P
     from datastill.data.load import read_source
 
     if request.mode == "L":
-        raise InputError(f"{name} is made of colour images; leave mode out, or give 'RGB'.")
+        raise InputError(f"{name} is made of color images; leave mode out, or give 'RGB'.")
     painters = {where: make(where) for where in ("train", "test")}
     if not 0 <= options.ratio <= 1:
         raise InputError(f"{name}:ratio={options.ratio:g} must lie in [0, 1]; 0.05 is five per cent.")

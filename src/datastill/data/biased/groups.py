@@ -1,4 +1,4 @@
-"""Accuracy by group: the one number that shows a network that has learnt the bias instead of the class."""
+"""Accuracy by group: the one number that shows a network that has learned the bias instead of the class."""
 
 from __future__ import annotations
 

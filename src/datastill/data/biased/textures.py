@@ -1,7 +1,7 @@
 """Ten families of small textures, drawn on the spot: the default backgrounds. The recipe is ours.
 
 Families differ in what they draw, its direction, its scale and its palette. Palettes overlap widely, so that
-colour alone does not tell the family.
+color alone does not tell the family.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-#: Standard deviation of a family's hue; neighbours are a tenth apart. Chosen so that ten random images per class of
+#: Standard deviation of a family's hue; neighbors are a tenth apart. Chosen so that ten random images per class of
 #: garments, 5 % of them conflicting, score about the published 44.6 %.
 HUE_SPREAD = 0.06
-GRAIN = 0.02  #: standard deviation of the grey noise on each pixel
+GRAIN = 0.02  #: standard deviation of the gray noise on each pixel
 
 Grid = tuple[np.ndarray, np.ndarray]
 
@@ -49,14 +49,14 @@ class ProceduralBackgrounds:
 
 @lru_cache(maxsize=8)
 def _grid(size: tuple[int, int]) -> Grid:
-    """Rows and columns of pixel centres in 28ths of the smaller side, about the middle."""
+    """Rows and columns of pixel centers in 28ths of the smaller side, about the middle."""
     unit = 28 / min(size)
     y, x = np.mgrid[: size[0], : size[1]]
     return (y - (size[0] - 1) / 2) * unit, (x - (size[1] - 1) / 2) * unit
 
 
 def _palette(category: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A dark and a light colour of related hues, RGB in [0, 1]."""
+    """A dark and a light color of related hues, RGB in [0, 1]."""
     hue = category / 10 + rng.normal(0, HUE_SPREAD)
     dark = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.2, 0.8), rng.uniform(0.05, 0.35))
     light = colorsys.hsv_to_rgb((hue + rng.normal(0, 0.08)) % 1, rng.uniform(0.1, 0.7), rng.uniform(0.55, 0.9))

@@ -1,4 +1,4 @@
-"""The biased benchmark sets: coloured digits, garments on backgrounds, corrupted photographs."""
+"""The biased benchmark sets: colored digits, garments on backgrounds, corrupted photographs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ def cmnist(
     request: Request, *, ratio: float = 0.05, severity: int = 4, seed: int = 0, shuffle: bool = True,
     base: str = "mnist", train: int = 0, test: int = 0,
 ) -> Raw:  # fmt: skip
-    """Coloured MNIST; see `data.biased.build.Options` and `data.biased.coloured.Colours`."""
+    """Colored MNIST; see `data.biased.build.Options` and `data.biased.colored.Colors`."""
     from datastill.data.biased.build import Options, build
-    from datastill.data.biased.coloured import Colours
+    from datastill.data.biased.colored import Colors
 
     options = Options(base=base, ratio=ratio, seed=seed, shuffle=shuffle, train=train, test=test)
-    return build("cmnist", request, options, lambda where: Colours(severity))
+    return build("cmnist", request, options, lambda where: Colors(severity))
 
 
 @source("bg-fmnist")

@@ -1,4 +1,4 @@
-"""scikit-learn's digits: 1,797 grey images of 8 x 8, in the package and so always at hand."""
+"""scikit-learn's digits: 1,797 gray images of 8 x 8, in the package and so always at hand."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
-from datastill.core.update import OptimiserStepper, Sgd
+from datastill.core.update import OptimizerStepper, Sgd
 
 #: RMS of healthy first steps of pixels, in units of the Space.
 USUAL = (1e-3, 1e-1)
@@ -86,7 +86,7 @@ class MeasuringStepper:
 
     def __init__(self, leaf: Tensor, rule: Calibrated | Watched) -> None:
         self.rule = rule
-        self.inner: OptimiserStepper = Sgd(0.0, rule.momentum).bind(leaf)
+        self.inner: OptimizerStepper = Sgd(0.0, rule.momentum).bind(leaf)
         self.seen, self.total = 0, 0.0
 
     @property
@@ -102,7 +102,7 @@ class MeasuringStepper:
         if self.seen < self.rule.first:
             self.seen += 1
             self.total += float(grad.double().square().mean().sqrt())
-        self.inner.optimiser.param_groups[0]["lr"] = self.rule.rate(self.rms)
+        self.inner.optimizer.param_groups[0]["lr"] = self.rule.rate(self.rms)
         self.inner.after(grad, progress)
 
     def finish(self) -> None:

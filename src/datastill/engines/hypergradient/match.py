@@ -33,7 +33,7 @@ class MatchTerm:
     towers: tuple[slice, ...] | None = None
 
     def parts(self) -> tuple[slice, ...]:
-        """The parts of theta with a normaliser of their own."""
+        """The parts of theta with a normalizer of their own."""
         return self.towers if self.towers is not None else (slice(None),)
 
 

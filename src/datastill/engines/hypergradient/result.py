@@ -16,7 +16,7 @@ class HyperGradients:
         x: dL/dX for the images before augmentation, (n, c, h, w); zero where the plan never went.
         y: dL/dY, (n, C), or None for class positions.
         alpha: dL/dalpha, 0-dim.
-        distances: every term's normalised distance without its weight, (K,).
+        distances: every term's normalized distance without its weight, (K,).
         theta: where the student ended, theta_N, (P,).
     """
 

@@ -67,7 +67,7 @@ class ExpertRecord:
         expert: the number in the file's name.
         config: digest of the configuration of the buffer that it belongs to.
         dtype: of the stored numbers, "float32" or "float16".
-        snapshots: rows; row e is the network after epoch e, row 0 its initialisation.
+        snapshots: rows; row e is the network after epoch e, row 0 its initialization.
         sha256: of the .bin file.
         squared_steps: squared distance of the parameters from the snapshot before, for each epoch.
         train_loss, train_accuracy: means over each epoch, of augmented images, while the network changed.

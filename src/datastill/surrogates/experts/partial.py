@@ -71,7 +71,7 @@ class Partial:
         self._sha = hashlib.sha256()
 
     def begin(self, row: Tensor) -> State:
-        """Start anew with the initialisation (width,)."""
+        """Start anew with the initialization (width,)."""
         make_folder(self.rows_path.parent)
         self.remove()
         self._sha = hashlib.sha256()

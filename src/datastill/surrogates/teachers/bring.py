@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from datastill.core.errors import InputError
-from datastill.core.space import Space, normalised
+from datastill.core.space import Space, normalized
 from datastill.data.spaces import CONVENTIONAL
 from datastill.models import resolve_network
 from datastill.store.files import digest, read_tensors
@@ -39,7 +39,7 @@ def bring_teacher(
         real: says image shape, and classes and Space where they are not given.
         network: its architecture, as `resolve_network` takes it.
         weights: a safetensors file, or a torch checkpoint, which is read by the weights-only reader.
-        space: how its training normalised pixels: a `Space`, or see `space_from`; None takes that of `real`.
+        space: how its training normalized pixels: a `Space`, or see `space_from`; None takes that of `real`.
         class_names: of its logits, in order, when they are more or in another order than those of `real`.
 
     Raises:
@@ -102,4 +102,4 @@ def space_from(text: str | None, real: RealSet) -> Space:
         )
     if len(mean) != real.shape[0] or len(std) != real.shape[0]:
         raise InputError(f"The images have {real.shape[0]} channels and {text!r} gives {len(mean)} means.")
-    return normalised(mean, std)
+    return normalized(mean, std)

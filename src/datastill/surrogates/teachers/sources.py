@@ -75,14 +75,14 @@ class Squeeze:
     def fit(self, task: Task, network: nn.Module, on_batch: Callable[[Tensor, Tensor], None]) -> None:
         """Train a network of the task in place; `on_batch` is told positions and logits of every batch."""
         real, rng, steps = task.real, Rng(task.seed).child("squeeze"), self.updates(task)
-        optimiser = torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             network.parameters(),
             self.lr,
             self.momentum,
             weight_decay=self.weight_decay,
             fused=task.device.type != "mps",
         )
-        falling = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warm_cosine(step, steps))
+        falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, steps))
 
         def after_batch(index: Tensor, logits: Tensor) -> None:
             falling.step()
@@ -99,7 +99,7 @@ class Squeeze:
             weight=real.weights,
             on_batch=after_batch,
             device=task.device,
-            optimiser=optimiser,
+            optimizer=optimizer,
             compiled=task.compile,
             chunk=chunk_for(task.network.macs, task.device),
         )

@@ -144,7 +144,7 @@ class Teacher:
             raise InputError(
                 f"The teacher is right on {100 * accuracy:.1f} % of {len(index):,} training images of {real.name}, "
                 f"and guessing gives {100 * chance:.1f} %: most likely its classes are in another order (give "
-                "--classes in the order of its logits), or it was trained on pixels normalised otherwise (--pixels; in "
+                "--classes in the order of its logits), or it was trained on pixels normalized otherwise (--pixels; in "
                 "Python space=)."
             )
         return accuracy

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from datastill.core.errors import InputError, nearest
-from datastill.data.biased.corruptions import blur, colour, digital, frost, noise, weather
+from datastill.data.biased.corruptions import blur, color, digital, frost, noise, weather
 from datastill.data.biased.corruptions.levels import LEVELS, PRESETS, corruption_list, level_of_severity
 
 __all__ = ["CORRUPTIONS", "LEVELS", "PRESETS", "corrupt", "corruption_list", "level_of_severity"]
@@ -32,9 +32,9 @@ CORRUPTIONS: dict[str, Callable[..., np.ndarray]] = {
     "fog": weather.fog,
     "frost": frost.frost,
     "snow": weather.snow,
-    "contrast": colour.contrast,
-    "brightness": colour.brightness,
-    "saturate": colour.saturate,
+    "contrast": color.contrast,
+    "brightness": color.brightness,
+    "saturate": color.saturate,
     "jpeg": digital.jpeg,
     "pixelate": digital.pixelate,
     "elastic": digital.elastic,

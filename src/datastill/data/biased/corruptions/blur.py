@@ -74,7 +74,7 @@ def trail(image: Image, radius: int, sigma: float, degrees: float) -> Image:
 
 
 def zoom_blur(image: Image, rng: np.random.Generator, largest: float) -> Image:
-    """The mean of the image and its enlargements about the centre by 1, 1.01, ... to `largest`."""
+    """The mean of the image and its enlargements about the center by 1, 1.01, ... to `largest`."""
     h, w, c = image.shape
     down, across = _enlargements(h, largest), _enlargements(w, largest)
     count = len(down)
@@ -86,15 +86,15 @@ def zoom_blur(image: Image, rng: np.random.Generator, largest: float) -> Image:
 
 @lru_cache(maxsize=64)
 def _enlargements(side: int, largest: float) -> np.ndarray:
-    """Linear interpolation about the centre for each factor, (k, side, side)."""
+    """Linear interpolation about the center for each factor, (k, side, side)."""
     factors = 1 + 0.01 * np.arange(round((largest - 1) * 100) + 1)
-    centre = (side - 1) / 2
-    where = centre + (np.arange(side) - centre) / factors[:, None]
+    center = (side - 1) / 2
+    where = center + (np.arange(side) - center) / factors[:, None]
     return np.maximum(0, 1 - np.abs(where[:, :, None] - np.arange(side)))
 
 
 def enlarge(image: Image, factor: float) -> Image:
-    """A (h, w) image enlarged about its centre, of the same size."""
+    """A (h, w) image enlarged about its center, of the same size."""
     h, w = image.shape
     rows, columns = ((side - 1) / 2 + (np.arange(side) - (side - 1) / 2) / factor for side in (h, w))
     grid = np.meshgrid(rows, columns, indexing="ij")

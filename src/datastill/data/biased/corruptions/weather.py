@@ -65,8 +65,8 @@ def snow(
     """
     flakes = enlarge(rng.normal(mean, std, image.shape[:2]), zoom)
     flakes = trail(np.where(flakes < threshold, 0, flakes).clip(0, 1), radius, sigma, rng.uniform(-135, -45))
-    grey = (image @ LUMA)[:, :, None]
-    paled = kept * image + (1 - kept) * np.maximum(image, grey * 1.5 + 0.5)
+    gray = (image @ LUMA)[:, :, None]
+    paled = kept * image + (1 - kept) * np.maximum(image, gray * 1.5 + 0.5)
     return np.asarray(paled + (flakes + np.rot90(flakes, 2))[:, :, None])
 
 
@@ -98,7 +98,7 @@ def spatter(
 
 
 def _relief(liquid: np.ndarray) -> np.ndarray:
-    """Light from one side on drops: the embossed, equalised distance to their outlines, (h, w) of 0 to 255."""
+    """Light from one side on drops: the embossed, equalized distance to their outlines, (h, w) of 0 to 255."""
     slope = np.hypot(ndimage.sobel(liquid, 0), ndimage.sobel(liquid, 1))
     outline = slope > 0.5
     if not outline.any():

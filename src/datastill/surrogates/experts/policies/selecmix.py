@@ -43,7 +43,7 @@ class SelecMixSgd:
     pool: Count = 1024  #: images among which partners are sought, in whole batches
     auxiliary_lr: AnyRate = 1e-3  #: Adam of the auxiliary encoder
     auxiliary_weight_decay: Weight = 1e-4
-    auxiliary_epochs: Count = 1  #: epochs after which the encoder rests: the bias is learnt first, and lost later
+    auxiliary_epochs: Count = 1  #: epochs after which the encoder rests: the bias is learned first, and lost later
     tau: Rate = 0.2  #: temperature of its loss
     q: Probability = 0.7  #: how much that loss prefers easy pairs
 
@@ -53,7 +53,7 @@ class SelecMixSgd:
     def epoch(self, network: nn.Module, data: TrainingSet, epoch: Epoch) -> float:
         """One pass over the data, or the epoch's part of them, in pools of mixed images."""
         auxiliary = self._auxiliary(network, epoch, data.device)
-        optimiser = sgd(network.parameters(), Schedule(passes=1, momentum=0.0, weight_decay=0.0), self.lr)
+        optimizer = sgd(network.parameters(), Schedule(passes=1, momentum=0.0, weight_decay=0.0), self.lr)
         network.to(data.device).train()
         total, watch, seen = torch.zeros((), device=data.device), LossWatch("pool"), 0
         with isolated(epoch.rng.derive("dropout")):
@@ -61,7 +61,7 @@ class SelecMixSgd:
                 mixed, target = auxiliary.contradict(images, y, epoch.rng.generator("mix", number))
                 for part in torch.arange(len(y)).split(self.batch):
                     logits = network(mixed[part])
-                    loss = move(optimiser, F.cross_entropy(logits, target[part]))
+                    loss = move(optimizer, F.cross_entropy(logits, target[part]))
                     if epoch.index < self.auxiliary_epochs:
                         auxiliary.learn(images[part], y[part])
                     total, seen = total + loss * len(part), seen + len(part)

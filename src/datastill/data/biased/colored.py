@@ -1,6 +1,6 @@
-"""Coloured digits: each class has its colour, and a few of its images have that of another class.
+"""Colored digits: each class has its color, and a few of its images have that of another class.
 
-The ten colours, the jitter and the severities are those of the generator of Nam et al., "Learning from Failure"
+The ten colors, the jitter and the severities are those of the generator of Nam et al., "Learning from Failure"
 (NeurIPS 2020, arXiv:2007.02561).
 """
 
@@ -20,8 +20,8 @@ from torch.nn import functional
 from datastill.core.errors import InputError
 from datastill.data.biased.attribute import Attribute
 
-#: Mean colour of each class, RGB in [0, 1].
-COLOURS = (
+#: Mean color of each class, RGB in [0, 1].
+COLORS = (
     (0.9837, 0.3125, 0.1686),
     (0.9905, 0.9156, 0.3515),
     (0.6730, 0.4611, 0.5798),
@@ -36,37 +36,37 @@ COLOURS = (
 
 NAMES = ("red-orange", "yellow", "mauve", "khaki", "cyan", "green", "blue", "purple", "dark green", "crimson")
 
-#: Standard deviation of the jitter of each channel by severity: a higher severity is a purer colour.
+#: Standard deviation of the jitter of each channel by severity: a higher severity is a purer color.
 JITTER = {1: 0.05, 2: 0.02, 3: 0.01, 4: 0.005, 5: 0.002}
 
 
-def colours(count: int) -> np.ndarray:
-    """Mean colours, (count, 3) in [0, 1]: the ten of the table, then hues a golden angle apart (ours)."""
+def colors(count: int) -> np.ndarray:
+    """Mean colors, (count, 3) in [0, 1]: the ten of the table, then hues a golden angle apart (ours)."""
     golden = (math.sqrt(5) - 1) / 2
     more = [
         colorsys.hsv_to_rgb((c * golden) % 1, (0.9, 0.5)[c % 2], (0.95, 0.55)[c // 2 % 2])
         for c in range(max(0, count - 10))
     ]
-    return np.array([*COLOURS[:count], *more])
+    return np.array([*COLORS[:count], *more])
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """The colours that images are nearest to."""
+    """The colors that images are nearest to."""
 
-    index: Tensor  #: of a colour, (n,) int64
+    index: Tensor  #: of a color, (n,) int64
     distance: Tensor  #: angle to it in degrees, (n,) float64; 90 for a black image
 
 
-def nearest_colour(pixels: Tensor, known: Tensor | np.ndarray | Sequence[Sequence[float]]) -> Nearest:
-    """The colour in whose direction the bright pixels of each image lie, and the angle between the two.
+def nearest_color(pixels: Tensor, known: Tensor | np.ndarray | Sequence[Sequence[float]]) -> Nearest:
+    """The color in whose direction the bright pixels of each image lie, and the angle between the two.
 
     Bright are pixels of more than half the image's brightest channel. The angle tells how much the answer is worth:
-    an image of several colours lies far from all.
+    an image of several colors lies far from all.
 
     Args:
         pixels: (n, 3, h, w) in [0, 1].
-        known: colours, (k, 3).
+        known: colors, (k, 3).
     """
     bright = pixels.amax(1, keepdim=True)
     weight = bright * (bright > 0.5 * bright.amax((2, 3), keepdim=True))
@@ -76,12 +76,12 @@ def nearest_colour(pixels: Tensor, known: Tensor | np.ndarray | Sequence[Sequenc
 
 
 def directions(known: Tensor | np.ndarray | Sequence[Sequence[float]]) -> Tensor:
-    """Colours (k, 3) scaled to length 1, float64."""
+    """Colors (k, 3) scaled to length 1, float64."""
     return functional.normalize(torch.as_tensor(known, dtype=torch.float64), dim=1)
 
 
-class Colours:
-    """Paints the strokes of grey images and leaves the background black.
+class Colors:
+    """Paints the strokes of gray images and leaves the background black.
 
     Args:
         severity: 1..5, see `JITTER`.
@@ -95,17 +95,17 @@ class Colours:
 
     def __init__(self, severity: int) -> None:
         if severity not in JITTER:
-            raise InputError(f"cmnist:severity={severity} must be 1, 2, 3, 4 or 5; a higher one is a purer colour.")
+            raise InputError(f"cmnist:severity={severity} must be 1, 2, 3, 4 or 5; a higher one is a purer color.")
         self.severity = severity
 
     def attribute(self, count: int) -> Attribute:
-        names = (*NAMES, *(f"colour {c}" for c in range(len(NAMES), count)))
-        return Attribute("colour", names[:count], tuple((r, g, b) for r, g, b in colours(count).tolist()))
+        names = (*NAMES, *(f"color {c}" for c in range(len(NAMES), count)))
+        return Attribute("colour", names[:count], tuple((r, g, b) for r, g, b in colors(count).tolist()))
 
     def identity(self) -> Any:
         return ["colours", self.severity]
 
     def paint(self, image: np.ndarray, bias: int, rng: np.random.Generator) -> np.ndarray:
-        """colour (3, 1, 1) x grey (1, h, w), with one jitter for each channel of the image."""
-        colour = colours(bias + 1)[bias] + rng.normal(0, JITTER[self.severity], 3)
-        return np.rint(colour.clip(0, 1)[:, None, None] * image).astype(np.uint8)
+        """color (3, 1, 1) x gray (1, h, w), with one jitter for each channel of the image."""
+        color = colors(bias + 1)[bias] + rng.normal(0, JITTER[self.severity], 3)
+        return np.rint(color.clip(0, 1)[:, None, None] * image).astype(np.uint8)

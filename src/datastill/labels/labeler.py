@@ -1,4 +1,4 @@
-"""Teachers that label images: the relabelling half of decoupled distillation.
+"""Teachers that label images: the relabeling half of decoupled distillation.
 
 SRe2L (Yin, Xing and Shen, NeurIPS 2023, arXiv:2306.13092) labels with one teacher, EDC (Shao et al., NeurIPS 2024,
 arXiv:2404.13733) with the mean of several, G-VBSM (Shao et al., CVPR 2024, arXiv:2311.17950) with a mean in which each
@@ -24,12 +24,12 @@ MODES = ("eval", "batch")
 COMBINATIONS = ("single", "mean", "norm_balanced")
 
 
-class Labeller:
+class Labeler:
     """Logits of one or several teachers; neither they nor any global state is changed by a call.
 
     Args:
         teachers: networks mapping (n, c, h, w) to logits (n, K), all with the same K.
-        mode: "eval" normalises by the running statistics of batch norm. "batch" normalises by those of the images at
+        mode: "eval" normalizes by the running statistics of batch norm. "batch" normalizes by those of the images at
             hand, so that an image's label depends on the batch that it is in; everything else, dropout included,
             stays as in evaluation. Networks without batch norm give the same labels in both.
         combine: "single" for one teacher; "mean" of the logits; "norm_balanced", the mean after each teacher's logits
@@ -49,11 +49,11 @@ class Labeller:
         columns: Sequence[int] | None = None,
     ) -> None:
         if mode not in MODES:
-            raise InputError(f"Unknown labelling mode {mode!r}. {nearest(mode, MODES)}")
+            raise InputError(f"Unknown labeling mode {mode!r}. {nearest(mode, MODES)}")
         if combine not in COMBINATIONS:
             raise InputError(f"Unknown combination of teachers {combine!r}. {nearest(combine, COMBINATIONS)}")
         if not teachers:
-            raise InputError("Labelling needs at least one teacher.")
+            raise InputError("Labeling needs at least one teacher.")
         if combine == "single" and len(teachers) > 1:
             raise InputError(f"There are {len(teachers)} teachers; combine them by 'mean' or 'norm_balanced'.")
         self.teachers = list(teachers)

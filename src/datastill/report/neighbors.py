@@ -16,7 +16,7 @@ SEARCHED = 2000
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbors:
     """For each synthetic image the nearest real one of its class; -1 where the class has none.
 
     Attributes:
@@ -28,7 +28,7 @@ class Neighbours:
     distance: Tensor
 
 
-def nearest_real(pixels: Tensor, labels: Tensor, real: RealSet, limit: int = SEARCHED) -> Neighbours:
+def nearest_real(pixels: Tensor, labels: Tensor, real: RealSet, limit: int = SEARCHED) -> Neighbors:
     """Nearest real images by the L2 distance of pixels, within each class.
 
     Args:
@@ -47,7 +47,7 @@ def nearest_real(pixels: Tensor, labels: Tensor, real: RealSet, limit: int = SEA
         rows = (labels == c).nonzero().flatten()
         best, where = _search(pixels[rows].flatten(1).float(), members, real)
         index[rows], distance[rows] = members[where], best / pixels[0].numel() ** 0.5
-    return Neighbours(index, distance)
+    return Neighbors(index, distance)
 
 
 def _search(wanted: Tensor, members: Tensor, real: RealSet, values: int = 2**24) -> tuple[Tensor, Tensor]:

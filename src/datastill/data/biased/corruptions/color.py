@@ -23,12 +23,12 @@ def contrast(image: Image, rng: np.random.Generator, factor: float) -> Image:
 def saturate(image: Image, rng: np.random.Generator, factor: float, added: float) -> Image:
     """The S of hue, saturation and value, times `factor` plus `added`, within [0, 1].
 
-    Grey has the hue 0, red, so that grey pixels turn reddish where something is added.
+    Gray has the hue 0, red, so that gray pixels turn reddish where something is added.
     """
     value = image.max(2, keepdims=True)
     span = value - image.min(2, keepdims=True)
     old = span / np.where(value > 0, value, 1)
     new = (old * factor + added).clip(0, 1)
-    coloured = value - (value - image) * (new / np.where(span > 0, old, 1))
+    colored = value - (value - image) * (new / np.where(span > 0, old, 1))
     red = value * np.concatenate([np.ones_like(new), 1 - new, 1 - new], 2)
-    return np.where(span > 0, coloured, red)
+    return np.where(span > 0, colored, red)
