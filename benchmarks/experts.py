@@ -59,7 +59,7 @@ def real_set(batches: int) -> Any:
     from datastill import load_real
 
     x, y = images(batches)
-    return load_real((x.sigmoid(), y), space="normalised", holdout=0)
+    return load_real((x.sigmoid(), y), space="normalized", holdout=0)
 
 
 def ours(side: str, batches: int, folder: Path) -> Callable[[], object]:

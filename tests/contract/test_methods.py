@@ -14,11 +14,15 @@ import torch
 
 from datastill import distill, load_distilled, load_real, methods
 from datastill.core.errors import InputError
+from datastill.core.plan import Task
 from datastill.core.recipes import recipes
 from datastill.core.registry import field_docs, get_method
 from datastill.core.rng import Rng, isolated
 from datastill.data import RealSet
-from datastill.surrogates.teachers import Teacher
+from datastill.models import resolve_network
+from datastill.surrogates.teachers import Squeeze, Teacher
+from datastill.training.debiased import DebiasedTraining
+from datastill.training.hard import Schedule, train
 
 METHODS = sorted(methods())
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,3 +204,57 @@ def test_method_is_callable_module_and_function() -> None:
 def test_signature_of_distill_is_stable() -> None:
     wanted = ["method", "real", "ipc", "network", "recipe", "budget", "seed", "out", "resume", "device"]
     assert list(inspect.signature(distill).parameters)[: len(wanted)] == wanted
+
+
+class Pairs(torch.nn.Module):
+    """Batch norm over one number per image and channel: in training mode it has no statistics of a single image."""
+
+    def __init__(self, channels: int = 3, classes: int = 3) -> None:
+        super().__init__()
+        self.features = torch.nn.Sequential(
+            torch.nn.Conv2d(channels, 8, 3, 2, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.BatchNorm2d(8)
+        )
+        self.head = torch.nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.features(x).flatten(1).relu())
+        return logits
+
+
+@pytest.fixture(scope="module")
+def one_too_many() -> RealSet:
+    """129 images, of which batches of 32, 64 and 128 leave one over."""
+    x = torch.rand(129, 3, 16, 16, generator=Rng(1).generator("pairs"))
+    x[torch.arange(129), torch.arange(129) % 3] *= 0.5
+    return load_real((x, torch.arange(129) % 3), holdout=0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_batch_is_a_single_image_where_layers_couple_samples(name: str, one_too_many: RealSet) -> None:
+    options = {**small(name), "net_images": 129, "expert_batch": 128}
+    known = {f.name for f in dataclasses.fields(get_method(name).cls)}
+    given = {k: v for k, v in options.items() if k in known}
+    distill(name, one_too_many, ipc=1, network=Pairs, **given, **taught(name, one_too_many))
+
+
+@pytest.mark.parametrize("training", ["plain", "dfa:steps=3,batch=64", "selecmix:steps=3,batch=64"])
+def test_no_training_ends_in_a_batch_of_one(training: str, one_too_many: RealSet) -> None:
+    factory = resolve_network(Pairs, channels=3, classes=3, size=(16, 16))
+    images, y = one_too_many.pixels(torch.arange(129)), one_too_many.labels
+    if debiased := DebiasedTraining.parse(training):
+        debiased(factory, images, y, rng=Rng(0))
+    else:
+        train(factory(0), images, y, Schedule(passes=1, batch=64), Rng(0))
+
+
+def test_a_teacher_is_squeezed_without_a_batch_of_one(one_too_many: RealSet) -> None:
+    task = Task(one_too_many, 1, resolve_network(Pairs, channels=3, classes=3, size=(16, 16)))
+    assert Squeeze(3, batch=128).run(task)  # also batch norm is calibrated in batches
+
+
+def test_where_layers_do_not_couple_samples_a_batch_of_one_stays() -> None:
+    sizes: list[int] = []
+    network = resolve_network("mlp", channels=1, classes=2, size=(2, 2))(0)
+    x, y = torch.ones(9, 1, 2, 2), torch.arange(9) % 2
+    train(network, x, y, Schedule(passes=1, batch=4), Rng(0), on_batch=lambda index, _: sizes.append(len(index)))
+    assert sizes == [4, 4, 1]

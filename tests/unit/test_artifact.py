@@ -31,7 +31,7 @@ def edit(folder: Path, change) -> None:
 
 def test_space_travels(saved: Path) -> None:
     one = load_distilled(saved)
-    assert one.space.kind == "normalised"
+    assert one.space.kind == "normalized"
     assert one.pixels.min() >= 0
     assert one.pixels.max() <= 1
     assert torch.allclose(one.space.encode(one.space.decode(one.images)), one.images, atol=1e-5)

@@ -299,7 +299,7 @@ class TestLoad:
     @pytest.mark.parametrize(
         ("source", "words"),
         [
-            ("cmnist:base=digits,color=red", "no option 'colour'"),
+            ("cmnist:base=digits,color=red", "no option 'color'"),
             ("cmnist:base=digits,ratio=two", "a number"),
             ("cmnist:base=digits,ratio=1.2", r"\[0, 1\]"),
             ("cmnist:base=digits,ratio=nan", r"\[0, 1\]"),

@@ -73,7 +73,7 @@ class Items(Dataset):
         return self.images[i], self.labels[i]
 
 
-@pytest.mark.parametrize("images", [COLOR, GRAY], ids=["colour", "gray"])
+@pytest.mark.parametrize("images", [COLOR, GRAY], ids=["color", "gray"])
 def test_all_sources_agree(images: np.ndarray, tmp_path: Path):
     write_folder(tmp_path / "folder", images)
     write_parquet(tmp_path / "parquet" / "data" / "train-00000-of-00001.parquet", images)

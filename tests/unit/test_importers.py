@@ -350,7 +350,7 @@ class TestSpace:
         torch.save([images()[0].sigmoid(), images()[1]], tmp_path / "b.pt")
         with pytest.raises(InputError, match="as raw pixels do"):
             import_released(tmp_path / "b.pt", data=real)
-        for unclear in ("auto", "normalised", "whitened"):
+        for unclear in ("auto", "normalized", "whitened"):
             with pytest.raises(InputError, match="no space"):
                 import_released(tmp_path / "a.pt", data=real, space=unclear)
 

@@ -74,7 +74,7 @@ def of_classes(made: DistilledSet, names: list[str]) -> DistilledSet:
 @pytest.mark.parametrize(
     ("source", "kind", "first", "last"),
     [
-        (SOURCE, "colour", "red-orange", "crimson"),
+        (SOURCE, "color", "red-orange", "crimson"),
         ("bg-fmnist:base=digits", "background", "horizontal stripes", "crosshatch"),
         ("ccifar10:base=digits,corruptions=0", "corruption", "snow", "saturate"),
         ("ccifar10:base=digits,corruptions=1", "corruption", "gaussian noise", "original"),
@@ -85,7 +85,7 @@ def test_a_biased_set_says_what_its_attribute_is(source: str, kind: str, first: 
     assert one.attribute is not None
     assert (one.attribute.kind, one.attribute.names[0], one.attribute.names[9]) == (kind, first, last)
     assert len(one.attribute.names) == 10
-    assert bool(one.attribute.colors) == (kind == "colour")
+    assert bool(one.attribute.colors) == (kind == "color")
     assert one.test.attribute == one.attribute == one.subset(torch.tensor([0])).attribute
     told = json.loads(json.dumps(one.describe()))
     assert attribute_of(told, 12) == replace(one.attribute, names=(*one.attribute.names, "10", "11"))
@@ -170,7 +170,7 @@ def test_the_palette_counts_images_in_colors_of_other_classes(real: RealSet, mad
 def test_the_matrix_of_the_page_is_that_of_the_evaluation(found: Evaluation):
     matrix = torch.tensor([[1.0, 0.0], [float("nan"), 0.874]]).double()
     shown = groups(with_groups(found, matrix), ["a", "b"])
-    assert shown.attribute == "colour"
+    assert shown.attribute == "color"
     assert [m.name for m in shown.matrices] == [found.distilled.name, found.random.name]
     for one in shown.matrices:
         assert [name for name, _ in one.rows] == ["a", "b"]

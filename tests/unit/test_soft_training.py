@@ -105,7 +105,7 @@ def by_hand(net: nn.Module, schedule: SoftSchedule, rng: Rng, teacher: nn.Module
     "changes",
     [
         {},
-        {"tau2": False, "optimiser": "sgd", "lr": 0.05, "weight_decay": 1e-3},
+        {"tau2": False, "optimizer": "sgd", "lr": 0.05, "weight_decay": 1e-3},
         {"loss": "mse", "hard_weight": 0.3},
         {"hard_weight": 0.5, "trace": TraceSpec(crop="padded", pad=2, mix="mixup", alpha=0.8)},
     ],
@@ -334,7 +334,7 @@ def test_a_loss_that_is_not_finite_stops_the_training() -> None:
 
 def test_schedules_that_cannot_be_are_refused() -> None:
     wrong: list[dict[str, Any]] = [
-        {"optimiser": "lion"},
+        {"optimizer": "lion"},
         {"decay": "some"},
         {"curve": "linear"},
         {"loss": "l1"},

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datastill.core.errors import InputError
+from datastill.core.registry import get_method, with_overrides
 from datastill.core.space import Space, normalized
 from datastill.data import load_real
 from datastill.data.spaces import conventional, measure, resolve_space
@@ -51,7 +54,7 @@ def test_a_constant_channel_is_left_in_scale():
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.sampled_from(["raw", "normalised", "zca"]),
+    st.sampled_from(["raw", "normalized", "zca"]),
     st.integers(1, 4),
     st.integers(2, 40),
     st.integers(0, 99),
@@ -87,3 +90,13 @@ def test_a_space_of_other_images_is_refused():
     with pytest.raises(InputError, match="'raw'"):
         load_real("digits", space="rwa")
     assert digits.with_space(Space()).test.space.kind == "raw"
+
+
+def test_files_keep_the_spelling_that_they_have_and_old_names_are_taken() -> None:
+    """Ids are in fingerprints of old sets and experts: the word in the hash may not change."""
+    space = normalized((0.5,), (0.25,))
+    assert space.id == hashlib.sha256(b'["normalised", [0.5], [0.25]]').hexdigest()[:16]
+    assert space.to_dict()["kind"] == "normalised"
+    assert Space.from_dict(space.to_dict()) == space
+    assert load_real("digits", space="normalised").space == load_real("digits", space="normalized").space
+    assert with_overrides(get_method("herding").cls(), {"normalize": True}).normalize  # type: ignore[attr-defined]

@@ -221,6 +221,10 @@ def _comments(cls: type) -> Mapping[str, str]:
     return docs
 
 
+#: Spellings of before, in files of runs and in scripts; taken until 1.0.
+_OLD_NAMES = {"normalize": "normalize"}
+
+
 def with_overrides(instance: Method, overrides: dict[str, Any], called: str = CALLED) -> Method:
     """`dataclasses.replace` for what a caller or recipe gives: every hyper-parameter that a method gets passes here.
 
@@ -233,6 +237,7 @@ def with_overrides(instance: Method, overrides: dict[str, Any], called: str = CA
         InputError: a name is unknown, or a value, of the instance's own too, is not what its field declares.
     """
     known = {f.name for f in dataclasses.fields(instance)}
+    overrides = {name if name in known else _OLD_NAMES.get(name, name): value for name, value in overrides.items()}
     for name in overrides:
         if name not in known:
             label = instance.registered_name or type(instance).__name__

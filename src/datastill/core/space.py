@@ -17,6 +17,10 @@ from torch import Tensor
 
 from datastill.core.errors import InputError
 
+#: Files of every version, and the hashes in them, spell it so.
+_IN_FILES = {"normalized": "normalised"}
+_KINDS = {old: new for new, old in _IN_FILES.items()}
+
 
 @dataclass(frozen=True, eq=False)
 class Space:
@@ -26,22 +30,22 @@ class Space:
     multiplies the flattened image, minus `center`, by the whitening matrix (D x D, D = c*h*w).
     """
 
-    kind: str = "raw"  #: "raw", "normalised" or "zca"
+    kind: str = "raw"  #: "raw", "normalized" or "zca"
     mean: tuple[float, ...] = ()  #: per channel, in pixels of [0, 1]
     std: tuple[float, ...] = ()
     source: str = ""  #: where the constants come from: "conventional", "measured" or "given"
     tensors: Mapping[str, Tensor] = field(default_factory=dict)  #: center, whiten, unwhiten for "zca"
 
     def __post_init__(self) -> None:
-        if self.kind not in ("raw", "normalised", "zca"):
-            raise InputError(f"Unknown space {self.kind!r}; use 'raw', 'normalised' or 'zca'.")
+        if self.kind not in ("raw", "normalized", "zca"):
+            raise InputError(f"Unknown space {self.kind!r}; use 'raw', 'normalized' or 'zca'.")
         if len(self.mean) != len(self.std) or any(s <= 0 for s in self.std):
             raise InputError("A space needs one mean and one positive std per channel.")
 
     @property
     def id(self) -> str:
         """A short hash: two spaces with one id store the same numbers for the same pixels."""
-        digest = hashlib.sha256(json.dumps([self.kind, self.mean, self.std]).encode())
+        digest = hashlib.sha256(json.dumps([_IN_FILES.get(self.kind, self.kind), self.mean, self.std]).encode())
         for name in sorted(self.tensors):
             digest.update(name.encode())
             digest.update(self.tensors[name].detach().cpu().contiguous().numpy().tobytes())
@@ -81,13 +85,18 @@ class Space:
 
     def to_dict(self) -> dict[str, Any]:
         """What a manifest holds; the tensors go beside the images."""
-        return {"kind": self.kind, "mean": list(self.mean), "std": list(self.std), "source": self.source}
+        return {
+            "kind": _IN_FILES.get(self.kind, self.kind),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "source": self.source,
+        }
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Space:
         """The inverse of `to_dict`, with the tensors that were stored beside it."""
         return cls(
-            kind=str(record["kind"]),
+            kind=_KINDS.get(record["kind"], str(record["kind"])),
             mean=tuple(float(v) for v in record["mean"]),
             std=tuple(float(v) for v in record["std"]),
             source=str(record.get("source", "")),
@@ -106,4 +115,4 @@ class Space:
 
 def normalized(mean: tuple[float, ...], std: tuple[float, ...], source: str = "given") -> Space:
     """The per-channel mean/std space."""
-    return Space("normalised", tuple(mean), tuple(std), source)
+    return Space("normalized", tuple(mean), tuple(std), source)

@@ -226,7 +226,7 @@ def quiet_decoding() -> Iterator[None]:
 
 def _mixed(first: str, shape: tuple[int, ...], other: str, found: tuple[int, ...]) -> ImageError:
     if shape[0] != found[0]:
-        kinds = {1: "gray", 3: "colour"}
+        kinds = {1: "gray", 3: "color"}
         return ImageError(
             f"Images mix modes: {first} is {kinds[shape[0]]} and {other} is {kinds[found[0]]}; "
             "convert all with mode='RGB' or 'L' (--mode RGB)."

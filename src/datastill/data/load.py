@@ -56,7 +56,7 @@ def load_real(
         storage: "auto" (decoded once; in memory below 1 GiB, else memory-mapped), "memory", "memmap" or
             "decode" (at every access). Arrays are in memory in any case.
         space: "auto" (per-channel mean and std: conventional for well-known sets, else measured on the
-            training images), "normalised" (the same), "raw", "zca", or a Space.
+            training images), "normalized" (the same), "raw", "zca", or a Space.
         holdout: fraction that becomes the test split where the source has none; 0 for no test split.
         seed: of the hold-out and of `limit`.
         class_names: names by integer label, or in the sorted order of string labels.

@@ -27,14 +27,16 @@ CONVENTIONAL: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet1k": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
-SPACES = ("auto", "raw", "normalised", "zca")
+SPACES = ("auto", "raw", "normalized", "zca")
+#: Taken until 1.0.
+_OLD_NAMES = {"normalised": "normalized"}
 
 
 def resolve_space(space: str | Space, name: str, store: Store) -> Space:
     """The Space for a training store.
 
     Args:
-        space: a Space, or "auto" and "normalised" (per-channel mean and std), "raw", "zca".
+        space: a Space, or "auto" and "normalized" (per-channel mean and std), "raw", "zca".
         name: of the set; its last path component decides on conventional constants.
         store: training images; measured where no constants are known.
 
@@ -43,6 +45,7 @@ def resolve_space(space: str | Space, name: str, store: Store) -> Space:
     """
     if isinstance(space, Space):
         return space
+    space = _OLD_NAMES.get(space, space)
     if space not in SPACES:
         raise InputError(f"Unknown space {space!r}. {nearest(str(space), SPACES)}")
     if space == "raw":

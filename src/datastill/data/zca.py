@@ -47,7 +47,7 @@ def fit_zca(pixels: Tensor | Iterable[Tensor], ratio: float = 0.1, base_space: S
         flat[: size - count + 1] = True
         scale[flat] = 1.0
     if not (scale > 0).all():
-        raise InputError("All images are identical, so there is nothing to whiten; use space='normalised'.")
+        raise InputError("All images are identical, so there is nothing to whiten; use space='normalized'.")
     tensors = {
         "centre": mean.view(1, *shape).float(),
         "whiten": ((vectors / scale) @ vectors.T).float(),
@@ -68,7 +68,7 @@ def _moments(pieces: Iterable[Tensor], base: Space) -> tuple[int, Tensor, Tensor
         if size > LARGEST:
             raise InputError(
                 f"ZCA of {size} numbers per image needs matrices of {size} x {size}; resize the images "
-                f"(size=32) or use space='normalised' (at most {LARGEST} numbers are whitened)."
+                f"(size=32) or use space='normalized' (at most {LARGEST} numbers are whitened)."
             )
         flat = base.encode(piece.double()).flatten(1)  # (n, D)
         if count == 0:

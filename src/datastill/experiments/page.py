@@ -181,7 +181,7 @@ def _cost(row: Row, colors: Mapping[str, int]) -> dict[str, Any]:
         "data": row.data,
         "ipc": row.ipc,
         "method": row.method,
-        "colour": colors[row.method],
+        "color": colors[row.method],
         "steps": f"{round(row.cost('steps')):,}",
         "made": words.duration(row.cost("distillation_seconds")),
         "prepared": words.duration(row.cost("prepare_seconds")) if row.cost("prepare_seconds") else "–",

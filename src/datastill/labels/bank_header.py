@@ -73,7 +73,7 @@ class HeaderRecord(Record):
     images: Images
     space: SpaceRecord | None = None
     teacher: dict[str, Any] = Field(default_factory=dict)
-    labeler: LabelerRecord
+    labeler: LabelerRecord = Field(alias="labeller")
     classes: Positive
     epochs: Annotated[int, Field(ge=1, le=10_000_000)]
     batch: Positive

@@ -11,7 +11,7 @@ import numpy as np
 from datastill.augment.trace import TraceSpec
 from datastill.core.errors import InputError, nearest
 from datastill.labels.bank_labels import LabelCode, unsigned
-from datastill.training.soft_schedule import batch_bounds
+from datastill.training.batches import batch_bounds
 
 ENCODINGS = ("seed", "explicit")
 

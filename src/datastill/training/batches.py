@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,11 +21,35 @@ if TYPE_CHECKING:
 Images = Tensor | Callable[[Tensor], Tensor]
 
 
+def batch_bounds(count: int, batch: int) -> list[int]:
+    """Where the batches of `count` images begin, and where the last one ends.
+
+    A last batch of a single image is merged into the one before it, which then has batch + 1: batch norm has no
+    statistics of one value.
+
+    Raises:
+        InputError: no images, or an empty batch.
+    """
+    if count < 1 or batch < 1:
+        raise InputError(f"There are {count} images for batches of {batch}; both must be at least 1.")
+    bounds = [*range(0, count, batch), count]
+    if len(bounds) > 2 and bounds[-1] - bounds[-2] == 1 and batch > 1:
+        del bounds[-2]
+    return bounds
+
+
+def parts(count: int, batch: int, couples: bool) -> list[tuple[int, int]]:
+    """Start and end of each batch; the last, partial one is kept, but that of one image where layers couple samples."""
+    bounds = batch_bounds(count, batch) if couples else [*range(0, count, batch), count]
+    return list(pairwise(bounds))
+
+
 class TrainingData:
     """Images, labels and weights, dealt out in the seeded order, augmented and mixed.
 
     Attributes:
         classes: number of logits; needed for CutMix, which turns class positions into probabilities.
+        couples: whether layers of the network couple samples, so that no batch may be a single image.
 
     Raises:
         InputError: images and labels differ in number, or there are none.
@@ -42,6 +67,7 @@ class TrainingData:
         self.weight = None if weight is None else weight.to(device)
         self.device = device
         self.classes = 0
+        self.couples = False
 
     def batches(
         self, schedule: Schedule, rngs: list[Rng], p: int
@@ -54,8 +80,8 @@ class TrainingData:
         """
         orders = [torch.randperm(len(self.y), generator=rng.generator("order", p)) for rng in rngs]
         dsa = Dsa(schedule.augment, mode=schedule.augment_mode)
-        for b, start in enumerate(range(0, len(self.y), schedule.batch)):
-            index = torch.cat([order[start : start + schedule.batch] for order in orders])
+        for b, (start, stop) in enumerate(parts(len(self.y), schedule.batch, self.couples)):
+            index = torch.cat([order[start:stop] for order in orders])
             here = index.to(self.device)
             images = self.x[here] if isinstance(self.x, Tensor) else self.x(index).to(self.device)
             target = self.y[here]

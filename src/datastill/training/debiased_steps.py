@@ -20,10 +20,15 @@ def steps_for(n: int, batch: int) -> int:
 
 
 def batches(
-    x: Images, y: Tensor, batch: int, augment: str, rng: Rng, device: torch.device, steps: int
+    x: Images, y: Tensor, batch: int, augment: str, rng: Rng, device: torch.device, steps: int, couples: bool = False
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """`steps` batches from reshuffled passes: positions (b,) on the CPU, images (b, c, h, w), class positions (b,)."""
+    """`steps` batches from reshuffled passes: positions (b,) on the CPU, images (b, c, h, w), class positions (b,).
+
+    Args:
+        couples: see `TrainingData`.
+    """
     data, schedule = TrainingData(x, y, None, device), Schedule(passes=1, batch=batch, augment=augment)
+    data.couples = couples
     done, p = 0, 0
     while done < steps:
         for index, images, target, _ in data.batches(schedule, [rng], p):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from datastill.core.ranges import Amount, AnyRate, Count, Momentum, Probability, Rate, Weight, check_fields
 from datastill.core.rng import Rng, isolated
-from datastill.models import Network, NetworkFactory
+from datastill.models import Network, NetworkFactory, couples_samples
 from datastill.training.debiased_steps import batches, hard_labels, steps_for
 from datastill.training.hard import Images, LossWatch
 
@@ -191,7 +191,16 @@ class DfaTrainer:
         optimizers = [torch.optim.Adam(part, lr=self.options.lr) for part in self.network.parts()]
         watch = LossWatch("step")
         self.network.train()
-        data = batches(x, self.y, self.batch, self.options.augment, self.rng, self.device, self.steps)
+        data = batches(
+            x,
+            self.y,
+            self.batch,
+            self.options.augment,
+            self.rng,
+            self.device,
+            self.steps,
+            couples_samples(self.network),
+        )
         with isolated(self.rng.derive("dropout")):
             for step, (index, images, y) in enumerate(data):
                 loss = self.loss(step, index.to(self.device), images, y)

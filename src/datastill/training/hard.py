@@ -24,6 +24,7 @@ from datastill.core.errors import Diverged, InputError
 from datastill.core.ranges import Amount, AnyRate, Count, Momentum, Probability, Weight, check_fields
 from datastill.core.rng import Rng, isolated
 from datastill.engines.weight_gradients import compilable, compiled_passes, shares
+from datastill.models import couples_samples
 from datastill.training.batches import Images, TrainingData
 
 #: Steps between two looks at the loss; each look waits for the device.
@@ -121,6 +122,7 @@ def train(
     network.to(where).train()
     data = TrainingData(x, y, weight, where)
     data.classes = outputs(network, data) if schedule.cutmix else 0
+    data.couples = couples_samples(network)
     if optimizer is None:
         optimizer = sgd(network.parameters(), schedule, schedule.lr)
     size = 0

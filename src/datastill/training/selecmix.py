@@ -16,7 +16,8 @@ from torch import Tensor
 
 from datastill.core.ranges import Amount, AnyRate, Count, Probability, Rate, Weight, check_fields
 from datastill.core.rng import Rng, isolated
-from datastill.models import Network, NetworkFactory
+from datastill.models import Network, NetworkFactory, couples_samples
+from datastill.training.batches import parts
 from datastill.training.debiased_steps import batches, hard_labels, steps_for
 from datastill.training.extractor import Encoder, small_backbone
 from datastill.training.hard import Images, LossWatch
@@ -179,15 +180,18 @@ class SelecMixTrainer:
         o = self.options
         main = torch.optim.Adam(self.network.parameters(), lr=o.lr)
         self.network.train()
-        watch, step = LossWatch("step"), 0
+        watch, step, couples = LossWatch("step"), 0, couples_samples(self.network)
         pool = max(self.batch, o.pool // self.batch * self.batch)
-        pools = batches(x, self.y, pool, o.augment, self.rng, self.device, self.steps)  # each is a step or more
+        pools = batches(
+            x, self.y, pool, o.augment, self.rng, self.device, self.steps, couples
+        )  # each is a step or more
         with isolated(self.rng.derive("dropout")):
             for number, (_, images, y) in enumerate(pools):
                 if step == self.steps:
                     break
                 crossed, target = self.auxiliary.contradict(images, y, self.rng.generator("mix", number))
-                for part in torch.arange(len(y)).split(self.batch):
+                for start, stop in parts(len(y), self.batch, couples):
+                    part = torch.arange(start, stop)
                     if step == self.steps:
                         break
                     loss = move(main, F.cross_entropy(self.network(crossed[part]), target[part]))

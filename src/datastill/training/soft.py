@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from datastill.augment.trace import Trace
 from datastill.core.errors import InputError
 from datastill.core.rng import Rng, isolated
+from datastill.training.batches import batch_bounds
 from datastill.training.hard import LossWatch, device_of
-from datastill.training.soft_schedule import SOFT_RECIPES, SoftSchedule, batch_bounds, batches_of, rded_batch
+from datastill.training.soft_schedule import SOFT_RECIPES, SoftSchedule, batches_of, rded_batch
 
 if TYPE_CHECKING:
     from datastill.labels.bank import LabelBank

@@ -17,9 +17,10 @@ from torch import Tensor
 from datastill.augment.trace import TraceSpec
 from datastill.core.errors import InputError, nearest
 from datastill.core.rng import Rng
+from datastill.training.batches import batch_bounds
 
 _CHOICES = {
-    "optimiser": ("adamw", "sgd"),
+    "optimizer": ("adamw", "sgd"),
     "decay": ("all", "matrices"),
     "curve": ("cosine", "half-cosine"),
     "loss": ("kl", "mse"),
@@ -72,23 +73,6 @@ class SoftSchedule:
             return _WARMUP_START + (1 - _WARMUP_START) * epoch / self.warmup
         progress = (epoch - self.warmup) / max(1, self.epochs - self.warmup)
         return 0.5 * (1 + math.cos(math.pi * progress / (1 if self.curve == "cosine" else 2)))
-
-
-def batch_bounds(count: int, batch: int) -> list[int]:
-    """Where the batches of `count` images begin, and where the last one ends.
-
-    A last batch of a single image is merged into the one before it, which then has batch + 1: batch norm has no
-    statistics of one value.
-
-    Raises:
-        InputError: no images, or an empty batch.
-    """
-    if count < 1 or batch < 1:
-        raise InputError(f"There are {count} images for batches of {batch}; both must be at least 1.")
-    bounds = [*range(0, count, batch), count]
-    if len(bounds) > 2 and bounds[-1] - bounds[-2] == 1 and batch > 1:
-        del bounds[-2]
-    return bounds
 
 
 def batches_of(rng: Rng, count: int, batch: int, epoch: int) -> Iterator[tuple[Tensor, int]]:

@@ -9,12 +9,16 @@ from typing import Any
 Color = tuple[float, float, float]
 
 
+#: Older files spell a kind so.
+_KINDS = {"colour": "color"}
+
+
 @dataclass(frozen=True)
 class Attribute:
     """The attribute of a biased set.
 
     Attributes:
-        kind: what it is: "colour", "background", "corruption".
+        kind: what it is: "color", "background", "corruption".
         names: of its values in order; value c is the one that most images of class c have.
         colors: where values are colors, each as RGB in [0, 1], else empty.
     """
@@ -32,7 +36,7 @@ class Attribute:
     def from_dict(cls, record: Mapping[str, Any]) -> Attribute:
         """Of `to_dict`, also after JSON made lists of it."""
         red_green_blue = tuple((float(r), float(g), float(b)) for r, g, b in record.get("colours", ()))
-        return cls(str(record["kind"]), tuple(map(str, record["names"])), red_green_blue)
+        return cls(_KINDS.get(record["kind"], str(record["kind"])), tuple(map(str, record["names"])), red_green_blue)
 
 
 def attribute_of(data: Mapping[str, Any], count: int = 0) -> Attribute:

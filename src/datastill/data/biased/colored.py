@@ -100,7 +100,7 @@ class Colors:
 
     def attribute(self, count: int) -> Attribute:
         names = (*NAMES, *(f"color {c}" for c in range(len(NAMES), count)))
-        return Attribute("colour", names[:count], tuple((r, g, b) for r, g, b in colors(count).tolist()))
+        return Attribute("color", names[:count], tuple((r, g, b) for r, g, b in colors(count).tolist()))
 
     def identity(self) -> Any:
         return ["colours", self.severity]

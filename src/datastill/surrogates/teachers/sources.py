@@ -18,6 +18,7 @@ from datastill.core.plan import Task, Unit, chunk_for
 from datastill.core.rng import Rng
 from datastill.engines.statistics import keeps_statistics, norm_layers, recalibrate
 from datastill.surrogates.teachers.teacher import Teacher, load_teacher
+from datastill.training.batches import parts
 from datastill.training.hard import Schedule, train
 
 #: Clean images that running statistics are measured anew on after training.
@@ -127,7 +128,8 @@ class Squeeze:
         self.fit(task, network, on_batch)
         if keeps_statistics(network):
             clean = torch.randperm(len(real), generator=rng.generator("recalibration"))[:RECALIBRATION_IMAGES]
-            recalibrate(network, (real.batch(part).x.to(task.device) for part in clean.split(self.batch)))
+            cut = parts(len(clean), self.batch, couples=True)
+            recalibrate(network, (real.batch(clean[start:stop]).x.to(task.device) for start, stop in cut))
         trial = self._teacher(task, network).check(real, task.device)
         return {
             **{f"weight/{name}": value.detach().cpu() for name, value in network.state_dict().items()},

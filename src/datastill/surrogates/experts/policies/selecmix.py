@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from datastill.core.ranges import AnyRate, Count, Probability, Rate, Share, Weight, check_fields
 from datastill.core.rng import isolated
-from datastill.models import Network
+from datastill.models import Network, couples_samples
 from datastill.surrogates.experts.policies import Epoch, TrainingSet
+from datastill.training.batches import parts
 from datastill.training.debiased_steps import batches
 from datastill.training.extractor import Encoder, small_backbone
 from datastill.training.hard import LossWatch, Schedule, sgd
@@ -59,7 +60,8 @@ class SelecMixSgd:
         with isolated(epoch.rng.derive("dropout")):
             for index, images, y, number in self._pools(data, epoch):
                 mixed, target = auxiliary.contradict(images, y, epoch.rng.generator("mix", number))
-                for part in torch.arange(len(y)).split(self.batch):
+                for start, stop in parts(len(y), self.batch, couples_samples(network)):
+                    part = torch.arange(start, stop)
                     logits = network(mixed[part])
                     loss = move(optimizer, F.cross_entropy(logits, target[part]))
                     if epoch.index < self.auxiliary_epochs:
