@@ -218,22 +218,21 @@ def test_every_command_is_walked() -> None:
 
 
 def test_values_out_of_their_range_are_refused(walk: Walk) -> None:
-    assert walk(sampled(cases(), 150), True) == []
+    assert walk(sampled(cases(), 60), True) == []
 
 
 def test_odd_texts_end_in_a_sentence(walk: Walk) -> None:
-    assert walk(sampled(texts(), 60), False) == []
+    assert walk(sampled(texts(), 25), False) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(2))
-def test_values_out_of_their_range_are_refused_by_all(walk: Walk, part: int) -> None:
-    assert walk(sampled(cases(), 2_000, seed=1 + part), True) == []
+def test_more_values_out_of_their_range_are_refused(walk: Walk) -> None:
+    assert walk(sampled(cases(), 400, seed=1), True) == []
 
 
 @pytest.mark.slow
-def test_odd_texts_end_in_a_sentence_everywhere(walk: Walk) -> None:
-    assert walk(sampled(texts(), 1_500, seed=1), False) == []
+def test_more_odd_texts_end_in_a_sentence(walk: Walk) -> None:
+    assert walk(sampled(texts(), 200, seed=1), False) == []
 
 
 @pytest.mark.parametrize("name", METHODS)

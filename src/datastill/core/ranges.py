@@ -38,7 +38,6 @@ Pixels = Annotated[int, Ge(0), Le(65_536)]  #: a distance
 Tiles = Annotated[int, Ge(1), Le(64)]  #: to a side
 Rate = Annotated[float, Gt(0), Le(1e6)]
 AnyRate = Annotated[float, Gt(0), Le(1e38)]  #: what float32 holds: the guard tells of one that is too high
-AnyRateOrAuto = Annotated[float, Ge(0), Le(1e38)]
 AdamRate = Annotated[float, Gt(0), Le(100)]  #: pixels vary by about one
 RateOrAuto = Annotated[float, Ge(0), Le(1e6)]  #: 0 takes one that follows from something
 Weight = Annotated[float, Ge(0), Le(1e6)]

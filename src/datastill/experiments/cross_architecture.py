@@ -103,8 +103,7 @@ class CrossMatrix:
         head = ["method", *map(markdown, self.networks)]
         lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * len(self.networks)]
         for method in self.methods:
-            cells = [self.cell(method, network) for network in self.networks]
-            lines.append(f"| {' | '.join([markdown(method), *cells])} |")
+            lines.append(f"| {' | '.join([markdown(method), *(self.cell(method, n) for n in self.networks)])} |")
         for name, found in (("Kendall's tau", self.kendall), ("Spearman's rho", self.spearman)):
             cells = ["–" if math.isnan(v) else f"{v:.2f}" for v in found[0].tolist()]
             lines.append(f"| *{name}* | {' | '.join(cells)} |")

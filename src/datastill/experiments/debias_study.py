@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datastill.core.cost import pick_device
-from datastill.core.errors import InputError, nearest
+from datastill.core.errors import InputError
 from datastill.core.plan import Callback, Progress, silent
-from datastill.core.ranges import Count, Few, check_fields, declared
+from datastill.core.ranges import Count, Few, check_fields
 from datastill.core.registry import get_method
 from datastill.core.runtime import Runtime
 from datastill.data.biased.colored import Nearest, nearest_color
@@ -21,8 +21,8 @@ from datastill.debias.reweight import way_of
 from datastill.distillation.distill import distill
 from datastill.distillation.job import prepare_job
 from datastill.evaluation.evaluate import evaluate
-from datastill.evaluation.protocols import get_protocol
 from datastill.experiments.records import StudyCell
+from datastill.experiments.settings import pick_protocol, refuse_unknown_values
 from datastill.overrides.surrogates import Surrogates
 from datastill.store.artifact import MANIFEST, DistilledSet, load_distilled
 from datastill.store.files import digest, read_sealed, write_sealed
@@ -105,36 +105,22 @@ class DebiasStudy:
         Raises:
             InputError: an unknown choice, told before anything is made.
         """
-        if self.protocol != "auto":
-            get_protocol(self.protocol)
-        self._refuse_unknown()
+        pick_protocol(self.protocol, ())
+        refuse_unknown_values(self.hyper, self.methods)
         for training in self.training:
             DebiasedTraining.parse(training)
         for way in self.debias:
             way_of(way)
-        takes: dict[tuple[str, str], bool] = {}
-        for cell in self.cells():
-            if (cell.method, cell.surrogates) not in takes:
-                takes[cell.method, cell.surrogates] = self._takes(cell, real)
-        return [cell for cell in self.cells() if takes[cell.method, cell.surrogates]]
-
-    def _refuse_unknown(self) -> None:
-        """Values that no method of the study would take."""
-        known = {name: set(declared(get_method(name).cls)) for name in self.methods}
-        for name, value in self.hyper.items():
-            if isinstance(value, Mapping):
-                if name not in known:
-                    raise InputError(f"There are values for {name!r}, which is not compared. {nearest(name, known)}")
-            elif not any(name in fields for fields in known.values()):
-                every = set().union(*known.values())
-                raise InputError(f"No method of the study has a hyper-parameter {name!r}. {nearest(name, every)}")
+        distinct = {(cell.method, cell.surrogates, cell.init): cell for cell in self.cells()}
+        takes = {key: self._takes(cell, real) for key, cell in distinct.items()}
+        return [cell for cell in self.cells() if takes[cell.method, cell.surrogates, cell.init]]
 
     def _takes(self, cell: Cell, real: RealSet) -> bool:
         """Whether the cell's method takes its surrogates."""
         DebiasedSurrogates.parse(cell.own_surrogates)
         settings: dict[str, Any] = {"ipc": cell.ipc, "network": self.network, "runtime": Runtime.of(self.device)}
         job = prepare_job(cell.method, real, recipe=self.recipe, **settings, **cell.values)
-        return cell.own_surrogates == "method" or Surrogates.fits(job.method.build(job.task))
+        return Surrogates.fits(job.method.build(job.task)) or cell.own_surrogates == "method"
 
     def run(
         self,

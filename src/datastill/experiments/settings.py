@@ -11,6 +11,7 @@ from typing import Any
 from datastill.core.cost import pick_device
 from datastill.core.errors import InputError, nearest
 from datastill.core.overrides import taken_from
+from datastill.core.ranges import declared
 from datastill.core.registry import get_method, with_overrides
 from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.experiments.sources import RealSets
@@ -180,6 +181,22 @@ def _overrides(given: Mapping[str, Mapping[str, Any]], methods: Mapping[str, str
         with_overrides(method, hyper, called=f"{key}.{{name}}")
         found[name] = dict(values)
     return found
+
+
+def refuse_unknown_values(values: Mapping[str, Any], methods: Iterable[str]) -> None:
+    """Refuse values, for all methods or by the name of one, that none of these would take.
+
+    Raises:
+        InputError: the first is named.
+    """
+    known = {name: set(declared(get_method(name).cls)) for name in methods}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            if name not in known:
+                raise InputError(f"There are values for {name!r}, which is not compared. {nearest(name, known)}")
+        elif not any(name in fields for fields in known.values()):
+            every = set().union(*known.values())
+            raise InputError(f"None of these methods has a hyper-parameter {name!r}. {nearest(name, every)}")
 
 
 def _distinct(name: str, values: Iterable[Any], least: int) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from datastill.core.ranges import AnyRateOrAuto, Count, Momentum, Probability, Rate, Tiles
+from datastill.core.ranges import Count, Momentum, Probability, Rate, RateOrAuto, Tiles
 from datastill.core.registry import Method, method
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class IDC(Method):
     outer: Count = 100  #: image updates per network
     real_batch: Count = 64  #: real images per class and step
     synthetic_batch: Count = 128  #: most decoded images per class and step
-    image_lr: AnyRateOrAuto = 0.0  #: SGD learning rate of the pixels in [0, 1]; 0 is base_lr * ipc / 10 * (side / 32)^2
+    image_lr: RateOrAuto = 0.0  #: SGD learning rate of the pixels in [0, 1]; 0 is base_lr * ipc / 10 * (side / 32)^2
     base_lr: Rate = 5e-3  #: see image_lr: 5e-3 with mse, 1e-4 with l1 on MNIST and FashionMNIST
     image_momentum: Momentum = 0.5  #: SGD momentum of the pixels
     sequential: bool = True  #: momentum steps class after class, as released; false takes all classes at once

@@ -20,7 +20,6 @@ from datastill.core.errors import InputError
 from datastill.core.ranges import (
     Amount,
     AnyRate,
-    AnyRateOrAuto,
     Count,
     Few,
     Momentum,
@@ -58,7 +57,7 @@ class MTT(PaysForExperts):
     span: Few = 2  #: M, epochs of the expert that the student is to make up for
     max_start: Few = 20  #: bound (exclusive) on the epoch t at which a student starts; late epochs move little
     batch_syn: Amount = 0  #: synthetic images per student step; 0 is all of them
-    image_lr: AnyRateOrAuto = 0.0  #: SGD learning rate of the pixels; 0 takes it from the first gradients
+    image_lr: RateOrAuto = 0.0  #: SGD learning rate of the pixels; 0 takes it from the first gradients
     image_momentum: Momentum = 0.5  #: SGD momentum of the pixels
     student_lr: Rate = 0.01  #: alpha, the student's learning rate, at the start
     lr_lr: RateOrAuto = 0.0  #: learning rate of alpha; 0 takes it from the first gradients
