@@ -13,16 +13,18 @@ import random
 import shutil
 import signal
 import typing
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import tyro
 
 from datastill import distill, methods
 from datastill.cli import COMMANDS, main
-from datastill.core.errors import InputError
+from datastill.core.errors import DatastillError, InputError
 from datastill.core.ranges import SWITCH, TEXT, Kind, Numbers, Several, Words, declared, kinds_of
 from datastill.core.registry import Method, with_overrides
 from datastill.debias.reweight import Kernel, way_of
@@ -233,6 +235,32 @@ def test_more_values_out_of_their_range_are_refused(walk: Walk) -> None:
 @pytest.mark.slow
 def test_more_odd_texts_end_in_a_sentence(walk: Walk) -> None:
     assert walk(sampled(texts(), 200, seed=1), False) == []
+
+
+def edges() -> Iterator[tuple[str, str, float]]:
+    """The ends of the ranges of methods; of whole numbers the lower ones, since the upper ones take a while."""
+    long = ("steps", "squeeze_batch", "expert_batch", "expert_seed")
+    for name in METHODS:
+        for field, kinds in declared(methods()[name].cls).items():
+            for kind in kinds:
+                if isinstance(kind, Numbers) and kind.low is not None and kind.high is not None and field not in long:
+                    yield name, field, kind.low if not kind.above else 1e-30
+                    if not kind.whole:
+                        yield name, field, kind.high if not kind.below else 0.999999
+
+
+@pytest.mark.slow
+def test_the_ends_of_ranges_can_be_run() -> None:
+    """To the end, to a sentence, or to a run that diverges; never to a traceback, or to images that are not finite."""
+    small = {"steps": 3, "real_batch": 8, "feature_passes": 1, "outer": 2, "inner": 1, "net_images": 24}
+    small |= {"student_steps": 2, "max_start": 2, "expert_count": 2, "expert_epochs": 3, "expert_batch": 100}
+    small |= {"squeeze_passes": 1, "candidates": 5}
+    for name, field, value in sampled(list(edges()), 50):
+        hyper = {n: v for n, v in small.items() if n in declared(methods()[name].cls)} | {field: value}
+        with contextlib.suppress(DatastillError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = distill(name, "digits", ipc=1, network="convnet:width=4,depth=1,norm=batch", **hyper)
+            assert bool(torch.isfinite(made.images).all()), (name, field, value)
 
 
 @pytest.mark.parametrize("name", METHODS)
