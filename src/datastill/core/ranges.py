@@ -240,7 +240,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
-        refuse_outside(function, signature.bind(*args, **kwargs).arguments)
+        refuse_outside(function, signature.bind(*args, **kwargs).arguments, "{name}")
         return function(*args, **kwargs)
 
     return inner
