@@ -22,6 +22,7 @@ from datastill.cli.options import (
     usage_of,
 )
 from datastill.core.errors import InputError, nearest
+from datastill.core.ranges import Few, Rate, Seed
 
 if TYPE_CHECKING:
     from datastill.cli.progress import Display
@@ -42,13 +43,13 @@ class TrainOptions(DeviceOptions):
     data: DataOptions
     out: Path  #: folder of the experts; the same command goes on in it
     network: str | None = None  #: architecture, such as convnet:width=64 or my_file.py:Net; sized to fit if none
-    experts: int = 10  #: how many the folder is to hold; published buffers have 100
-    epochs: int = 50  #: of each
-    stop_after: int | None = None  #: end after so many of these epochs: max_start - 1 + span is all that is matched
+    experts: Few = 10  #: how many the folder is to hold; published buffers have 100
+    epochs: Few = 50  #: of each
+    stop_after: Few | None = None  #: end after so many of these epochs: max_start - 1 + span is all that is matched
     policy: str = "sgd"  #: how they are trained; numbers of its own follow, as in sgd:lr=0.05,batch=64
     augment: str = "auto"  #: DSA operations, none, or auto, which suits the data
-    seed: int = 0  #: of every random draw
-    workers: int = 1  #: processes to train in, one thread each
+    seed: Seed = 0  #: of every random draw
+    workers: Few = 1  #: processes to train in, one thread each
     lossy: bool = False  #: store float16 in half the space, where that changes no step by more than 1 %
     test_accuracy: bool = False  #: read the test split after every epoch, to describe experts; choose nothing by it
     quiet: bool = False  #: say nothing but errors
@@ -73,7 +74,7 @@ class ImportOptions:
     out: Path  #: folder for the experts
     space: str | None = None  #: how they saw pixels: conventional, raw, zca or measured; it must be stated
     network: str | None = None  #: their architecture; the ConvNet that fits if none
-    zca_eps: float = 0.1  #: the epsilon of zca
+    zca_eps: Rate = 0.1  #: the epsilon of zca
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print what was made as JSON
 

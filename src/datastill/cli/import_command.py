@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from datastill.cli.options import NamedSource, parse, plain_warnings
+from datastill.core.ranges import Rate, Seed
 
 if TYPE_CHECKING:
     from datastill.cli.progress import Display
@@ -33,8 +34,8 @@ class ImportOptions:
     network: str | None = None  #: the architecture that it was distilled on; none takes the ConvNet that fits
     protocol: str = "dc-v1-dsa"  #: what `datastill evaluate` trains with unless told otherwise
     into: str | None = None  #: a space to turn the images into, such as conventional for a raw set
-    zca_eps: float = 0.1  #: the epsilon of zca
-    seed: int = 0  #: of the random selection that is set beside it
+    zca_eps: Rate = 0.1  #: the epsilon of zca
+    seed: Seed = 0  #: of the random selection that is set beside it
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print what was found and made as JSON
 

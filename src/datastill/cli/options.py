@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, make_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, get_type_hints
 
 from datastill.core.errors import InputError
 from datastill.core.overrides import overrides
+from datastill.core.ranges import Side, check_fields, declared, interval_of
+from datastill.core.registry import field_docs
 
 if TYPE_CHECKING:
     from datastill.data.raw import Request
@@ -24,7 +27,7 @@ class SourceOptions:
     """Which real data, and how images are read."""
 
     data: str = "digits"  #: a folder of class sub-folders, a parquet folder, a set's name, or "digits"
-    size: int | None = None  #: resize images to this many pixels a side
+    size: Side | None = None  #: resize images to this many pixels a side
     mode: str | None = None  #: convert images to this mode: L (gray) or RGB
     skip_bad: bool = False  #: leave out images that cannot be read, and count them
     follow_links: bool = False  #: let links lead out of a folder of images; such a folder is refused otherwise
@@ -96,6 +99,7 @@ class RuntimeOptions(DeviceOptions):
         return {"device": self.device, "precision": self.precision, "compile": self.compile}
 
 
+@functools.cache
 def override_options() -> type:
     """A dataclass with one option for every override that there is."""
     import tyro
@@ -104,16 +108,76 @@ def override_options() -> type:
         (name, Annotated[str, tyro.conf.arg(help=kind.help)], field(default=kind.default))
         for name, kind in overrides().items()
     ]
-    return make_dataclass("OverrideOptions", made, frozen=True, kw_only=True)
+    about = {"__doc__": "What the run changes in any method."}
+    return make_dataclass("OverrideOptions", made, frozen=True, kw_only=True, namespace=about)
+
+
+def method_options(cls: Any) -> Any:
+    """A dictionary of the hyper-parameters that are given on the command line; the parser leaves the others out."""
+    hints, docs, kinds = get_type_hints(cls, include_extras=True), field_docs(cls), declared(cls)
+    taken = {
+        f.name: _helped(hints[f.name], docs.get(f.name, ""), interval_of(kinds[f.name]), str(f.default) or "none")
+        for f in fields(cls)
+    }
+    name: Any = cls.__name__
+    made: Any = TypedDict(name, taken, total=False)  # type: ignore[misc]
+    made.__doc__ = cls.__doc__
+    return made
 
 
 def parse(cls: type[T], args: list[str], prog: str, description: str) -> T:
-    """Options from the command line; a bad one ends the program with exit code 2."""
+    """Options from the command line; a bad one ends the program with exit code 2.
+
+    Raises:
+        InputError: a value is outside the range that its field declares.
+    """
     import tyro
 
-    return tyro.cli(
-        cls, args=args, prog=f"datastill {prog}", description=description, config=(tyro.conf.OmitArgPrefixes,)
-    )
+    options: Any = cls
+    made: T = tyro.cli(
+        _with_ranges(options), args=args, prog=f"datastill {prog}", description=description,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )  # fmt: skip
+    check_fields(made, "--{option}")
+    return made
+
+
+@functools.cache
+def refuse_void(options: Any, names: Sequence[str], why: str) -> None:
+    """Refuse options that were given and would change nothing.
+
+    Args:
+        options: as parsed.
+        names: of those options.
+        why: what makes them void, as in "with --sets".
+
+    Raises:
+        InputError: one is not as it is by default.
+    """
+    for f in fields(options):
+        if f.name in names and getattr(options, f.name) != f.default:
+            raise InputError(f"--{f.name.replace('_', '-')} changes nothing {why}; leave it out.")
+
+
+def _with_ranges(cls: Any) -> Any:
+    """The dataclass with the ranges of its fields in their help."""
+    hints, docs, kinds, made = get_type_hints(cls, include_extras=True), field_docs(cls), declared(cls), []
+    for f in fields(cls):
+        hint, default = hints[f.name], field(default=f.default, default_factory=f.default_factory)
+        nested = is_dataclass(hint)
+        told = _with_ranges(hint) if nested else _helped(hint, docs.get(f.name, ""), interval_of(kinds[f.name]))
+        made.append((f.name, told, default))
+    about = {"__doc__": cls.__doc__}
+    return make_dataclass(cls.__name__, made, bases=(cls,), frozen=True, kw_only=True, namespace=about)
+
+
+def _helped(hint: Any, text: str, interval: str, default: str | None = None) -> Any:
+    """An annotation with the help of its option; a default is told where the parser does not know it."""
+    import tyro
+
+    limits = f"; {interval}" if interval else ""
+    told = None if default is None and not interval else lambda known: f"(default: {default or known}{limits})"
+    return Annotated[hint, tyro.conf.arg(help=text or None, help_behavior_hint=told)]
 
 
 def names_of(text: str) -> tuple[str, ...]:
@@ -189,11 +253,13 @@ __all__ = [
     "NamedSource",
     "RuntimeOptions",
     "helped",
+    "method_options",
     "names_of",
     "override_options",
     "parse",
     "plain_warnings",
     "positional_first",
+    "refuse_void",
     "usage_of",
     "value_of",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from datastill.cli.options import (
     usage_of,
 )
 from datastill.core.errors import InputError, nearest
+from datastill.core.ranges import AnyRate, Count, Seed
 
 if TYPE_CHECKING:
     from datastill.surrogates.teachers import Teacher
@@ -40,10 +40,10 @@ class TrainOptions(DeviceOptions):
     data: DataOptions
     out: Path  #: folder of the teacher
     network: str = "convnet:norm=batch"  #: architecture with batch norm, such as resnet18:norm=batch
-    passes: int = 10  #: passes over the data; longer makes a better teacher, not always a better source of images
-    lr: float = 0.1  #: of SGD, which warms up and falls to 0 along a cosine
-    batch: int = 128  #: images a step
-    seed: int = 0  #: of every random draw
+    passes: Count = 10  #: passes over the data; longer makes a better teacher, not always a better source of images
+    lr: AnyRate = 0.1  #: of SGD, which warms up and falls to 0 along a cosine
+    batch: Count = 128  #: images a step
+    seed: Seed = 0  #: of every random draw
     compile: bool = False  #: compiled code for the network, for long trainings on a CPU
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print what was made as JSON
@@ -121,8 +121,6 @@ def train(options: TrainOptions) -> int:
 
     refuse_taken(options.out)
     refuse_out(options.out, places_of(options.data.data))
-    if options.passes < 1 or options.batch < 1 or not 0 < options.lr < math.inf:
-        raise InputError("A teacher needs --passes and --batch of at least 1 and --lr above 0.")
     display = Display(options.quiet or options.json)
     display.say(f"Reading {options.data.data} ...")
     real = options.data.load()

@@ -50,4 +50,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return "Did you mean " + " or ".join(repr(c) for c in close) + "?"
+    if not names:
+        return "There are none."
     return "Known: " + ", ".join(names) + "."

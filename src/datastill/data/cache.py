@@ -107,7 +107,7 @@ def materialise(
         except ImageError:
             raise
         except InputError as error:
-            _warn_uncached(error)
+            warn_unkept("Decoded images are", error)
             with quiet_decoding():
                 found = _in_memory(items, request.skip_bad)
     record, store = found
@@ -175,7 +175,7 @@ def _on_access(entry: Path, items: Listing, skip_bad: bool) -> tuple[Split, tupl
         try:
             write_sealed(entry, record.__dict__)
         except InputError as error:
-            _warn_uncached(error)
+            warn_unkept("Decoded images are", error)
     store = DecodeStore(len(items.labels), record.shape, items.decode)
     return _split(record, store, items.name), _names(record)
 
@@ -271,9 +271,23 @@ def _names(record: Record) -> tuple[str, ...] | None:
     return None if record.names is None else tuple(record.names)
 
 
-def _warn_uncached(error: InputError) -> None:
+@contextlib.contextmanager
+def kept(what: str) -> Iterator[None]:
+    """Around a write into the cache: one that fails costs a warning, and not the result.
+
+    Args:
+        what: is not kept, as the subject of a sentence with its verb.
+    """
+    try:
+        yield
+    except InputError as error:
+        warn_unkept(what, error)
+
+
+def warn_unkept(what: str, error: InputError) -> None:
+    """Say that something has to be made again next time."""
     warnings.warn(
-        f"Decoded images are not cached and will be decoded again next time: {error} "
-        "Set DATASTILL_CACHE to a folder that can be written.",
+        f"{what} not cached and will be made again next time: {error} Set DATASTILL_CACHE to a folder that can be "
+        "written.",
         stacklevel=4,
     )

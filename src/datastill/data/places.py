@@ -103,7 +103,7 @@ def under_data(name: str) -> Path | None:
     if not root or not Path(root).expanduser().is_dir():
         return None
     folder = Path(root).expanduser()
-    if (folder / name).is_dir():
+    if (folder / name).is_dir():  # a name that is no path was refused before
         return folder / name
     wanted = name.lower().replace("-", "_")
     return next(

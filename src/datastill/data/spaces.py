@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datastill.core.errors import InputError, nearest
 from datastill.core.space import Space, normalized
-from datastill.data.cache import cache_folder
+from datastill.data.cache import cache_folder, kept
 from datastill.data.store import Store, as_pixels
 from datastill.data.zca import LARGEST, fit_absolute_zca, fit_zca
 from datastill.store.files import digest, read_tensors, write_tensors
@@ -97,7 +97,7 @@ def _cached(key: str, fit: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, T
         if set(tensors) == {"centre", "whiten", "unwhiten"}:
             return tensors
     fitted = fit()
-    with contextlib.suppress(InputError):
+    with kept("The whitening is"):
         write_tensors(entry, dict(fitted))
     return fitted
 

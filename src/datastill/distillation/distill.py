@@ -16,6 +16,7 @@ from datastill.core.interrupt import Stopped
 from datastill.core.loop import synthesize
 from datastill.core.overrides import taken_from
 from datastill.core.plan import Callback, Plan, Progress, Task, silent
+from datastill.core.ranges import Count, Few, Seconds, SecondsOrNone, Seed, checked
 from datastill.core.registry import Method
 from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
@@ -41,15 +42,16 @@ _RUN_FILES = (
 )  # fmt: skip
 
 
+@checked
 def distill(
     method: str | Method | type[Method],
     real: Any,
     *,
-    ipc: int,
+    ipc: Count,
     network: Any = None,
     recipe: str = "auto",
-    budget: float | None = None,
-    seed: int = 0,
+    budget: Seconds | None = None,
+    seed: Seed = 0,
     out: str | Path | None = None,
     resume: bool = False,
     device: str = "auto",
@@ -57,8 +59,8 @@ def distill(
     compile: str = "auto",
     progress: Progress = silent,
     callbacks: Sequence[Callback] = (),
-    checkpoint_seconds: float = 15.0,
-    workers: int = 1,
+    checkpoint_seconds: SecondsOrNone = 15.0,
+    workers: Few = 1,
     shard: tuple[int, int] | None = None,
     units: str | Path | None = None,
     **options: Any,

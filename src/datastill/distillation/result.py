@@ -9,7 +9,7 @@ import torch
 
 from datastill.augment.strategies import strategy_for
 from datastill.core.cost import environment, peak_memory_bytes
-from datastill.core.errors import InputError
+from datastill.core.errors import Diverged, InputError
 from datastill.core.loop import Outcome
 from datastill.core.plan import Plan, Remarks, Task
 from datastill.distillation.job import Job, hyper_of
@@ -24,7 +24,12 @@ def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, 
     Args:
         prepare_seconds: what the preparation took, whenever that was.
         compiled: whether compiled code did it.
+
+    Raises:
+        Diverged: what was made holds numbers that are not finite.
     """
+    if not all(bool(torch.isfinite(code).all()) for code in outcome.codes.values() if code.is_floating_point()):
+        raise Diverged("The images are not finite after the last step; lower the learning rates.")
     task, real = job.task, job.task.real
     student = {} if plan.student is None else dict(plan.student(outcome.shared))
     losses = outcome.losses

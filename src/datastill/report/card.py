@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from datastill.core.overrides import recorded
 from datastill.report import reproduce, words
 from datastill.report.pictures import png, preview
+from datastill.report.words import code
+from datastill.report.words import markdown as md
 from datastill.store.artifact import DistilledSet
 from datastill.store.files import write_bytes, write_text
 
@@ -71,18 +73,18 @@ def card(
     data = manifest["data"]
     parts = [
         _front(distilled, layout, count),
-        f"# {_md(manifest['method'])} on {_md(data['name'])}: {words.images(distilled)}, {distilled.ipc} per class",
+        f"# {md(manifest['method'])} on {md(data['name'])}: {words.images(distilled)}, {distilled.ipc} per class",
         f"![The images, class by class]({PICTURE})" if layout == "artifact" else "",
         f"A distilled data set: {count:,} {words.kind_of_images(manifest)} images to train networks on in place of the "
-        f"{_count(data.get('images'))} training images of {_md(data['name'])} in {len(distilled.class_names)} classes.",
+        f"{_count(data.get('images'))} training images of {md(data['name'])} in {len(distilled.class_names)} classes.",
         _results(evaluation),
         "## Load it\n\n" + _fence(*_LOADING[layout]),
-        *([f"- {_md(note)}" for note in notes] if notes else []),
+        *([f"- {md(note)}" for note in notes] if notes else []),
         _made(distilled),
         _again(manifest, evaluation, layout),
         _data(manifest),
         "## License\n\nThe images derive from real ones: the license and the terms of use of "
-        f"{_md(data['name'])} apply to them too. Distillation is not anonymisation; an image may resemble a real one.",
+        f"{md(data['name'])} apply to them too. Distillation is not anonymisation; an image may resemble a real one.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -139,15 +141,15 @@ def _results(evaluation: Evaluation | None) -> str:
     lines = [
         "## Results",
         "",
-        f"**{_md(evaluation.verdict)}**",
+        f"**{md(evaluation.verdict)}**",
         "",
         "| trained on | test accuracy, % | std over networks | std over sets | seconds |" + more[0],
         "|---|---:|---:|---:|---:|" + more[1],
         *(_row(arm, biased) for arm in arms),
         "",
-        f"Protocol `{_code(evaluation.protocol)}`: {words.plural(sets, 'set')}"
+        f"Protocol `{code(evaluation.protocol)}`: {words.plural(sets, 'set')}"
         f"{', of which this is one,' if sets > 1 else ''} × {words.plural(networks, 'fresh network')} "
-        f"({_md(words.describe_network(evaluation.network))}), {_trained(evaluation)}; "
+        f"({md(words.describe_network(evaluation.network))}), {_trained(evaluation)}; "
         f"± is the half-width of a 95 % interval over {evaluation.distilled.interval_over}."
         + (_BIASED if biased else ""),
     ]
@@ -159,7 +161,7 @@ def _trained(evaluation: Evaluation) -> str:
     if evaluation.training is None:
         return "scored once after the last pass"
     whole = " but for those on the whole real set" if evaluation.ceiling is not None else ""
-    how = f"`{_code(words.training(evaluation.training))}`"
+    how = f"`{code(words.training(evaluation.training))}`"
     return f"trained by {how} under the protocol's augmentation{whole}, scored once after the last step"
 
 
@@ -171,7 +173,7 @@ _BIASED = (
 
 def _row(arm: Arm, biased: bool) -> str:
     cells = [
-        _md(arm.name),
+        md(arm.name),
         words.with_interval(arm.mean, arm.interval),
         words.percent(arm.std_networks),
         words.percent(arm.std_sets),
@@ -188,13 +190,13 @@ def _made(distilled: DistilledSet) -> str:
     cost = manifest.get("cost", {})
     rows = words.hyper_rows(manifest)
     table = ["| hyper-parameter | value | meaning |", "|---|---|---|"]
-    table += [f"| `{_code(name)}` | {_md(text)} | {_md(meaning)} |" for name, text, meaning in rows]
+    table += [f"| `{code(name)}` | {md(text)} | {md(meaning)} |" for name, text, meaning in rows]
     recipe = manifest.get("recipe", {})
     network = manifest.get("network")
     lines = [
-        f"Method `{_code(manifest['method'])}`, seed {manifest['seed']}, {_md(str(manifest['labels']))} labels"
-        + (f", recipe `{_code(str(recipe['published'] or recipe['asked']))}`" if recipe else "")
-        + (f", matched on {_md(words.describe_network(network))}" if network else "")
+        f"Method `{code(manifest['method'])}`, seed {manifest['seed']}, {md(str(manifest['labels']))} labels"
+        + (f", recipe `{code(str(recipe['published'] or recipe['asked']))}`" if recipe else "")
+        + (f", matched on {md(words.describe_network(network))}" if network else "")
         + _changed(manifest)
         + ".",
         "\n".join(table) if rows else "It has no hyper-parameters.",
@@ -203,17 +205,17 @@ def _made(distilled: DistilledSet) -> str:
         versions = ", ".join(f"{name} {number}" for name, number in cost.get("versions", {}).items())
         lines.append(
             f"Cost: {words.plural(cost['steps'], 'image update')} in {words.duration(cost['seconds'])} on "
-            f"{_md(cost.get('hardware', 'unknown hardware'))}, "
-            f"peak memory of the process {words.bytes_(cost.get('peak_memory_bytes', 0))}; {_md(versions)}."
+            f"{md(cost.get('hardware', 'unknown hardware'))}, "
+            f"peak memory of the process {words.bytes_(cost.get('peak_memory_bytes', 0))}; {md(versions)}."
         )
-    lines += [f"- {_md(note)}" for note in manifest.get("notes", [])]
+    lines += [f"- {md(note)}" for note in manifest.get("notes", [])]
     return "## How it was made\n\n" + "\n\n".join(lines)
 
 
 def _changed(manifest: Mapping[str, Any]) -> str:
     """What the run changed in its method."""
     said = (kind.phrase(record) for kind, record in reversed(recorded(manifest)))
-    return "".join(f"{what} (`{_code(how)}`)" for what, how in said)
+    return "".join(f"{what} (`{code(how)}`)" for what, how in said)
 
 
 def _again(manifest: Mapping[str, Any], evaluation: Evaluation | None, layout: str) -> str:
@@ -228,34 +230,23 @@ def _again(manifest: Mapping[str, Any], evaluation: Evaluation | None, layout: s
 
 def _data(manifest: Mapping[str, Any]) -> str:
     data = manifest["data"]
-    names = [_md(name) for name in manifest["classes"]["names"]]
+    names = [md(name) for name in manifest["classes"]["names"]]
     classes = ", ".join(names[:50]) + (f" and {len(names) - 50} more" if len(names) > 50 else "")
     lines = [
-        f"Real set: {_md(data['name'])}"
-        + (f" (`{_code(data['source'])}`)" if data.get("source") else "")
+        f"Real set: {md(data['name'])}"
+        + (f" (`{code(data['source'])}`)" if data.get("source") else "")
         + f", {_count(data.get('images'))} training and {_count(data.get('test_images'))} test images of "
-        f"{_md('×'.join(str(n) for n in manifest['shape']))} (channels × height × width), "
-        f"fingerprint `{_code(str(data.get('fingerprint', '')))}`.",
+        f"{md('×'.join(str(n) for n in manifest['shape']))} (channels × height × width), "
+        f"fingerprint `{code(str(data.get('fingerprint', '')))}`.",
         f"Classes, in the order of the labels: {classes}.",
         words.describe_space(manifest),
     ]
-    lines += [f"- {_md(note)}" for note in data.get("notes", [])]
+    lines += [f"- {md(note)}" for note in data.get("notes", [])]
     return "## Data\n\n" + "\n\n".join(lines)
 
 
 def _count(number: int | None) -> str:
     return f"{number:,}" if number is not None else "an unknown number of"
-
-
-def _md(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    flat = " ".join(str(text).split())
-    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", flat).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _code(text: str) -> str:
-    """Text for inside single backticks."""
-    return " ".join(str(text).split()).replace("`", "'").replace("|", "/")
 
 
 def _fence(language: str, text: str) -> str:
