@@ -15,14 +15,17 @@ import torch
 from datastill import distill, load_distilled, load_real, methods
 from datastill.core.errors import InputError
 from datastill.core.plan import Task
-from datastill.core.recipes import recipes
+from datastill.core.recipes import get_recipe, recipes
 from datastill.core.registry import field_docs, get_method
 from datastill.core.rng import Rng, isolated
 from datastill.data import RealSet
+from datastill.distillation.job import prepare_job
+from datastill.evaluation.protocols import get_protocol
 from datastill.models import resolve_network
 from datastill.surrogates.teachers import Squeeze, Teacher
 from datastill.training.debiased import DebiasedTraining
 from datastill.training.hard import Schedule, train
+from datastill.training.soft_schedule import SOFT_RECIPES
 
 METHODS = sorted(methods())
 ROOT = Path(__file__).resolve().parents[2]
@@ -258,3 +261,35 @@ def test_where_layers_do_not_couple_samples_a_batch_of_one_stays() -> None:
     x, y = torch.ones(9, 1, 2, 2), torch.arange(9) % 2
     train(network, x, y, Schedule(passes=1, batch=4), Rng(0), on_batch=lambda index, _: sizes.append(len(index)))
     assert sizes == [4, 4, 1]
+
+
+def test_published_settings_are_the_published_ones() -> None:
+    """Values that were wrong once: see the spec of each method."""
+    fashion = Task(toy(1, 28, 10, 1), 10, resolve_network("convnet", channels=1, classes=10, size=(28, 28)))
+    idc = get_method("idc").cls(distance="l1", base_lr=1e-4).for_task(fashion)  # type: ignore[call-arg]
+    assert idc.image_lr == pytest.approx(1e-4 * (28 / 32) ** 2)  # type: ignore[attr-defined]
+    assert {r.space for name in ("mtt", "tesla") for r in recipes(name)} == {"", "zca-absolute"}
+    assert [get_recipe(f"idc/mnist-ipc{n}").protocol for n in (1, 10, 50)] == ["idc-v1-no-cutmix"] * 3
+    assert get_recipe("idc-i/svhn-ipc1").protocol == "idc-v1-no-cutmix"
+    assert get_recipe("idc/svhn-ipc1").protocol == "idc-v1"
+    assert not get_protocol("idc-v1-no-cutmix").cutmix
+    assert [SOFT_RECIPES[name].decay for name in ("rded", "dwa_imagenet", "sre2l_imagenet")] == ["matrices"] * 3
+
+
+def test_whitening_of_published_settings_adds_a_tenth_to_the_eigenvalues(digits: RealSet) -> None:
+    space = load_real("digits", space="zca-absolute").space
+    pixels = load_real("digits").pixels(torch.arange(899)).double().flatten(1)
+    values, vectors = torch.linalg.eigh(torch.cov(pixels.T))
+    wanted = (vectors / (values.clamp(min=0) + 0.1).sqrt()) @ vectors.T
+    torch.testing.assert_close(space.tensors["whiten"].double(), wanted, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(space.tensors["whiten"], load_real("digits", space="zca").space.tensors["whiten"])
+
+
+def test_a_setting_for_another_whitening_is_told() -> None:
+    whitened = load_real("digits", space="zca")
+    notes = prepare_job("mtt", whitened, ipc=1, recipe="mtt/cifar10-ipc1").notes
+    assert any("for zca-absolute images, and these are zca:" in note for note in notes)
+    published = load_real("digits", space="zca-absolute")
+    assert not any(
+        "published setting" in n for n in prepare_job("mtt", published, ipc=1, recipe="mtt/cifar10-ipc1").notes
+    )

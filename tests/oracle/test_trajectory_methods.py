@@ -463,7 +463,7 @@ class TestSettings:
         assert len(first) == len(first.unique()) == round(0.1 * len(digits))
         assert set(first.tolist()) != set(second.tolist())
         assert int(first.max()) > 500
-        with pytest.raises(InputError, match="part of the images"):
+        with pytest.raises(InputError, match="part of experts"):
             ExpertSgd(part=0.0)
 
     @pytest.mark.parametrize("ipc", [1, 10])

@@ -231,11 +231,11 @@ def test_channel_rule():
         (4, 13, 28, 28): (13, 28, 28),
         (4, 1, 9, 3): (1, 9, 3),
     }.items():
-        assert load_real((np.zeros(shape, np.uint8), [0, 1, 0, 1]), holdout=0).shape == wanted
+        assert load_real((RNG.integers(0, 256, shape, dtype=np.uint8), [0, 1, 0, 1]), holdout=0).shape == wanted
 
 
 def test_label_ids_of_any_kind():
-    images = np.zeros((6, 4, 4), np.uint8)
+    images = RNG.integers(0, 256, (6, 4, 4), dtype=np.uint8)
     numbers = load_real((images, [70, 5, 70, 5, 900, 5]), holdout=0)
     assert numbers.label_ids == (5, 70, 900)
     assert numbers.labels.tolist() == [1, 0, 1, 0, 2, 0]

@@ -21,7 +21,9 @@ Y = np.arange(12) % 3
 def put(root: Path, name: str, mode: str = "L", size: tuple[int, int] = (6, 5)) -> Path:
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size).save(path)
+    rows = np.linspace(0, 65535 if mode == "I;16" else 255, size[1]).astype(np.uint16 if mode == "I;16" else np.uint8)
+    image = Image.fromarray(np.repeat(rows[:, None], size[0], axis=1))
+    (image if mode == "I;16" else image.convert(mode)).save(path)
     return path
 
 

@@ -17,10 +17,12 @@ from datastill.data.stratify import allocate
 
 
 def numbered(labels: list, **options) -> RealSet:
-    """Image i has all its pixels at i (two bytes), so that images can be told apart."""
+    """Image i has all its pixels but a white corner at i (two bytes), so that images can be told apart."""
     n = len(labels)
     x = np.stack([np.arange(n) // 256, np.arange(n) % 256], 1).astype(np.uint8)[:, :, None, None]
-    return load_real((np.broadcast_to(x, (n, 2, 4, 4)), labels), **{"holdout": 0, "space": "raw", **options})
+    images = np.broadcast_to(x, (n, 2, 4, 4)).copy()
+    images[:, :, -1, -1] = 255
+    return load_real((images, labels), **{"holdout": 0, "space": "raw", **options})
 
 
 def numbers(x: torch.Tensor) -> list[int]:

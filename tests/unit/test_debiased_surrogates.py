@@ -163,7 +163,7 @@ def test_a_run_on_such_surrogates_resumes_bit_for_bit_and_says_what_they_were(bi
     [
         ("dsa", "dfa", "fresh random networks"),
         ("dm", "dfq", "Did you mean 'dfa'"),
-        ("dm", "dfa:count=0", "count of at least 1"),
+        ("dm", "dfa:count=0", "count of surrogates must be"),
         ("dm", "plain", "no surrogates"),
         ("dm", "method:count=2", "no options"),
     ],

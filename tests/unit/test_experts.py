@@ -340,7 +340,7 @@ class TestTraining:
             ({"policy": "sgd:rate=1"}, "no number 'rate'"),
             ({"policy": "sgd:lr=fast"}, "'fast' is no number"),
             ({"policy": "sgd:batch=1.5"}, "'1.5' is no whole number"),
-            ({"policy": "sgd:lr=-1"}, "lr > 0"),
+            ({"policy": "sgd:lr=-1"}, "lr of experts must be a number above 0"),
             ({"augment": "flipp"}, "flipp"),
             ({"device": "tpu"}, "tpu"),
             ({"span": 0}, "span must be"),

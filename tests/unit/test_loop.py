@@ -16,12 +16,15 @@ from datastill import distill, load_real
 from datastill.core.batch import Batch
 from datastill.core.context import Context, class_means
 from datastill.core.errors import Diverged
-from datastill.core.loop import synthesize
-from datastill.core.plan import Callback, ClassMajor, Grads, Plan, Synthetic, Task
+from datastill.core.guard import Guard
+from datastill.core.loop import Outcome, synthesize
+from datastill.core.plan import Callback, ClassMajor, Grads, Plan, Stepper, Synthetic, Task, UpdateRule
 from datastill.core.rng import Rng, isolated
 from datastill.core.update import Adam, Sgd, cosine
+from datastill.core.wrapped import Steady
 from datastill.data import RealSet
 from datastill.decoders.pixels import Pixels
+from datastill.distillation.result import rising, strayed
 from datastill.methods.dm import DM
 from datastill.models import resolve_network
 from datastill.sampling.inits import Given, Noise, make_init
@@ -138,7 +141,9 @@ class TestGuard:
         with pytest.raises(Diverged, match="25 times in a row"):
             synthesize(plan(objective, steps=100), task)
 
-    def test_a_diverged_run_keeps_its_last_good_set(self, digits: RealSet, tmp_path) -> None:
+    def test_a_diverged_run_keeps_its_last_good_set(self, digits: RealSet, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr("datastill.core.wrapped._TOO_LARGE", float("inf"))  # else the rate is lowered ...
+        monkeypatch.setattr("datastill.core.guard.FARTHEST", float("inf"))  # ... or the first step is refused
         with pytest.raises(Diverged, match="learning rate"):
             distill("dm", digits, ipc=1, network="convnet:width=4,depth=1", steps=200, real_batch=4,
                     image_lr=1e38, out=tmp_path / "run", checkpoint_seconds=0.0)  # fmt: skip
@@ -293,3 +298,71 @@ def test_checks_watch_training_images_and_resume(digits: RealSet, tmp_path) -> N
     resumed = Check(2, images=100)
     distill("dm", digits, out=tmp_path / "run", resume=True, callbacks=[resumed], **settings)
     assert resumed.accuracies == whole.accuracies
+
+
+class TestRatesThatFit:
+    """A published learning rate belongs to the networks of its paper."""
+
+    @staticmethod
+    def moved(gradients: list[float], rule: UpdateRule) -> tuple[list[float], Stepper]:
+        leaf = torch.zeros(4)
+        stepper = rule.bind(leaf)
+        positions = []
+        for value in gradients:
+            stepper.after(torch.full((4,), value), 0.0)
+            positions.append(float(leaf[0]))
+        return positions, stepper
+
+    def test_healthy_steps_are_those_of_the_rule(self) -> None:
+        gradients = [0.5, -0.3, 0.9, 0.1, 0.2, 7.0]
+        plain, _ = self.moved(gradients, Sgd(1.0, 0.5))
+        steady, stepper = self.moved(gradients, Steady(Sgd(1.0, 0.5), 1.0))
+        assert steady == plain
+        assert stepper.note() == ""
+
+    def test_steps_far_too_large_fall_to_a_tenth_and_are_told(self) -> None:
+        positions, stepper = self.moved([68.0] * 3, Steady(Sgd(1.0), 1.0))
+        assert positions == pytest.approx([-0.1, -0.2, -0.3])
+        assert "0.00147 instead of 1" in stepper.note()
+
+    def test_later_gradients_decide_nothing(self) -> None:
+        positions, _ = self.moved([50.0] * 5 + [5.0], Steady(Sgd(1.0), 1.0))
+        assert positions[-1] - positions[-2] == pytest.approx(-0.01)
+
+    def test_it_goes_on_where_it_was_and_from_checkpoints_of_before_as_they_were(self) -> None:
+        _, one = self.moved([40.0, 30.0], Steady(Sgd(1.0, 0.9), 1.0))
+        other = Steady(Sgd(1.0, 0.9), 1.0).bind(torch.zeros(4))
+        other.load(one.state())
+        old = Steady(Sgd(1.0, 0.9), 1.0).bind(torch.zeros(4))
+        old.load({name: value for name, value in one.state().items() if name not in ("seen", "total")})
+        for stepper in (one, other, old):
+            stepper.after(torch.full((4,), 20.0), 0.0)
+        assert torch.equal(one.state()["momentum_buffer"], other.state()["momentum_buffer"])
+        assert other.note() == one.note() != ""
+        assert old.note() == ""
+
+    def test_numbers_that_run_away_end_the_run_with_the_way_out(self) -> None:
+        with pytest.raises(Diverged, match="have run away"):
+            Guard().holds({"images": torch.full((3,), 60.0)}, step=7)
+        Guard().holds({"images": torch.full((3,), 40.0), "order": torch.arange(100)}, step=7)
+
+    def test_pixels_that_left_the_range_of_images_are_told(self) -> None:
+        network = "convnet:width=8,depth=1"
+        made = distill("dm", load_real("digits"), ipc=1, steps=24, network=network, real_batch=8, image_lr=0.1)
+        assert not any("outside" in note or "rose" in note for note in made.manifest["notes"])
+        far = dataclasses.replace(made, codes={"images": made.codes["images"] * 30})
+        assert "far outside of the range of images" in strayed(far)[0]
+
+    def test_another_network_trains_at_the_default(self) -> None:
+        """A residual network's pixels went from -442 to 598 in 30 steps."""
+        made = distill("dm", load_real("digits"), ipc=1, steps=3, network="resnet18:norm=batch", real_batch=4)
+        assert made.images.abs().max() < 4
+        assert any("the rate is that of other networks" in note for note in made.manifest["notes"])
+
+    @pytest.mark.parametrize(
+        ("losses", "told"),
+        [([1.0] * 20 + [4.0] * 20, True), ([4.0] * 20 + [1.0] * 20, False), ([1.0, 9.0], False)],
+    )
+    def test_a_loss_that_rises(self, losses: list[float], told: bool) -> None:
+        outcome = Outcome({}, torch.zeros(0), losses=torch.tensor([losses]))
+        assert bool(rising(outcome)) == told

@@ -7,6 +7,7 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -97,6 +98,37 @@ def test_weights_files_of_users(tmp_path: Path, kind: str, wrapped: bool):
     brought = bring_teacher(digits(), NETWORK, path)
     x = digits().batch(torch.arange(4)).x
     assert torch.equal(brought.network(x), made.network(x))
+
+
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.module.", "module._orig_mod.", "net.", "backbone.", "model.student.", ""]
+)
+def test_wrappers_and_what_lies_beside_weights_are_taken_off_and_told(tmp_path: Path, prefix: str) -> None:
+    """Compiled and parallel wrappers, losses with weights of their own, profilers, counters, numpy's scalars."""
+    made = teacher()
+    weights = {prefix + n: t.clone() for n, t in made.network.state_dict().items()}
+    beside = {"criterion.weight": torch.ones(10), f"{prefix}total_ops": torch.zeros(1), "n_averaged": torch.tensor(3)}
+    stored = {"model": {**weights, **beside, "epoch": 7}, "best": np.float64(0.9), "args": {"lr": 0.1}}
+    torch.save(stored, tmp_path / "w.pt")
+    brought = bring_teacher(digits(), NETWORK, tmp_path / "w.pt")
+    assert torch.equal(*(t.network(digits().batch(torch.arange(4)).x) for t in (brought, made)))
+    told = brought.record["origin"]["names"]
+    assert "passing over" in told
+    assert (f"without the prefix {prefix!r}" in told) == bool(prefix)
+
+
+def test_weights_of_two_networks_and_of_a_deeper_one_are_refused(tmp_path: Path) -> None:
+    weights = {n: t.clone() for n, t in teacher().network.state_dict().items()}
+    torch.save({f"{who}.{n}": t for who in ("student", "ema") for n, t in weights.items()}, tmp_path / "two.pt")
+    with pytest.raises(InputError, match="several networks"):
+        bring_teacher(digits(), NETWORK, tmp_path / "two.pt")
+    torch.save(
+        {f"net.{n}": t for n, t in {**weights, "layer9.weight": torch.zeros(3, 3)}.items()}, tmp_path / "deep.pt"
+    )
+    with pytest.raises(
+        InputError, match=r"have 'layer9.weight', which the network has not \(without the prefix 'net.'"
+    ):
+        bring_teacher(digits(), NETWORK, tmp_path / "deep.pt")
 
 
 def test_hostile_or_foreign_weights_are_refused(tmp_path: Path):

@@ -79,7 +79,9 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def picture(path: Path, value: int = 7) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", (8, 8), value).save(path)
+    image = Image.new("L", (8, 8), value)
+    image.putpixel((7, 7), 255)  # a set must not be of one value
+    image.save(path)
     return path
 
 
@@ -442,7 +444,7 @@ class TestPaths:
 
     def test_a_snapshot_of_the_hub_links_to_its_blobs(self, tmp_path: Path) -> None:
         for k, name in enumerate("ab"):
-            blob = picture(tmp_path / "datasets--x" / "blobs" / f"{name}.png", 9 * k)
+            blob = picture(tmp_path / "datasets--x" / "blobs" / f"{name}.png", 90 * k)
             link = tmp_path / "datasets--x" / "snapshots" / "123" / name / "0.png"
             link.parent.mkdir(parents=True)
             link.symlink_to(blob)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
+import os
 import random
 import sys
 
@@ -24,6 +26,7 @@ COMMANDS = {
     "experts": "Train, inspect or import the expert trajectories that trajectory matching needs.",
     "relabel": "Store a teacher's labels beside a distilled set, so that training on it needs no teacher.",
     "methods": "List the methods, or show one with every hyper-parameter and its published settings.",
+    "data": "Show what is understood of real data before anything is done with it: splits, classes, sizes, pixels.",
     "inspect": "Show what a distilled set holds and how it was made.",
     "export": "Write a distilled set as image folders, parquet or a plain pair of tensors.",
     "import": "Make a set that others released as .pt one that can be scored.",
@@ -48,6 +51,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        _tell(f"datastill: {str(error.filename)[:80]}... is too long for a path; choose a shorter one.")
+        return InputError.exit_code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2 if stop.code else 0
     except Exception:  # an import that is stopped half-way may raise anything
@@ -70,6 +78,10 @@ def _tell(text: str) -> None:
 
 
 def _run(args: list[str]) -> int:
+    strange = next((arg for arg in args if any("\ud800" <= letter <= "\udfff" for letter in arg)), None)
+    if strange is not None:
+        shown = os.fsencode(strange).decode("utf-8", "backslashreplace")
+        raise InputError(f"{shown} holds bytes that are no UTF-8, which records of it cannot name; rename it.")
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())
         return 0

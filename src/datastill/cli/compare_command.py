@@ -9,8 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from datastill.cli.options import DataOptions, RuntimeOptions, override_options, parse, plain_warnings, value_of
+from datastill.cli.options import (
+    DataOptions,
+    RuntimeOptions,
+    override_options,
+    parse,
+    plain_warnings,
+    refuse_void,
+    value_of,
+)
 from datastill.core.errors import InputError
+from datastill.core.ranges import Count, Few, Seed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,8 +33,8 @@ if TYPE_CHECKING:
 class CompareData(DataOptions):
     """Which real data: one source or several."""
 
+    #: names or folders of real data; none takes digits, or what --sets were made from
     data: tuple[str, ...] = ()  # type: ignore[assignment]
-    """names or folders of real data; none takes digits, or what --sets were made from"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +43,13 @@ class CompareOptions(RuntimeOptions):
 
     data: CompareData
     methods: tuple[str, ...] = ()  #: names, or files such as my_method.py; Random is always added
-    ipc: tuple[int, ...] = ()  #: images per class, one number or several; 1 if none
-    seeds: int = 3  #: distilled sets of each kind, from seeds 0, 1, ...
-    seed_list: tuple[int, ...] = ()  #: these seeds instead
+    ipc: tuple[Count, ...] = ()  #: images per class, one number or several; 1 if none
+    seeds: Few = 3  #: distilled sets of each kind, from seeds 0, 1, ...
+    seed_list: tuple[Seed, ...] = ()  #: these seeds instead
     out: Path | None = None  #: folder, runs/compare if none; a comparison of the same settings in it goes on
-    workers: int = 1  #: processes to run cells in, one thread each
+    workers: Few = 1  #: processes to run cells in, one thread each
     protocol: str = "auto"  #: one for all; auto is dsa-quick-v1 from 16 pixels, else dc-v1
-    networks: int = 3  #: fresh networks per distilled set
+    networks: Few = 3  #: fresh networks per distilled set
     network: str | None = None  #: architecture to distil with and to evaluate on; sized to fit if none
     recipe: str = "auto"  #: auto (minutes each on a laptop) or paper (the published settings)
     budget: str | None = None  #: time to distil each set, such as 60s or 5m, instead of auto's two minutes
@@ -61,6 +70,14 @@ def main(args: list[str]) -> int:
     kinds = [("compare", CompareOptions), ("changes", override_options())]
     parsed: Any = parse(dataclasses.make_dataclass("Options", kinds, frozen=True), args, "compare", text)
     options, changes = parsed.compare, dataclasses.asdict(parsed.changes)
+    if options.sets:
+        of_runs = ("seeds", "seed_list", "workers", "recipe", "budget", "set", "ledger", "precision")
+        refuse_void(options, of_runs, "with --sets, which makes no sets")
+        refuse_void(parsed.changes, tuple(changes), "with --sets, which makes no sets")
+    else:
+        refuse_void(options, ("on", "learning_rates"), "without --sets")
+    if options.seed_list:
+        refuse_void(options, ("seeds",), "beside --seed-list")
     with plain_warnings(options.quiet):
         return cross(options) if options.sets else run(options, changes)
 
@@ -100,8 +117,9 @@ def run(options: CompareOptions, changes: dict[str, str]) -> int:
     except CellsFailed as error:
         failed, result = error, error.comparison
     if result.rows:
+        _print(result, display, options.json)
         _write(result, out, options.ledger)
-        _print(result, out, display, options.json)
+        display.say(f"Written to {out}: comparison.json, table.md and report.html.")
     if failed is not None:
         raise failed
     return 0
@@ -170,7 +188,7 @@ def _write(result: Comparison, out: Path, ledger: Path | None) -> None:
                 write_json(member(ledger, name), read_sealed(member(out / "results", name)))
 
 
-def _print(result: Comparison, out: Path, display: Display, as_json: bool) -> None:
+def _print(result: Comparison, display: Display, as_json: bool) -> None:
     from datastill.experiments.tables import caption, headlines
 
     if as_json:
@@ -182,7 +200,6 @@ def _print(result: Comparison, out: Path, display: Display, as_json: bool) -> No
     display.out.print(caption(result), style="dim", markup=False)
     for _, what, text in headlines(result):
         display.out.print(f"{what}: {text}", markup=False)
-    display.say(f"Written to {out}: comparison.json, table.md and report.html.")
 
 
 def comparison_table(result: Comparison, data: str) -> Table:
@@ -230,13 +247,13 @@ def cross(options: CompareOptions) -> int:
             compile=options.compile,
             progress=lambda name, done, total: display.update("evaluating", done, total, {}),
         )
-    write_json(out / "cross.json", matrix.to_dict())
-    write_text(out / "cross.md", matrix.table())
     if options.json:
         print(json.dumps(matrix.to_dict(), indent=2))
     else:
         _print_matrix(matrix, display)
-        display.say(f"Written to {out}: cross.json and cross.md.")
+    write_json(out / "cross.json", matrix.to_dict())
+    write_text(out / "cross.md", matrix.table())
+    display.say(f"Written to {out}: cross.json and cross.md.")
     return 0
 
 

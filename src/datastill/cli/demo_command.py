@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datastill.cli.options import parse, plain_warnings
+from datastill.core.ranges import Count, Few
 
 if TYPE_CHECKING:
     from datastill.cli.progress import Display
@@ -18,9 +19,9 @@ class DemoOptions:
     """Where to write, and how long."""
 
     out: Path = Path("runs/demo")  #: folder for the pictures and the report; an earlier demo there is replaced
-    sets: int = 5  #: distilled sets, each from its own seed
-    networks: int = 3  #: fresh networks per set
-    steps: int = 300  #: image updates per set
+    sets: Few = 5  #: distilled sets, each from its own seed
+    networks: Few = 3  #: fresh networks per set
+    steps: Count = 300  #: image updates per set
     quiet: bool = False  #: print the table only
     json: bool = False  #: print the result as JSON
 
@@ -55,7 +56,7 @@ def _demo(options: DemoOptions, display: Display) -> int:
     from datastill.report.snapshots import Snapshots
     from datastill.store.files import read_tensors, write_json
 
-    real = load_real("digits")
+    real = load_real("digits:")
     for old in options.out.glob("set-*"):
         remove_run(old)
     display.say(f"Distilling {len(real)} handwritten digits (8×8) to one image per class with DM.")

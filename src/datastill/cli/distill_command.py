@@ -16,13 +16,15 @@ from datastill.cli.options import (
     DataOptions,
     RuntimeOptions,
     helped,
+    method_options,
     override_options,
     parse,
     plain_warnings,
     positional_first,
 )
 from datastill.core.errors import InputError, ShareDone
-from datastill.core.registry import MethodInfo, get_method, methods
+from datastill.core.ranges import Amount, Count, Few, Seed
+from datastill.core.registry import MethodInfo, get_method, methods, with_overrides
 
 if TYPE_CHECKING:
     from datastill.cli.progress import Display
@@ -39,15 +41,15 @@ class RunOptions(RuntimeOptions):
     """What to make and where."""
 
     out: Path = Path("runs/distilled")  #: folder of the run: distilled set, checkpoints, report
-    ipc: int = 1  #: images per class
+    ipc: Count = 1  #: images per class
     network: str | None = None  #: network to match on, such as convnet:width=64 or my_file.py:Net; sized to fit
     recipe: str = "auto"  #: auto (minutes on a laptop), paper (the published setting), or a recipe's name
     budget: str | None = None  #: time to spend, such as 60s or 5m, instead of auto's two minutes
-    seed: int = 0  #: of every random draw
+    seed: Seed = 0  #: of every random draw
     profile: bool = False  #: measure a few steps first, and tell how long this run and the paper's setting take
     resume: bool = False  #: go on from the checkpoints in --out
-    check_every: int = 0  #: every so many steps, train a network and show its accuracy on training images
-    workers: int = 1  #: processes for the blocks of methods that have several (sre2l, cda, dwa)
+    check_every: Amount = 0  #: every so many steps, train a network and show its accuracy on training images
+    workers: Few = 1  #: processes for the blocks of methods that have several (sre2l, cda, dwa)
     shard: str | None = None  #: i/n: recover every n-th block from the i-th on, on one of n machines that share --out
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print the manifest as JSON
@@ -56,17 +58,18 @@ class RunOptions(RuntimeOptions):
 def main(args: list[str]) -> int:
     """Parse and run."""
     name, rest = positional_first(args)
+    named = name is not None
     if name is None:
         if helped(args, usage):
             return 0
-        if not _mentioned("budget", args):
-            raise InputError(
-                "Name a method: `datastill distill dm --data PATH`; `datastill methods` lists them. "
-                "With a time alone (`--budget 60s`) dm-fast is taken."
-            )
         name = IN_A_HURRY
     info = get_method(name)
     run, data, values = parse_options(info, rest)
+    if not named and run.budget is None:
+        raise InputError(
+            "Name a method: `datastill distill dm --data PATH`; `datastill methods` lists them. "
+            "With a time alone (`--budget 60s`) dm-fast is taken."
+        )
     with plain_warnings(run.quiet):
         try:
             return distil(info, run, data, values)
@@ -96,22 +99,17 @@ def parse_options(
     """The run, the data, and overrides and those hyper-parameters that were given."""
     options = dataclasses.make_dataclass(
         "Options",
-        [("run", RunOptions), ("data", DataOptions), ("changes", override_options()), ("method", info.cls)],
+        [
+            ("run", RunOptions),
+            ("data", DataOptions),
+            ("changes", override_options()),
+            ("method", method_options(info.cls)),
+        ],
         frozen=True,
     )
     parsed: Any = parse(options, args, f"{command} {info.name}", f"{info.summary} ({info.paper})")
-    defaults = info.cls()
-    given = {
-        f.name: getattr(parsed.method, f.name)
-        for f in dataclasses.fields(info.cls)
-        if _mentioned(f.name, args) or getattr(parsed.method, f.name) != getattr(defaults, f.name)
-    }
-    return parsed.run, parsed.data, {**given, **dataclasses.asdict(parsed.changes)}
-
-
-def _mentioned(field: str, args: list[str]) -> bool:
-    flags = {f"--{field}", f"--{field.replace('_', '-')}", f"--no-{field.replace('_', '-')}"}
-    return any(a.split("=")[0].replace("_", "-") in {f.replace("_", "-") for f in flags} for a in args)
+    with_overrides(info.cls(), parsed.method)  # refused before the data are read
+    return parsed.run, parsed.data, {**parsed.method, **dataclasses.asdict(parsed.changes)}
 
 
 def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[str, Any]) -> int:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from datastill.cli.options import DataOptions, RuntimeOptions, parse, plain_warnings
+from datastill.cli.options import DataOptions, RuntimeOptions, parse, plain_warnings, refuse_void
+from datastill.core.ranges import Few, Seed
 
 if TYPE_CHECKING:
     from datastill.cli.progress import Display
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 class EvaluateData(DataOptions):
     """The real data; none means what the set was made from."""
 
+    #: real data; none takes the source that the set names
     data: str | None = None  # type: ignore[assignment]
-    """real data; none takes the source that the set names"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,10 @@ class EvaluateOptions(RuntimeOptions):
     #: dc-v1, dc-v1-dsa, dsa-quick-v1, mtt-v1, mtt-quick-v1, idc-v1, idc-quick-v1, soft-quick-v1, sre2l-cifar-v1,
     #: sre2l-imagenet-v1, dwa-imagenet-v1, tiny-sgd-v1, rded-v1, or auto: what the set asks for
     protocol: str = "auto"
-    networks: int = 5  #: fresh networks per set
+    networks: Few = 5  #: fresh networks per set
     #: an architecture, also my_file.py:Net; none takes the one that the set was distilled with, if that is built in
     network: str | None = None
-    seed: int = 0  #: of the networks' weights and orders, shared with Random
+    seed: Seed = 0  #: of the networks' weights and orders, shared with Random
     #: where the protocol takes a teacher's labels: auto or soft, or hard to do without
     labels: Literal["auto", "soft", "hard"] = "auto"
     teacher: Path | None = None  #: folder of who labels, instead of the teacher that comes with each set
@@ -77,6 +78,9 @@ def score(options: EvaluateOptions) -> int:
 
     if not options.sets:
         raise InputError("Name the folder of a distilled set: `datastill evaluate runs/x`.")
+    if options.data.data is None:
+        of_data = ("size", "mode", "skip_bad", "follow_links", "space")
+        refuse_void(options.data, of_data, "without --data: the set says how its real data are read")
     display = Display(options.quiet or options.json)
     sets = [load_distilled(folder) for folder in options.sets]
     target = options.out or options.sets[0] / "evaluation.json"

@@ -11,8 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from datastill.cli.options import DataOptions, DeviceOptions, helped, parse, plain_warnings, positional_first, usage_of
+from datastill.cli.options import (
+    DataOptions,
+    DeviceOptions,
+    NamedSource,
+    helped,
+    parse,
+    plain_warnings,
+    positional_first,
+    usage_of,
+)
 from datastill.core.errors import InputError, nearest
+from datastill.core.ranges import Few, Rate, Seed
 
 if TYPE_CHECKING:
     from datastill.cli.progress import Display
@@ -33,13 +43,13 @@ class TrainOptions(DeviceOptions):
     data: DataOptions
     out: Path  #: folder of the experts; the same command goes on in it
     network: str | None = None  #: architecture, such as convnet:width=64 or my_file.py:Net; sized to fit if none
-    experts: int = 10  #: how many the folder is to hold; published buffers have 100
-    epochs: int = 50  #: of each
-    stop_after: int | None = None  #: end after so many of these epochs: max_start - 1 + span is all that is matched
+    experts: Few = 10  #: how many the folder is to hold; published buffers have 100
+    epochs: Few = 50  #: of each
+    stop_after: Few | None = None  #: end after so many of these epochs: max_start - 1 + span is all that is matched
     policy: str = "sgd"  #: how they are trained; numbers of its own follow, as in sgd:lr=0.05,batch=64
     augment: str = "auto"  #: DSA operations, none, or auto, which suits the data
-    seed: int = 0  #: of every random draw
-    workers: int = 1  #: processes to train in, one thread each
+    seed: Seed = 0  #: of every random draw
+    workers: Few = 1  #: processes to train in, one thread each
     lossy: bool = False  #: store float16 in half the space, where that changes no step by more than 1 %
     test_accuracy: bool = False  #: read the test split after every epoch, to describe experts; choose nothing by it
     quiet: bool = False  #: say nothing but errors
@@ -60,13 +70,11 @@ class ImportOptions:
     """What to import and what is known of it."""
 
     files: tyro.conf.Positional[tuple[Path, ...]]  #: replay_buffer_*.pt files, or the folder that holds them
-    data: str  #: the real data that the experts were trained on
+    data: NamedSource
     out: Path  #: folder for the experts
     space: str | None = None  #: how they saw pixels: conventional, raw, zca or measured; it must be stated
     network: str | None = None  #: their architecture; the ConvNet that fits if none
-    zca_eps: float = 0.1  #: the epsilon of zca
-    size: int | None = None  #: resize the real images to this many pixels a side
-    mode: str | None = None  #: convert the real images to this mode: L (gray) or RGB
+    zca_eps: Rate = 0.1  #: the epsilon of zca
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print what was made as JSON
 
@@ -149,7 +157,6 @@ def inspect(options: InspectOptions) -> int:
 def bring_in(options: ImportOptions) -> int:
     """Import released buffers, and say what there is."""
     from datastill.cli.progress import Display
-    from datastill.data import load_real
     from datastill.data.places import places_of
     from datastill.exchange.spaces import stated_space
     from datastill.models import resolve_network
@@ -158,9 +165,9 @@ def bring_in(options: ImportOptions) -> int:
     from datastill.surrogates.experts import import_reference_buffer
 
     refuse_taken(options.out)
-    refuse_out(options.out, places_of(options.data))
+    refuse_out(options.out, places_of(options.data.data))
     display = Display(options.quiet or options.json)
-    real = load_real(options.data, size=options.size, mode=options.mode)
+    real = options.data.load()
     real = real.with_space(stated_space(options.space, real, None, options.zca_eps))
     network = resolve_network(options.network, channels=real.shape[0], classes=real.classes, size=real.shape[1:])
     display.say(f"Reading {', '.join(map(str, options.files))} ...")

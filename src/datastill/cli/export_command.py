@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import tyro
 
-from datastill.cli.options import parse, plain_warnings
+from datastill.cli.options import parse, plain_warnings, refuse_void
+from datastill.core.ranges import Few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class ExportOptions:
     score: bool = True  #: where pixels are rounded, score the set before and after
     data: str | None = None  #: real data to score on; none takes the source that the set names
     network: str | None = None  #: architecture for the scores; none takes that of the set, if that is built in
-    networks: int = 3  #: fresh networks for the scores
+    networks: Few = 3  #: fresh networks for the scores
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print what was done as JSON
 
@@ -44,6 +45,9 @@ def write(options: ExportOptions) -> int:
     from datastill.exchange.export import export
     from datastill.store.artifact import load_distilled
 
+    if not options.score or options.to == "tensors":
+        why = "without a score" if not options.score else "with --to tensors, which loses nothing to score"
+        refuse_void(options, ("data", "network", "networks"), why)
     display = Display(options.quiet or options.json)
     distilled = load_distilled(options.folder)
     done = export(distilled, options.target, options.to)

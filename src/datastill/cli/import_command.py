@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from datastill.cli.options import parse, plain_warnings
+from datastill.cli.options import NamedSource, parse, plain_warnings
+from datastill.core.ranges import Rate, Seed
 
 if TYPE_CHECKING:
     from datastill.cli.progress import Display
@@ -24,7 +25,7 @@ class ImportOptions:
     """What to import and what is known of it."""
 
     file: tyro.conf.Positional[Path]  #: a .pt file, or a folder with images_best.pt and labels_best.pt
-    data: str  #: the real data that the set was made from
+    data: NamedSource
     space: str | None = None  #: how pixels are stored: conventional, raw, zca or measured; it must be stated
     out: Path = Path("runs/imported")  #: folder for the distilled set; several go into numbered folders below it
     select: str = "-1"  #: which experiment of the file: its number, -1 for the last, or all
@@ -34,10 +35,8 @@ class ImportOptions:
     network: str | None = None  #: the architecture that it was distilled on; none takes the ConvNet that fits
     protocol: str = "dc-v1-dsa"  #: what `datastill evaluate` trains with unless told otherwise
     into: str | None = None  #: a space to turn the images into, such as conventional for a raw set
-    zca_eps: float = 0.1  #: the epsilon of zca
-    seed: int = 0  #: of the random selection that is set beside it
-    size: int | None = None  #: resize the real images to this many pixels a side
-    mode: str | None = None  #: convert the real images to this mode: L (gray) or RGB
+    zca_eps: Rate = 0.1  #: the epsilon of zca
+    seed: Seed = 0  #: of the random selection that is set beside it
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print what was found and made as JSON
 
@@ -52,17 +51,16 @@ def main(args: list[str]) -> int:
 def bring_in(options: ImportOptions) -> int:
     """Read, say what was found, check it against the real data, save."""
     from datastill.cli.progress import Display
-    from datastill.data import load_real
     from datastill.data.places import places_of
     from datastill.exchange import import_released, read_released
     from datastill.store.outputs import IMPORTED, NEW, refuse_out
 
-    refuse_out(options.out, places_of(options.data), IMPORTED if options.select == "all" else NEW)
+    refuse_out(options.out, places_of(options.data.data), IMPORTED if options.select == "all" else NEW)
     display = Display(options.quiet or options.json)
     found = read_released(options.file, labels=options.labels, syn_lr=_rate(options.syn_lr))
     for line in describe(found):
         display.say(line)
-    real = load_real(options.data, size=options.size, mode=options.mode)
+    real = options.data.load()
     settings: dict[str, Any] = {
         name: getattr(options, name)
         for name in ("space", "name", "network", "protocol", "into", "zca_eps", "seed", "out")

@@ -12,6 +12,7 @@ from typing import Any
 import tyro
 
 from datastill.cli.options import parse
+from datastill.core.ranges import brief, declared, told
 from datastill.core.recipes import recipes
 from datastill.core.registry import MethodInfo, field_docs, get_method, methods
 
@@ -42,7 +43,7 @@ def main(args: list[str]) -> int:
 
 
 def _record(info: MethodInfo) -> dict[str, Any]:
-    docs = field_docs(info.cls)
+    docs, kinds = field_docs(info.cls), declared(info.cls)
     return {
         "name": info.name,
         "summary": info.summary,
@@ -50,7 +51,8 @@ def _record(info: MethodInfo) -> dict[str, Any]:
         "family": info.family,
         "cost": info.cost,
         "hyper": {
-            f.name: {"default": f.default, "meaning": docs.get(f.name, "")} for f in dataclasses.fields(info.cls)
+            f.name: {"default": f.default, "range": told(kinds[f.name]), "meaning": docs.get(f.name, "")}
+            for f in dataclasses.fields(info.cls)
         },
         "recipes": [dataclasses.asdict(r) for r in recipes(info.name)],
     }
@@ -71,16 +73,16 @@ def _show(info: MethodInfo) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     module = inspect.getdoc(sys.modules[info.cls.__module__]) or info.summary
-    console.print(module, markup=False)
-    docs = field_docs(info.cls)
+    console.print(module)
+    docs, kinds = field_docs(info.cls), declared(info.cls)
     if dataclasses.fields(info.cls):
         table = Table(title="\nHyper-parameters", title_justify="left")
-        for column in ("option", "default", "meaning"):
+        for column in ("option", "default", "range", "meaning"):
             table.add_column(column, no_wrap=column == "option")
         for f in dataclasses.fields(info.cls):
-            table.add_row(f"--{f.name.replace('_', '-')}", str(f.default), docs.get(f.name, ""))
+            table.add_row(f"--{f.name.replace('_', '-')}", str(f.default), brief(kinds[f.name]), docs.get(f.name, ""))
         console.print(table)
     found = recipes(info.name)
     if found:

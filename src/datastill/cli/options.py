@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, make_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, get_type_hints
 
+from datastill.core.errors import InputError
 from datastill.core.overrides import overrides
+from datastill.core.ranges import Side, check_fields, declared, interval_of
+from datastill.core.registry import field_docs
 
 if TYPE_CHECKING:
+    from datastill.data.raw import Request
     from datastill.data.real import RealSet
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Which real data."""
+class SourceOptions:
+    """Which real data, and how images are read."""
 
     data: str = "digits"  #: a folder of class sub-folders, a parquet folder, a set's name, or "digits"
-    size: int | None = None  #: resize images to this many pixels a side
+    size: Side | None = None  #: resize images to this many pixels a side
     mode: str | None = None  #: convert images to this mode: L (gray) or RGB
     skip_bad: bool = False  #: leave out images that cannot be read, and count them
     follow_links: bool = False  #: let links lead out of a folder of images; such a folder is refused otherwise
-    space: str = "auto"  #: how pixels are stored: auto (mean/std), raw or zca
+    train: str | None = None  #: which part of the data to train on: a sub-folder, parquet files, a split; * and commas
+    test: str | None = None  #: which part is the test split; none holds one out
+    val: str | None = None  #: which part stands in for the test split where there is none
 
-    def load(self) -> RealSet:
-        """The real set."""
+    def request(self) -> Request:
+        """How the images are to be read."""
+        from datastill.data.raw import make_choice, make_request
+
+        choice = make_choice(self.train, self.test, self.val)
+        return make_request(self.size, self.mode, self.skip_bad, "auto", 0, self.follow_links, choice)
+
+    def load(self, space: str = "auto") -> RealSet:
+        """The real set, in a space."""
         from datastill.data import load_real
 
         return load_real(
@@ -37,9 +51,30 @@ class DataOptions:
             size=self.size,
             mode=self.mode,
             skip_bad=self.skip_bad,
-            space=self.space,
+            space=space,
             follow_links=self.follow_links,
+            train=self.train,
+            test=self.test,
+            val=self.val,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedSource(SourceOptions):
+    """Real data that must be named."""
+
+    data: str = field()  #: the real data that it was made from: a folder, a parquet folder or a set's name
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(SourceOptions):
+    """Which real data, how images are read and stored."""
+
+    space: str = "auto"  #: how pixels are stored: auto (mean/std), raw, zca or zca-absolute (of the papers)
+
+    def load(self, space: str | None = None) -> RealSet:
+        """The real set, in its space."""
+        return super().load(self.space if space is None else space)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +99,7 @@ class RuntimeOptions(DeviceOptions):
         return {"device": self.device, "precision": self.precision, "compile": self.compile}
 
 
+@functools.cache
 def override_options() -> type:
     """A dataclass with one option for every override that there is."""
     import tyro
@@ -72,16 +108,96 @@ def override_options() -> type:
         (name, Annotated[str, tyro.conf.arg(help=kind.help)], field(default=kind.default))
         for name, kind in overrides().items()
     ]
-    return make_dataclass("OverrideOptions", made, frozen=True, kw_only=True)
+    about = {"__doc__": "What the run changes in any method."}
+    return make_dataclass("OverrideOptions", made, frozen=True, kw_only=True, namespace=about)
+
+
+def method_options(cls: Any) -> Any:
+    """A dictionary of the hyper-parameters that are given on the command line; the parser leaves the others out."""
+    hints, docs, kinds = get_type_hints(cls, include_extras=True), field_docs(cls), declared(cls)
+    taken = {
+        f.name: _helped(hints[f.name], docs.get(f.name, ""), interval_of(kinds[f.name]), str(f.default) or "none")
+        for f in fields(cls)
+    }
+    name: Any = cls.__name__
+    made: Any = TypedDict(name, taken, total=False)  # type: ignore[misc]
+    made.__doc__ = cls.__doc__
+    return made
 
 
 def parse(cls: type[T], args: list[str], prog: str, description: str) -> T:
-    """Options from the command line; a bad one ends the program with exit code 2."""
+    """Options from the command line; a bad one ends the program with exit code 2.
+
+    Raises:
+        InputError: a value is outside the range that its field declares.
+    """
     import tyro
 
-    return tyro.cli(
-        cls, args=args, prog=f"datastill {prog}", description=description, config=(tyro.conf.OmitArgPrefixes,)
-    )
+    options: Any = cls
+    made: T = tyro.cli(
+        _with_ranges(options), args=args, prog=f"datastill {prog}", description=description,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )  # fmt: skip
+    check_fields(made, "--{option}")
+    return made
+
+
+@functools.cache
+def refuse_void(options: Any, names: Sequence[str], why: str) -> None:
+    """Refuse options that were given and would change nothing.
+
+    Args:
+        options: as parsed.
+        names: of those options.
+        why: what makes them void, as in "with --sets".
+
+    Raises:
+        InputError: one is not as it is by default.
+    """
+    for f in fields(options):
+        if f.name in names and getattr(options, f.name) != f.default:
+            raise InputError(f"--{f.name.replace('_', '-')} changes nothing {why}; leave it out.")
+
+
+def _with_ranges(cls: Any) -> Any:
+    """The dataclass with the ranges of its fields in their help."""
+    hints, docs, kinds, made = get_type_hints(cls, include_extras=True), field_docs(cls), declared(cls), []
+    for f in fields(cls):
+        hint, default = hints[f.name], field(default=f.default, default_factory=f.default_factory)
+        nested = is_dataclass(hint)
+        told = _with_ranges(hint) if nested else _helped(hint, docs.get(f.name, ""), interval_of(kinds[f.name]))
+        made.append((f.name, told, default))
+    about = {"__doc__": cls.__doc__}
+    return make_dataclass(cls.__name__, made, bases=(cls,), frozen=True, kw_only=True, namespace=about)
+
+
+def _helped(hint: Any, text: str, interval: str, default: str | None = None) -> Any:
+    """An annotation with the help of its option; a default is told where the parser does not know it."""
+    import tyro
+
+    limits = f"; {interval}" if interval else ""
+    told = None if default is None and not interval else lambda known: f"(default: {default or known}{limits})"
+    return Annotated[hint, tyro.conf.arg(help=text or None, help_behavior_hint=told)]
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """Names of classes: with commas, or "@FILE" for a file with a name on every line.
+
+    Raises:
+        InputError: the file cannot be read, is no text, or holds none.
+    """
+    if not text.startswith("@"):
+        return tuple(name.strip() for name in text.split(","))
+    from datastill.store.opening import read_small
+
+    try:
+        lines = read_small(text[1:]).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{text[1:]} is no text in UTF-8; write a class name on every line.") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise InputError(f"{text[1:]} holds no names; write a class name on every line.")
+    return names
 
 
 def value_of(text: str) -> Any:
@@ -134,12 +250,16 @@ def plain_warnings(quiet: bool) -> Iterator[None]:
 __all__ = [
     "DataOptions",
     "DeviceOptions",
+    "NamedSource",
     "RuntimeOptions",
     "helped",
+    "method_options",
+    "names_of",
     "override_options",
     "parse",
     "plain_warnings",
     "positional_first",
+    "refuse_void",
     "usage_of",
     "value_of",
 ]

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Seconds between lines where the error stream is a file.
 _LINE_SECONDS = 30.0
+#: Names are shown as they are: nothing in them is taken for markup or an emoji.
+_PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 
 
 class Display:
@@ -35,8 +37,8 @@ class Display:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
-        self.console = Console(stderr=True, highlight=False)
-        self.out = Console(highlight=False)
+        self.console = Console(stderr=True, **_PLAIN)
+        self.out = Console(**_PLAIN)
         if not self.out.is_terminal and "COLUMNS" not in os.environ:
             self.out.width = 120  # a file or a pipe has no width of its own, and tables are cut at 80
         self._bars: Progress | None = None
@@ -59,10 +61,10 @@ class Display:
             yield self
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),

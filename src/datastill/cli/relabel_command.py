@@ -11,6 +11,7 @@ from typing import Literal
 import tyro
 
 from datastill.cli.options import DeviceOptions, parse, plain_warnings
+from datastill.core.ranges import Count, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +23,12 @@ class RelabelOptions(DeviceOptions):
     protocol: str = (
         "auto"  #: soft-quick-v1, sre2l-cifar-v1, ..., whose views are labeled; auto is what the set asks for
     )
-    passes: int | None = None  #: passes to store; training begins with the first again when they are used up
+    passes: Count | None = None  #: passes to store; training begins with the first again when they are used up
     teacher: Path | None = None  #: folder of who labels, instead of the teacher that comes with the set
     teacher_network: str | None = None  #: what builds the teacher (my_file.py:Net), where its network is not built in
     dtype: Literal["float16", "int8"] = "float16"  #: of the stored logits: float16 or int8
-    top_k: int | None = None  #: largest logits to keep for each view; none keeps all
-    seed: int = 0  #: of the views
+    top_k: Count | None = None  #: largest logits to keep for each view; none keeps all
+    seed: Seed = 0  #: of the views
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print what was made as JSON
 

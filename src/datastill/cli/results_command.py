@@ -72,8 +72,10 @@ def cells(entry: Entry) -> list[str]:
 
 def markdown(entries: Sequence[Entry]) -> str:
     """A Markdown table."""
+    from datastill.report import words
+
     lines = [f"| {' | '.join(COLUMNS)} |", "|---|---:|---|---|---:|---:|---:|---:|---|"]
-    lines += [f"| {' | '.join(text.replace('|', '/') for text in cells(entry))} |" for entry in entries]
+    lines += [f"| {' | '.join(words.markdown(text) for text in cells(entry))} |" for entry in entries]
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from datastill.cli.options import DeviceOptions, helped, parse, plain_warnings, positional_first, value_of
 from datastill.core.errors import InputError, nearest
+from datastill.core.ranges import Count, Few, Probability
 
 ACTIONS = {"debias": "Distil a biased set by several methods, with and without weights against its bias."}
 
@@ -19,15 +20,15 @@ class DebiasOptions(DeviceOptions):
     """What is crossed, and where it is kept."""
 
     dataset: str = "cmnist"  #: cmnist, bg-fmnist or ccifar10, with options as in cmnist:severity=1,train=1000
-    ratio: float = 0.05  #: share of bias-conflicting training images
+    ratio: Probability = 0.05  #: share of bias-conflicting training images
     methods: tuple[str, ...] = ("random", "dm", "dsa", "idc")  #: which methods
     debias: tuple[str, ...] = ("none", "kde", "oracle")  #: ways to weigh; options as in kde:variance=0.05
     init: tuple[str, ...] = ("real",)  #: starts: real, noise, weighted
     surrogates: tuple[str, ...] = ("method",)  #: networks to match on: the method's, or dfa, selecmix (mtt: experts)
     training: tuple[str, ...] = ("plain",)  #: how networks are trained on the sets: plain, dfa, selecmix
-    ipc: tuple[int, ...] = (10,)  #: images per class
-    seeds: int = 3  #: sets for each cell
-    networks: int = 3  #: networks that score each set
+    ipc: tuple[Count, ...] = (10,)  #: images per class
+    seeds: Few = 3  #: sets for each cell
+    networks: Few = 3  #: networks that score each set
     network: str | None = None  #: architecture; the ConvNet that fits if none
     protocol: str = "dsa-quick-v1"  #: how networks are trained on a set; auto takes what each set asks for
     recipe: str = "auto"  #: auto (minutes on a laptop) or paper
@@ -107,12 +108,12 @@ def debias(options: DebiasOptions) -> int:
             real, options.out, progress=display.update, callbacks=[LoopProgress(display)], on_cell=on_cell
         )
     found = rows(records)
-    write_text(options.out / "study.json", as_json(real.describe(), _plain(found), records))
-    pictures = write_pictures(records, found, options.out)
     if options.json:
         print(json.dumps(_plain(found), indent=2))
-        return 0
-    display.table(table(found, f"{source}, {options.protocol}, {options.seeds} sets x {options.networks} networks"))
+    else:
+        display.table(table(found, f"{source}, {options.protocol}, {options.seeds} sets x {options.networks} networks"))
+    write_text(options.out / "study.json", as_json(real.describe(), _plain(found), records))
+    pictures = write_pictures(records, found, options.out)
     display.say(f"Written to {options.out / 'study.json'}, {' and '.join(str(path) for path in pictures)}.")
     return 0
 

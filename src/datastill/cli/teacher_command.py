@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,18 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from datastill.cli.options import DataOptions, DeviceOptions, helped, parse, plain_warnings, positional_first, usage_of
+from datastill.cli.options import (
+    DataOptions,
+    DeviceOptions,
+    helped,
+    names_of,
+    parse,
+    plain_warnings,
+    positional_first,
+    usage_of,
+)
 from datastill.core.errors import InputError, nearest
+from datastill.core.ranges import AnyRate, Count, Seed
 
 if TYPE_CHECKING:
     from datastill.surrogates.teachers import Teacher
@@ -31,10 +40,10 @@ class TrainOptions(DeviceOptions):
     data: DataOptions
     out: Path  #: folder of the teacher
     network: str = "convnet:norm=batch"  #: architecture with batch norm, such as resnet18:norm=batch
-    passes: int = 10  #: passes over the data; longer makes a better teacher, not always a better source of images
-    lr: float = 0.1  #: of SGD, which warms up and falls to 0 along a cosine
-    batch: int = 128  #: images a step
-    seed: int = 0  #: of every random draw
+    passes: Count = 10  #: passes over the data; longer makes a better teacher, not always a better source of images
+    lr: AnyRate = 0.1  #: of SGD, which warms up and falls to 0 along a cosine
+    batch: Count = 128  #: images a step
+    seed: Seed = 0  #: of every random draw
     compile: bool = False  #: compiled code for the network, for long trainings on a CPU
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print what was made as JSON
@@ -51,7 +60,8 @@ class ImportOptions(DeviceOptions):
     #: how its training normalized pixels: same (as the data), raw, a set's name (cifar10, imagenet), or
     #: mean/std, such as .485,.456,.406/.229,.224,.225
     pixels: str = "same"
-    classes: str | None = None  #: its classes in the order of its logits, with commas, where they are not the data's
+    #: its classes in the order of its logits, where they are not the data's: with commas, or @names.txt, one on a line
+    classes: str | None = None
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print what was made as JSON
 
@@ -111,8 +121,6 @@ def train(options: TrainOptions) -> int:
 
     refuse_taken(options.out)
     refuse_out(options.out, places_of(options.data.data))
-    if options.passes < 1 or options.batch < 1 or not 0 < options.lr < math.inf:
-        raise InputError("A teacher needs --passes and --batch of at least 1 and --lr above 0.")
     display = Display(options.quiet or options.json)
     display.say(f"Reading {options.data.data} ...")
     real = options.data.load()
@@ -151,10 +159,12 @@ def bring_in(options: ImportOptions) -> int:
     display = Display(options.quiet or options.json)
     display.say(f"Reading {options.data.data} ...")
     real = options.data.load()
-    names = None if options.classes is None else tuple(c.strip() for c in options.classes.split(","))
+    names = None if options.classes is None else names_of(options.classes)
     teacher = bring_teacher(real, options.network, options.weights, space=options.pixels, class_names=names)
     device = pick_device(options.device)
     trial = teacher.check(real, device)
+    if names_told := teacher.record["origin"].get("names"):
+        display.say(f"Weights taken {names_told}.")
     display.say(f"Right on {100 * trial:.1f} % of the training images that it was tried on.")
     accuracy = teacher.test_accuracy(real, device)
     if accuracy is not None:

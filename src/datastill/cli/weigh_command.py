@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datastill.cli.options import DataOptions, DeviceOptions, parse, plain_warnings
+from datastill.core.ranges import Few, Seed
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -27,8 +28,8 @@ class WeighOptions(DeviceOptions):
     data: DataOptions
     debias: str = "kde"  #: kde (by density; options as in kde:variance=0.05,power=1), or oracle where the bias is known
     out: Path = Path("runs/weights")  #: folder for the picture, the weights and the table
-    images: int = 8  #: lightest and heaviest images of each class in the picture
-    seed: int = 0  #: of the network that the density is measured with
+    images: Few = 8  #: lightest and heaviest images of each class in the picture
+    seed: Seed = 0  #: of the network that the density is measured with
     quiet: bool = False  #: print the table only
     json: bool = False  #: print the table as JSON
 
@@ -53,8 +54,6 @@ def weigh(options: WeighOptions) -> int:
     from datastill.store.files import write_bytes, write_json, write_text
     from datastill.store.outputs import WEIGHTS, refuse_out
 
-    if options.images < 1:
-        raise InputError(f"images must be at least 1, not {options.images}.")
     refuse_out(options.out, places_of(options.data.data), WEIGHTS)
     display = Display(options.quiet or options.json)
     display.say(f"Reading {options.data.data} ...")
@@ -65,15 +64,15 @@ def weigh(options: WeighOptions) -> int:
         raise InputError(f"{options.debias} weighs nothing; take kde.")
     classes = weighed_classes(weighted)
     record = {"data": real.describe(), "report": report, "classes": [one.to_dict() for one in classes]}
+    if options.json:
+        print(json.dumps(record, indent=2))
+    else:
+        display.table(table(classes, f"{real.name}, {options.debias}"))
+    for warning in report["warnings"]:
+        display.say(f"  {warning}")
     write_json(options.out / "weights.json", record)
     write_text(options.out / "weights.csv", as_csv(weighted))
     write_bytes(options.out / "crowd_and_odd.png", picture(weighted, options.images))
-    if options.json:
-        print(json.dumps(record, indent=2))
-        return 0
-    display.table(table(classes, f"{real.name}, {options.debias}"))
-    for warning in report["warnings"]:
-        display.say(f"  {warning}")
     display.say(
         f"Look at {options.out / 'crowd_and_odd.png'}: where the images on the left share something that is not the "
         f"class, and those on the right lack it, distil with --debias {options.debias}. If those on the right are only "

@@ -28,6 +28,10 @@ class Diverged(DatastillError, ArithmeticError):
     exit_code = 3
 
 
+class RanAway(Diverged):
+    """Numbers of the images have left any range that images have; the set of the last checkpoint is on disk."""
+
+
 class Interrupted(DatastillError):
     """The user stopped the run; it was saved and can be resumed."""
 
@@ -46,4 +50,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return "Did you mean " + " or ".join(repr(c) for c in close) + "?"
+    if not names:
+        return "There are none."
     return "Known: " + ", ".join(names) + "."

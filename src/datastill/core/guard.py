@@ -1,4 +1,5 @@
-"""Non-finite numbers change nothing: the step is counted and skipped, and after a bound the run stops."""
+"""Non-finite numbers change nothing: the step is counted and skipped, and after a bound the run stops. So do numbers
+that have left any range which images can have."""
 
 from __future__ import annotations
 
@@ -8,7 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datastill.core.errors import Diverged
+from datastill.core.errors import Diverged, RanAway
+
+#: RMS of a leaf, beyond which nothing that trains a network is left of it: real images have about 1, in any Space.
+FARTHEST = 50.0
 
 
 @dataclass
@@ -40,3 +44,17 @@ class Guard:
                 "those steps. Lower the learning rate of the images (--image-lr) and start again."
             )
         return False
+
+    def holds(self, leaves: Mapping[str, Tensor], step: int) -> None:
+        """Look at the leaves of the images after a step.
+
+        Raises:
+            RanAway: one is beyond `FARTHEST`.
+        """
+        for name, leaf in leaves.items():
+            rms = float(leaf.detach().square().mean().sqrt()) if leaf.is_floating_point() and leaf.numel() else 0.0
+            if rms > FARTHEST:
+                raise RanAway(
+                    f"Stopped at step {step}: the numbers of {name!r} have run away (their RMS is {rms:.3g}; that of "
+                    "real images is about 1). Lower the learning rate of the images (--image-lr) and start again."
+                )

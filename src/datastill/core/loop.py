@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datastill.core.context import Context
-from datastill.core.errors import Diverged, InputError, Interrupted
+from datastill.core.errors import Diverged, InputError, Interrupted, RanAway
 from datastill.core.guard import Guard
 from datastill.core.interrupt import stop_between_steps
 from datastill.core.plan import Block, Callback, Codes, Grads, Plan, Stepper, Synthetic, Task
@@ -60,7 +60,7 @@ def synthesize(
         stop_after: end each block after so many steps, without changing the schedule (estimates, tests).
 
     Raises:
-        Diverged: too many non-finite steps in a row.
+        Diverged: too many non-finite steps in a row, or numbers that ran away.
         Interrupted: Ctrl-C; a checkpoint was written if there is a checkpointer.
         InputError: leaves of the plan do not go together, or the whole set's with several blocks.
     """
@@ -104,6 +104,8 @@ def _run_steps(running: Running, checkpointer: Checkpoints | None, stop_after: i
             started = time.perf_counter()
             try:
                 one_step(context, running.steppers, running.guard)
+            except RanAway:
+                raise  # the last checkpoint is better than what there is now
             except Diverged:
                 if checkpointer is not None:
                     checkpointer.write(context.block.key, running.snapshot(finished=False))
@@ -143,6 +145,7 @@ def one_step(context: Context, steppers: dict[str, Stepper], guard: Guard) -> No
             for name, stepper in steppers.items():
                 stepper.after(grads[name], context.progress)
             plan.decoder.project(codes, context, "step")
+        guard.holds({name: codes[name] for name in steppers}, context.step)
     elif undo is not None:
         undo()
     context.skipped = guard.skipped

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from datastill.core.errors import InputError, nearest
 from datastill.core.imports import import_file
+from datastill.core.ranges import CALLED, check_fields, refuse_outside
 
 if TYPE_CHECKING:
     from datastill.core.plan import Plan, Task
@@ -25,7 +27,8 @@ class Method:
     """Hyper-parameters of one published method, and the plan that they make.
 
     Subclasses are frozen dataclasses whose defaults are the paper's; each field is documented where it
-    stands by a `#:` comment, which is also the help of the command line.
+    stands by a `#:` comment, which is also the help of the command line, and declares what it may be
+    (`core.ranges`), which is checked before anything is done.
     """
 
     registered_name: ClassVar[str] = ""
@@ -34,6 +37,9 @@ class Method:
     paper_values: ClassVar[dict[str, Any]] = {}
     #: Whether anything of it runs as compiled code where `task.compile` asks for that.
     compiles: ClassVar[bool] = True
+
+    #: Hyper-parameters that have no effect where another is given, by its name: who gives both is told.
+    voids: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     @property
     def steps(self) -> int:
@@ -187,8 +193,13 @@ def _from_file(path: Path, wanted: str) -> MethodInfo:
     return found[wanted or next(iter(found))]
 
 
-def field_docs(cls: type) -> dict[str, str]:
+def field_docs(cls: type) -> Mapping[str, str]:
     """The `#:` comment of every field, from the source of the class and its bases."""
+    return _comments(cls)
+
+
+@functools.cache
+def _comments(cls: type) -> Mapping[str, str]:
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if base is object or not dataclasses.is_dataclass(base):
@@ -203,7 +214,7 @@ def field_docs(cls: type) -> dict[str, str]:
             if comment:
                 above.append(comment.group(1).strip())
                 continue
-            found = re.match(r"\s*(\w+)\s*:[^#]*(?:#:\s*(.*))?$", line)
+            found = re.match(r"\s*(\w+)\s*:[^#]*(?:#:\s*(.*)|#.*)?$", line)
             if found and (found.group(2) or above):
                 docs[found.group(1)] = " ".join([*above, (found.group(2) or "").strip()]).strip()
             above = []
@@ -211,15 +222,27 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 #: Spellings of before, in files of runs and in scripts; taken until 1.0.
-_OLD_NAMES = {"normalise": "normalize"}
+_OLD_NAMES = {"normalize": "normalize"}
 
 
-def with_overrides(instance: Method, overrides: dict[str, Any]) -> Method:
-    """`dataclasses.replace` with a clear error for an unknown hyper-parameter."""
+def with_overrides(instance: Method, overrides: dict[str, Any], called: str = CALLED) -> Method:
+    """`dataclasses.replace` for what a caller or recipe gives: every hyper-parameter that a method gets passes here.
+
+    Args:
+        instance: the method.
+        overrides: values by name.
+        called: what a hyper-parameter is called in an error.
+
+    Raises:
+        InputError: a name is unknown, or a value, of the instance's own too, is not what its field declares.
+    """
     known = {f.name for f in dataclasses.fields(instance)}
     overrides = {name if name in known else _OLD_NAMES.get(name, name): value for name, value in overrides.items()}
     for name in overrides:
         if name not in known:
             label = instance.registered_name or type(instance).__name__
             raise InputError(f"{label} has no hyper-parameter {name!r}. {nearest(name, known)}")
-    return dataclasses.replace(instance, **overrides)
+    refuse_outside(type(instance), overrides, called)
+    made = dataclasses.replace(instance, **overrides)
+    check_fields(made, called)
+    return made

@@ -135,3 +135,74 @@ class _EmaStepper(_Wrapped):
         super().load(state)
         self.average.copy_(state["average"])
         self.averaged, self.due = int(state["averaged"]), bool(state["due"])
+
+
+#: RMS of a healthy first step of the pixels in units of the Space. On the networks of the papers, at their rates, it is
+#: 0.02 to 0.7; from `_TOO_LARGE` on images leave the range that any data have within a few steps.
+_HEALTHY, _TOO_LARGE = 0.1, 1.0
+
+
+@dataclass(frozen=True)
+class Steady:
+    """A rule that is linear in the gradient, with a rate that the first gradients may lower.
+
+    A published rate belongs to the networks of its paper: the gradient of the pixels of a ResNet is hundreds of times
+    that of a ConvNet. Where the first steps, lr x (mean RMS of the first gradients), are larger than any that is known
+    to work, the rate falls to the one by which they have an RMS of 0.1; where they are not, nothing changes.
+    """
+
+    rule: UpdateRule
+    lr: float
+    first: int = 5  #: gradients that decide
+
+    def bind(self, leaf: Tensor) -> Stepper:
+        """The rule with its own state for one leaf."""
+        return _SteadyStepper(leaf, self.rule.bind(leaf), self)
+
+
+class _SteadyStepper(_Wrapped):
+    lasting: Collection[str] = ("seen", "total")  #: besides those of the inner rule, whose state keeps its names
+
+    def __init__(self, leaf: Tensor, inner: Stepper, rule: Steady) -> None:
+        super().__init__(leaf, inner)
+        self.lasting = {"seen", "total", *inner.lasting}
+        self.rule, self.seen, self.total = rule, 0, 0.0
+
+    @property
+    def factor(self) -> float:
+        """What the rate is multiplied by."""
+        step = self.rule.lr * self.total / max(1, self.seen)
+        return _HEALTHY / step if step > _TOO_LARGE else 1.0
+
+    def before(self) -> None:
+        self.inner.before()
+
+    def after(self, grad: Tensor, progress: float) -> None:
+        if self.seen < self.rule.first:
+            self.seen += 1
+            self.total += float(grad.double().square().mean().sqrt())
+        factor = self.factor
+        self.inner.after(grad if factor == 1.0 else grad * factor, progress)
+
+    def finish(self) -> None:
+        self.inner.finish()
+
+    def note(self) -> str:
+        if self.factor == 1.0:
+            return self.inner.note()
+        told = (
+            f"the pixels moved at a rate of {self.rule.lr * self.factor:.3g} instead of {self.rule.lr:g}, at which the "
+            f"first steps would have had an RMS of {_HEALTHY / self.factor:.3g}: the rate is that of other networks"
+        )
+        return "; ".join(filter(None, (told, self.inner.note())))
+
+    def state(self) -> dict[str, Tensor]:
+        measured = {"seen": torch.tensor(self.seen), "total": torch.tensor(self.total, dtype=torch.float64)}
+        return {**self.inner.state(), **measured}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        inner = {name: value for name, value in state.items() if name not in ("seen", "total")}
+        self.inner.load(inner)
+        if state:  # of before there was this rule: the rate as it was
+            self.seen = int(state.get("seen", self.rule.first))
+            self.total = float(state.get("total", 0.0))

@@ -43,6 +43,7 @@ class Listing:
     decode: Callable[[int], np.ndarray]  #: position -> (c, h, w) uint8; raises ImageError
     name: Callable[[int], str]  #: position -> what errors call it
     names: tuple[str, ...] | None = None  #: class names by integer label
+    encoded: Callable[[int], bytes] | None = None  #: position -> the file's bytes; raises ImageError
 
 
 @dataclass
@@ -90,6 +91,8 @@ def materialise(
     """
     identity = digest([VERSION, key, request.size, request.mode, request.skip_bad])
     entry = cache_folder() / "real" / f"{label}-{identity}.json"
+    if request.watch is not None:
+        request.watch(listing())
     if request.storage == "decode":
         return _on_access(entry, listing(), request.skip_bad)
     found = _open(entry, request.storage)
@@ -104,11 +107,11 @@ def materialise(
         except ImageError:
             raise
         except InputError as error:
-            _warn_uncached(error)
+            warn_unkept("Decoded images are", error)
             with quiet_decoding():
                 found = _in_memory(items, request.skip_bad)
     record, store = found
-    return _split(record, store), _names(record)
+    return _split(record, store, lambda i: listing().name(i)), _names(record)
 
 
 def _open(entry: Path, storage: str) -> tuple[Record, Store] | None:
@@ -172,8 +175,9 @@ def _on_access(entry: Path, items: Listing, skip_bad: bool) -> tuple[Split, tupl
         try:
             write_sealed(entry, record.__dict__)
         except InputError as error:
-            _warn_uncached(error)
-    return _split(record, DecodeStore(len(items.labels), record.shape, items.decode)), _names(record)
+            warn_unkept("Decoded images are", error)
+    store = DecodeStore(len(items.labels), record.shape, items.decode)
+    return _split(record, store, items.name), _names(record)
 
 
 def decoded(items: Listing, record: Record, skip_bad: bool) -> Iterator[np.ndarray]:
@@ -254,21 +258,36 @@ def _empty_record(items: Listing) -> Record:
     return Record(shape=(0, 0, 0), labels=list(items.labels), names=names)
 
 
-def _split(record: Record, store: Store) -> Split:
+def _split(record: Record, store: Store, called: Callable[[int], str]) -> Split:
     if not record.skipped:
-        return Split(store, record.labels)
+        return Split(store, record.labels, called=called)
     rows = [i for i in range(len(record.labels)) if str(i) not in record.skipped]
     labels = [record.labels[i] for i in rows]
-    return Split(SubsetStore(store, torch.tensor(rows)), labels, tuple(record.skipped.values()))
+    skipped = tuple(record.skipped.values())
+    return Split(SubsetStore(store, torch.tensor(rows)), labels, skipped, called=lambda i: called(rows[i]))
 
 
 def _names(record: Record) -> tuple[str, ...] | None:
     return None if record.names is None else tuple(record.names)
 
 
-def _warn_uncached(error: InputError) -> None:
+@contextlib.contextmanager
+def kept(what: str) -> Iterator[None]:
+    """Around a write into the cache: one that fails costs a warning, and not the result.
+
+    Args:
+        what: is not kept, as the subject of a sentence with its verb.
+    """
+    try:
+        yield
+    except InputError as error:
+        warn_unkept(what, error)
+
+
+def warn_unkept(what: str, error: InputError) -> None:
+    """Say that something has to be made again next time."""
     warnings.warn(
-        f"Decoded images are not cached and will be decoded again next time: {error} "
-        "Set DATASTILL_CACHE to a folder that can be written.",
+        f"{what} not cached and will be made again next time: {error} Set DATASTILL_CACHE to a folder that can be "
+        "written.",
         stacklevel=4,
     )

@@ -29,7 +29,7 @@ def decode_image(data: bytes | Image.Image, name: str, request: Request) -> np.n
     """One image as (c, h, w) uint8.
 
     EXIF orientation is applied, palettes become RGB and 1-bit images L. Conversions asked for by
-    `request.mode` drop an alpha channel and take the upper 8 of 16 bits.
+    `request.mode` drop an alpha channel and take the upper 8 bits of as many as there are.
 
     Args:
         data: an encoded file, or an open image.
@@ -44,6 +44,7 @@ def decode_image(data: bytes | Image.Image, name: str, request: Request) -> np.n
 
     try:
         image = Image.open(io.BytesIO(data)) if isinstance(data, bytes) else data
+        depth = _depth(image, data)
         image = ImageOps.exif_transpose(image)
         image.load()
     except Exception as error:  # decoders raise whatever they like: OSError, SyntaxError, struct.error, ...
@@ -51,11 +52,26 @@ def decode_image(data: bytes | Image.Image, name: str, request: Request) -> np.n
             f"{name} is not a readable image ({_short(error)}); mend or remove it, or skip such images with "
             "skip_bad (--skip-bad)."
         ) from error
-    return to_array(resize(convert(image, name, request.mode), request.size))
+    return to_array(resize(convert(image, name, request.mode, depth), request.size))
 
 
-def convert(image: Image.Image, name: str, mode: str | None) -> Image.Image:
-    """The image in `mode`, or in L or RGB where that loses nothing."""
+def _depth(image: Image.Image, data: bytes | Image.Image) -> int:
+    """Bits of a pixel that an image of more than 8 says it has; 32 where nothing is known but that."""
+    if not image.mode.startswith("I"):
+        return 8
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None:
+        bits = tags.get(258, (32,))  # BitsPerSample
+        return int(bits[0] if isinstance(bits, tuple) else bits)
+    if image.format == "PNG" and isinstance(data, bytes):
+        chunk = data.find(b"sBIT", 0, 4096)  # significant bits, before the pixels
+        return data[chunk + 4] if 0 < chunk < len(data) - 4 else 16
+    # older versions of Pillow open PNG of 16 bits as "I", and all scale the values of PPM to 16
+    return 16 if image.mode.startswith("I;16") or image.format in ("PNG", "PPM") else 32
+
+
+def convert(image: Image.Image, name: str, mode: str | None, depth: int = 8) -> Image.Image:
+    """The image in `mode`, or in L or RGB where that loses nothing; `depth` is that of its pixels."""
     if mode is None:
         silent = _SILENT.get(image.mode)
         if silent is None:
@@ -67,7 +83,7 @@ def convert(image: Image.Image, name: str, mode: str | None) -> Image.Image:
     if image.mode == "F":
         raise ImageError(f"{name} holds floating-point pixels; store 8-bit images, or load arrays in [0, 1].")
     if image.mode.startswith("I"):
-        return _eight_bits(image).convert(mode)
+        return _eight_bits(image, name, depth).convert(mode)
     if image.mode == "P":
         image = image.convert("RGBA")  # straight to RGB, Pillow warns of transparency
     return image.convert(mode)
@@ -84,11 +100,14 @@ _MEANING = {
 }
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _eight_bits(image: Image.Image, name: str, depth: int) -> Image.Image:
     from PIL import Image
 
     values = np.asarray(image).astype(np.int64)  # Pillow itself would clip at 255
-    return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
+    if not 8 <= depth <= 16 or values.min() < 0:
+        what = f"integers from {values.min()} to {values.max()}"
+        raise ImageError(f"{name} holds {what}, of which it is not known what is black and white; store 8 or 16 bits.")
+    return Image.fromarray((values.clip(0, 2**depth - 1) >> (depth - 8)).astype(np.uint8))
 
 
 def resize(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:

@@ -12,9 +12,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from datastill.core.errors import InputError
-from datastill.data.cache import Listing, materialise
-from datastill.data.parquet import list_dataset
-from datastill.data.raw import Raw, Request, Split
+from datastill.data.cache import IN_MEMORY_BYTES, Listing, materialise
+from datastill.data.items import MOST_ITEMS
+from datastill.data.parquet import list_dataset, read_splits
+from datastill.data.raw import Raw, Request, Split, refuse_choice
+from datastill.data.splits import decide
 
 CONNECT_SECONDS = 5.0  #: how long an answer of the Hub is waited for before only local copies are tried
 
@@ -68,20 +70,50 @@ def from_datasets(
     roots: tuple[Path, ...] | None = None,
 ) -> Raw:
     """A `datasets.DatasetDict` or `datasets.Dataset`; `roots` as `list_dataset` takes them."""
-    splits = loaded if isinstance(loaded, Mapping) else {"train": loaded}
-    if "train" not in splits:
-        raise InputError(f"{name} has no split 'train', only {', '.join(map(str, splits))}.")
-    chosen = next((s for s in ("test", "validation", "valid", "val") if s in splits), None)
-    notes: tuple[str, ...] = ()
-    test = None
-    train, names = _hub_split(splits["train"], name, request, image, label, roots)
-    if chosen is not None:
-        test = _hub_split(splits[chosen], name, request, image, label, roots)[0]
-        if all(isinstance(v, int) and v < 0 for v in test.labels):
-            test, notes = None, (f"the {chosen} split has no labels and is left out",)
-        elif chosen != "test":
-            notes = (f"test split: the {chosen} split",)
-    return Raw(name, "", train, test, names, notes)
+    if not isinstance(loaded, Mapping):
+        refuse_choice(request, name)
+        loaded = {"train": loaded}
+    splits = {str(split): data for split, data in loaded.items()}
+    decision = decide(list(splits), request.choice, name, plain=False)
+
+    def read(parts: tuple[str, ...]) -> tuple[Split, tuple[str, ...] | None]:
+        return _hub_split(_joined([_at_hand(splits[part], name) for part in parts]), name, request, image, label, roots)
+
+    return read_splits(name, decision, read)
+
+
+def _at_hand(data: Any, name: str) -> Any:
+    """A dataset that can be read by position; one that cannot is walked and kept in memory, while it fits."""
+    import datasets
+
+    if not isinstance(data, datasets.IterableDataset):
+        return data
+    for column, feature in (data.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            data = data.cast_column(column, datasets.Image(decode=False))
+    rows: list[Any] = []
+    size = 0
+    for row in data:
+        size += sum(_bytes_of(value) for value in row.values())
+        if size > IN_MEMORY_BYTES or len(rows) == MOST_ITEMS:
+            raise InputError(
+                f"{name} goes on after {len(rows):,} rows, and an iterable dataset is kept in memory: at most "
+                f"{IN_MEMORY_BYTES >> 30} GiB or {MOST_ITEMS:,} images; give a part of it (take), or load it without "
+                "streaming."
+            )
+        rows.append(row)
+    return datasets.Dataset.from_list(rows, features=data.features)
+
+
+def _bytes_of(value: Any) -> int:
+    data = value.get("bytes") if isinstance(value, dict) else value
+    return len(data) if isinstance(data, bytes) else 8
+
+
+def _joined(parts: list[Any]) -> Any:
+    import datasets
+
+    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
 
 def _hub_split(

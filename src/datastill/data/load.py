@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ from datastill.core.errors import InputError
 from datastill.core.space import Space
 from datastill.data.arrays import from_arrays, is_pair
 from datastill.data.classes import Classes
-from datastill.data.places import places_of, under_data
-from datastill.data.raw import Raw, Request, Split, make_request
+from datastill.data.pixels import check_pixels
+from datastill.data.places import named, places_of, under_data
+from datastill.data.raw import Raw, Request, Split, make_choice, make_request, refuse_choice
 from datastill.data.real import RealSet
-from datastill.data.sources import call_source, sources, split_options
+from datastill.data.sources import call_source
 from datastill.data.spaces import resolve_space
 from datastill.data.store import Store, SubsetStore
 from datastill.data.stratify import hold_out, members_by_class
@@ -37,6 +40,9 @@ def load_real(
     class_names: Sequence[str] | None = None,
     limit: int | None = None,
     follow_links: bool = False,
+    train: str | Sequence[str] | None = None,
+    test: str | Sequence[str] | None = None,
+    val: str | Sequence[str] | None = None,
 ) -> RealSet:
     """Load a real set; its test split is `.test`.
 
@@ -59,16 +65,21 @@ def load_real(
         class_names: names by integer label, or in the sorted order of string labels.
         limit: keep at most this many training images per class.
         follow_links: whether links may lead out of a folder of images; a folder with such links is refused otherwise.
+        train: which part of the source is the training split, where its names do not say it or say another: a
+            sub-folder, parquet files, a split; several with commas or in a list; `*` stands for any characters, "." for
+            the folder itself, whose sub-folders are all classes then.
+        test: which part is the test split; "none" for none of them, so that one is held out.
+        val: which part stands in for the test split where there is none.
 
     Raises:
         InputError: the source cannot be used; one sentence says what is wrong and what to do.
     """
-    request = make_request(size, mode, skip_bad, storage, seed, follow_links)
+    choice = make_choice(train, test, val)
+    request = make_request(size, mode, skip_bad, storage, seed, follow_links, choice)
     if not 0 <= holdout < 1:
         raise InputError(f"holdout={holdout} is not a fraction below 1; 0.2 holds out a fifth, 0 nothing.")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise InputError(f"limit={limit!r} must be a whole number of images per class of at least 1.")
-    raw = read_source(source, request)
     options = {
         "size": list(request.size) if request.size else None,
         "mode": mode,
@@ -79,27 +90,52 @@ def load_real(
         "class_names": list(class_names) if class_names is not None else None,
         "limit": limit,
         "follow_links": follow_links or None,
+        **{name: _as_given(getattr(choice, name)) for name in ("train", "test", "val")},
     }
-    made = assemble(
-        raw,
-        space=space,
-        holdout=holdout,
-        seed=seed,
-        limit=limit,
-        class_names=class_names,
-        options={key: value for key, value in options.items() if value is not None},
-    )
-    return replace(made, places=tuple(str(place) for place in places_of(source)))
+    places = tuple(str(place) for place in places_of(source))
+    with offering_a_look(source, places):
+        made = assemble(
+            read_source(source, request),
+            space=space,
+            holdout=holdout,
+            seed=seed,
+            limit=limit,
+            class_names=class_names,
+            options={key: value for key, value in options.items() if value is not None},
+        )
+    return replace(made, places=places)
+
+
+@contextlib.contextmanager
+def offering_a_look(source: Any, places: Sequence[str]) -> Iterator[None]:
+    """End errors about data that are there with the command that shows what is there."""
+    try:
+        yield
+    except InputError as error:
+        if places and isinstance(source, str | os.PathLike):
+            command = f"datastill data {shlex.quote(os.fspath(source))}"
+            error.args = (f"{error} `{command}` shows what is there.", *error.args[1:])
+        raise
+
+
+def _as_given(names: tuple[str, ...] | None) -> str | None:
+    return None if names is None else ",".join(names) or "none"
 
 
 def read_source(source: Any, request: Request) -> Raw:
-    """Dispatch on what `source` is; see `load_real`."""
+    """Read what `source` is; see `load_real`."""
+    raw = _dispatch(source, request)
+    return replace(raw, test=None) if request.choice.test == () and not request.choice.val else raw
+
+
+def _dispatch(source: Any, request: Request) -> Raw:
     if isinstance(source, str | os.PathLike):
         return _read_named(source, request)
     if type(source).__module__.split(".")[0] == "datasets":
         from datastill.data.hub import from_datasets
 
         return from_datasets(source, "dataset", request)
+    refuse_choice(request, f"A {type(source).__name__}")
     if isinstance(source, Mapping):
         parts = list(source.values())
     elif isinstance(source, tuple | list) and not is_pair(source):
@@ -108,9 +144,9 @@ def read_source(source: Any, request: Request) -> Raw:
         parts = [source]
     if parts and all(is_pair(part) for part in parts):
         return from_arrays(source, request)
-    from datastill.data.items import from_items, is_dataset
+    from datastill.data.items import from_items, gives_items
 
-    if parts and len(parts) <= 2 and all(is_dataset(part) and not isinstance(part, tuple | list) for part in parts):
+    if parts and len(parts) <= 2 and all(gives_items(part) for part in parts):
         return from_items(source, request)
     raise InputError(
         f"A {type(source).__name__} is no source of images; give a path, a name, (images, labels) or a torch Dataset."
@@ -118,19 +154,17 @@ def read_source(source: Any, request: Request) -> Raw:
 
 
 def _read_named(source: str | os.PathLike[str], request: Request) -> Raw:
-    text = os.fspath(source)
-    if not isinstance(text, str) or not text.strip():
-        raise InputError("The source is empty; give a path or a name such as 'digits'.")
-    if isinstance(source, str):
-        name, options = split_options(text) if not Path(text).expanduser().exists() else (text, {})
-        known = sources().get(name)
-        if known is not None:
-            return replace(call_source(known, name, options, request), source=text)
-    else:
-        name, options = text, {}
-    path = Path(name).expanduser()
-    if path.exists():
-        return _read_folder(path.resolve(), path.resolve().name, request, options)
+    text, found = os.fspath(source), named(source)
+    name, options = found.name, found.options
+    if found.built_in is not None:
+        raw = call_source(found.built_in, name, options, request)
+        # a colon alone says that the built-in set is meant, which need be said only beside a folder of its name
+        return replace(raw, source=text if found.shadows or options else name)
+    if found.path is not None:
+        path = found.path.resolve()
+        raw = _read_folder(path, path.name, request, options)
+        told = f"{name} is the folder {path}; the built-in set of that name is {name}: with a colon"
+        return replace(raw, notes=(told, *raw.notes)) if found.shadows else raw
     if not isinstance(source, str) or _looks_like_path(name):
         raise InputError(f"There is no folder {name}; check the path.")
     kept = under_data(name)
@@ -185,7 +219,7 @@ def assemble(
     options: Mapping[str, Any] | None = None,
 ) -> RealSet:
     """Classes, hold-out, limit and Space: from what a source read to a RealSet. Arguments as `load_real`."""
-    notes = [*raw.notes, *_skipped(raw.train, "train")]
+    notes = [*raw.notes, *_skipped(raw.train, "train"), *check_pixels(raw.train, "train")]
     classes = Classes(raw.train.labels, class_names if class_names is not None else raw.names)
     notes += classes.notes
     store: Store = raw.train.store
@@ -194,7 +228,7 @@ def assemble(
     test: tuple[Store, torch.Tensor] | None = None
     count = len(classes.ids)
     if raw.test is not None:
-        notes += _skipped(raw.test, "test")
+        notes += [*_skipped(raw.test, "test"), *check_pixels(raw.test, "test")]
         _refuse_other_shape(store, raw.test.store)
         test = raw.test.store, classes.positions(raw.test.labels, "test")
     elif holdout:

@@ -6,7 +6,7 @@ import contextlib
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,22 @@ from datastill.data.cache import IN_MEMORY_BYTES, Listing, materialise
 from datastill.data.classes import read_labels
 from datastill.data.decode import CorruptImage, decode_image
 from datastill.data.inside import Links, is_inside
-from datastill.data.raw import Raw, Request, Split
-
-_SPLIT = re.compile(r"^(train|test|validation|valid|val|dev)(?:[-_.].*)?$", re.IGNORECASE)
+from datastill.data.parts import folders_in
+from datastill.data.raw import LabelId, Raw, Request, Split, Unlabeled
+from datastill.data.splits import SETTLE, Decision, decide, first_usable, found_note, listed, speaks_of_split
 
 
 def find_parquet(folder: Path, config: str | None = None) -> dict[str, list[Path]]:
-    """Parquet files by split ("train", "test", "validation"); {} where the folder has none.
+    """Parquet files by part: a file by its stem, those of a sub-folder with a split's name by that; {} for none.
 
     They may lie in the folder itself, in `data/`, or in one sub-folder per configuration.
     """
     if config is not None:
-        return _by_split(folder / config)
-    found = _by_split(folder) or _by_split(folder / "data")
+        return _parts(folder / config)
+    found = _parts(folder)
     if found:
         return found
-    configs = {child.name: _by_split(child) for child in sorted(folder.iterdir()) if child.is_dir()}
+    configs = {child.name: _parts(child) for child in sorted(folder.iterdir()) if child.is_dir()}
     configs = {name: files for name, files in configs.items() if files}
     if len(configs) > 1:
         raise InputError(
@@ -42,14 +42,25 @@ def find_parquet(folder: Path, config: str | None = None) -> dict[str, list[Path
     return next(iter(configs.values()), {})
 
 
-def _by_split(folder: Path) -> dict[str, list[Path]]:
-    files = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
-    found: dict[str, list[Path]] = {}
-    for file in files:
-        match = _SPLIT.match(file.stem)
-        name = match.group(1).lower() if match else "train"
-        found.setdefault(name if name in ("train", "test") else "validation", []).append(file)
-    return found
+def _parts(folder: Path) -> dict[str, list[Path]]:
+    if not folder.is_dir():
+        return {}
+    found = {file.stem: [file] for file in sorted(folder.glob("*.parquet"))}
+    splits = {child.name: sorted(child.glob("*.parquet")) for child in sorted(folders_in(folder))}
+    splits = {f"{name}/" if name in found else name: files for name, files in splits.items() if files}
+    # folders without files beside them, of which no name speaks of a split, are configurations
+    return {**found, **splits} if found or any(map(speaks_of_split, splits)) else {}
+
+
+def refuse_mixed(files: dict[str, list[Path]], request: Request, folder: Path) -> None:
+    """Refuse files beside folders of files: `datasets` sees the files only where no folder has a split's name.
+
+    Raises:
+        InputError: there are both, and the caller does not say what is which.
+    """
+    depths = {len(found[0].parts) for found in files.values()}
+    if len(depths) > 1 and not request.choice:
+        raise InputError(f"{folder} has parquet files in it and in folders of it ({listed(files)}); {SETTLE}.")
 
 
 def from_parquet(
@@ -63,16 +74,29 @@ def from_parquet(
 ) -> Raw:
     """A local folder of parquet files; `image` and `label` name the columns where they are not obvious."""
     files = find_parquet(folder, config)
+    refuse_mixed(files, request, folder)
+    decision = decide(list(files), request.choice, folder)
     links = Links(folder, request.follow_links)
-    files = {split: [f for f in found if links.allows(f)] for split, found in files.items()}
+    used = {*decision.train, *(part for parts in decision.tests for part in parts)}
+    files = {part: [f for f in found if links.allows(f)] for part, found in files.items() if part in used}
     links.refuse()
-    if "train" not in files:
-        raise InputError(f"{folder} has no training split; name its parquet files train-*.parquet.")
-    test = "test" if "test" in files else "validation"
-    notes = () if "test" in files or test not in files else ("test split: the validation files",)
-    train_split, names = _local_split(files["train"], name, request, image, label, links.roots)
-    test_split = _local_split(files[test], name, request, image, label, links.roots)[0] if test in files else None
-    return Raw(name, "", train_split, test_split, names, notes)
+
+    def read(parts: tuple[str, ...]) -> tuple[Split, tuple[str, ...] | None]:
+        chosen = [file for part in parts for file in files[part]]
+        return _local_split(chosen, name, request, image, label, links.roots)
+
+    return read_splits(name, decision, read)
+
+
+def read_splits(
+    name: str, decision: Decision, read: Callable[[tuple[str, ...]], tuple[Split, tuple[str, ...] | None]]
+) -> Raw:
+    """The training split, the first test split that has labels, and what was found."""
+    notes: list[str] = []
+    train, classes = read(decision.train)
+    parts, test = first_usable(decision, lambda names: read(names)[0], notes)
+    found = found_note((train, decision.train), (test, parts), decision.left, test is not None and decision.stand_in)
+    return Raw(name, "", train, test, classes, (*found, *notes))
 
 
 def _local_split(
@@ -153,19 +177,32 @@ def list_dataset(
         path = item.get("path") if isinstance(item, dict) else None
         return f"{name} image {i}" + (f" ({path})" if path else "")
 
-    def decode(i: int) -> np.ndarray:
+    def encoded(i: int) -> bytes:
         item = column[i].column(image)[0].as_py()
         data = item.get("bytes") if isinstance(item, dict) else item
         if data is None and isinstance(item, dict) and item.get("path"):
             data = _read_path(_placed(item["path"], roots), called(i))
         if not isinstance(data, bytes):
             raise CorruptImage(f"{called(i)} has no encoded image; remove that row or skip such images with skip_bad.")
+        return data
+
+    def decode(i: int) -> np.ndarray:
+        data = encoded(i)
         try:
             return decode_image(data, f"{name} image {i}", request)
         except InputError as error:
             raise type(error)(str(error).replace(f"{name} image {i}", called(i), 1)) from error
 
-    return Listing(read_labels(list(labels)), decode, called, names)
+    return Listing(_row_labels(labels, name), decode, called, names, encoded)
+
+
+def _row_labels(labels: list[Any], name: str) -> list[LabelId]:
+    if labels and all(label is None for label in labels):
+        raise Unlabeled(f"No row of {name} has a label.")
+    missing = next((i for i, label in enumerate(labels) if label is None), None)
+    if missing is not None:
+        raise InputError(f"Row {missing} of {name} has no label; label it or remove it.")
+    return read_labels(labels)
 
 
 def _placed(path: str, roots: tuple[Path, ...] | None) -> Path:
@@ -175,8 +212,16 @@ def _placed(path: str, roots: tuple[Path, ...] | None) -> Path:
 def _read_path(path: Path, name: str) -> bytes:
     try:
         return path.read_bytes()
+    except FileNotFoundError as error:
+        raise CorruptImage(
+            f"{name} holds no image but the path of a file that is not at {path}; where files were moved, load the "
+            "data again, else mend that row or skip such images with skip_bad (--skip-bad)."
+        ) from error
     except (OSError, ValueError) as error:
-        raise CorruptImage(f"{name} cannot be read ({error}); mend that row or skip such images.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CorruptImage(
+            f"{name} cannot be read ({reason}); mend that row or skip such images with skip_bad (--skip-bad)."
+        ) from error
 
 
 def _refuse_outside(images: Any, column: str, name: str, roots: tuple[Path, ...]) -> None:
@@ -219,7 +264,8 @@ def _column(data: Any, given: str | None, usual: tuple[str, ...], kind: type, na
     for column in (*usual, *(c for c, feature in features.items() if isinstance(feature, kind))):
         if column in features:
             return str(column)
-    raise InputError(f"{name} has no {what} column among {', '.join(features)}; name it with {name}:{what}=COLUMN.")
+    kind_of_error = Unlabeled if what == "label" else InputError
+    raise kind_of_error(f"{name} has no {what} column among {', '.join(features)}; name it with {name}:{what}=COLUMN.")
 
 
 @contextlib.contextmanager

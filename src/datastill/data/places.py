@@ -5,12 +5,72 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from datastill.core.errors import InputError
 from datastill.data.sources import sources, split_options
+from datastill.store.opening import sound_path
+from datastill.store.outputs import OWN_FILES
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the text of a source names."""
+
+    name: str
+    options: dict[str, str] = field(default_factory=dict)
+    path: Path | None = None  #: what is there by that name, a folder or a file; it wins over what is built in
+    built_in: Callable[..., Any] | None = None
+    shadows: bool = False  #: whether a folder has the name of a built-in set
+
+
+def named(source: str | os.PathLike[str]) -> Named:
+    """What a path or name stands for: what is there by that path, else what is built in, else a name.
+
+    A folder without data, such as results, has no claim on the name of a built-in set, nor has one where options of the
+    built-in set follow, or a colon alone: `digits:` is always the built-in set.
+
+    Raises:
+        InputError: it is empty, too long for a path, or its options cannot be read.
+    """
+    text = os.fspath(source)
+    if not isinstance(text, str) or not text.strip():
+        raise InputError("The source is empty; give a path or a name such as 'digits'.")
+    if not isinstance(source, str):
+        return Named(text, path=_existing(text))
+    whole = _existing(text)
+    name, options = (text, {}) if whole is not None else split_options(text)
+    path = whole or _existing(name)
+    known = sources().get(name)
+    if known is not None:
+        holds = path is not None and _has_data(path)
+        if not holds or text == f"{name}:" or (options and set(options) <= set(inspect.signature(known).parameters)):
+            return Named(name, options, built_in=known, shadows=holds)
+        return Named(name, options, path, shadows=True)
+    return Named(name, options, path)
+
+
+def _existing(text: str) -> Path | None:
+    path = sound_path(text)
+    with contextlib.suppress(RuntimeError):  # no home folder
+        path = path.expanduser()
+    return path if path.exists() else None
+
+
+def _has_data(path: Path) -> bool:
+    from datastill.data.inside import Links
+    from datastill.data.parquet import find_parquet
+    from datastill.data.parts import Part
+
+    if not path.is_dir() or any((path / name).exists() for name in OWN_FILES):
+        return False
+    try:
+        return bool(find_parquet(path)) or Part(path, Links(path)).holds
+    except (InputError, OSError):
+        return True
 
 
 def places_of(source: Any) -> tuple[Path, ...]:
@@ -43,7 +103,7 @@ def under_data(name: str) -> Path | None:
     if not root or not Path(root).expanduser().is_dir():
         return None
     folder = Path(root).expanduser()
-    if (folder / name).is_dir():
+    if (folder / name).is_dir():  # a name that is no path was refused before
         return folder / name
     wanted = name.lower().replace("-", "_")
     return next(
@@ -53,16 +113,13 @@ def under_data(name: str) -> Path | None:
 
 
 def _named(text: str) -> Iterator[Path]:
-    whole = Path(text).expanduser()
-    name, options = (text, {}) if whole.exists() else split_options(text)
-    known = sources().get(name)
-    if known is not None:
-        parameter = inspect.signature(known).parameters.get("base")
+    found = named(text)
+    if found.built_in is not None:
+        parameter = inspect.signature(found.built_in).parameters.get("base")
         if parameter is not None:  # a biased set is made of the images of another
-            yield from places_of(options.get("base", parameter.default))
+            yield from places_of(found.options.get("base", parameter.default))
         return
-    path = Path(name).expanduser()
-    folder = path if path.exists() else under_data(name)
+    folder = found.path or under_data(found.name)
     if folder is None:
         return
     yield folder.resolve()

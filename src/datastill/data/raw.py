@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -20,6 +20,42 @@ STORAGE = ("auto", "memory", "memmap", "decode")
 MODES = ("L", "RGB")
 
 
+class Unlabeled(InputError):
+    """A split whose images have no labels, so that another may stand in for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which parts of a source are which split: patterns of names, () for none, or None to have it found out."""
+
+    train: tuple[str, ...] | None = None
+    test: tuple[str, ...] | None = None
+    val: tuple[str, ...] | None = None  #: stands in for a test split where there is none
+
+    def __bool__(self) -> bool:
+        return (self.train, self.test, self.val) != (None, None, None)
+
+
+def make_choice(train: Any = None, test: Any = None, val: Any = None) -> Choice:
+    """Names as a caller gives them: one, several with commas or in a list, or "none".
+
+    Raises:
+        InputError: they are no names, or there is to be no training split.
+    """
+    found = {}
+    for option, given in (("train", train), ("test", test), ("val", val)):
+        if given is None:
+            continue
+        parts = given.split(",") if isinstance(given, str) else given
+        if not isinstance(parts, list | tuple) or not all(isinstance(part, str) and part.strip() for part in parts):
+            raise InputError(f"{option}={given!r} names no part of the data; give a name, or several with commas.")
+        names = tuple(part.strip() for part in parts)
+        found[option] = () if names == ("none",) else names
+        if option == "train" and not found[option]:
+            raise InputError("There must be a training split; name a part of the data with --train (train=).")
+    return Choice(**found)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """How images are to be read: the arguments of `load_real` that a source needs."""
@@ -30,7 +66,24 @@ class Request:
     storage: str = "auto"  #: "auto", "memory", "memmap" or "decode"
     seed: int = 0  #: of whatever a source draws
     follow_links: bool = False  #: whether links may lead out of a folder of images
+    choice: Choice = Choice()  #: which parts of the source are which split
+    #: is shown every listing of encoded images before it is read, for a survey
+    watch: Callable[[Any], None] | None = None
     fetch: bool = True  #: whether the Hub may be asked; not where a file, and not the caller, named the source
+
+
+def refuse_choice(request: Request, what: str) -> None:
+    """Refuse a choice of parts for a source that has none; that there be no test split may be said of any.
+
+    Raises:
+        InputError: there is one.
+    """
+    choice = request.choice
+    if choice.train or choice.test or choice.val:
+        raise InputError(
+            f"{what} has no parts to choose from; train=, test= and val= (--train, --test, --val) name sub-folders, "
+            "parquet files or the splits of a DatasetDict."
+        )
 
 
 @dataclass(frozen=True)
@@ -41,6 +94,7 @@ class Split:
     labels: Sequence[LabelId]
     skipped: tuple[str, ...] = ()  #: names of images left out because they cannot be decoded
     bias: Tensor | None = None  #: bias attribute of each image, (n,) int64, where the set was made biased
+    called: Callable[[int], str] | None = None  #: what errors call an image, where it has a name
 
 
 @dataclass(frozen=True)
@@ -63,6 +117,7 @@ def make_request(
     storage: str,
     seed: int,
     follow_links: bool = False,
+    choice: Choice = Choice(),
 ) -> Request:
     """Check and collect the reading arguments of `load_real`.
 
@@ -78,4 +133,7 @@ def make_request(
         raise InputError(f"Unknown mode {mode!r}. {nearest(str(mode), MODES)}")
     if storage not in STORAGE:
         raise InputError(f"Unknown storage {storage!r}. {nearest(str(storage), STORAGE)}")
-    return Request(size=size, mode=mode, skip_bad=skip_bad, storage=storage, seed=seed, follow_links=bool(follow_links))
+    links = bool(follow_links)
+    return Request(
+        size=size, mode=mode, skip_bad=skip_bad, storage=storage, seed=seed, follow_links=links, choice=choice
+    )

@@ -8,13 +8,15 @@ from pathlib import Path
 from datastill.core.errors import InputError
 from datastill.core.space import Space
 from datastill.data.load import assemble, read_source
-from datastill.data.raw import make_request
+from datastill.data.places import named
+from datastill.data.raw import make_choice, make_request
 from datastill.data.real import RealSet
-from datastill.data.sources import split_options
+from datastill.data.sources import sources
 from datastill.store.manifest import Data
 
 #: Options of `load_real` that a manifest may hold, those that read first. Where links lead is the caller's to say.
 _READING = ("size", "mode", "skip_bad", "seed")
+_CHOICE = ("train", "test", "val")
 _ASSEMBLING = ("space", "holdout", "seed", "limit", "class_names")
 
 
@@ -34,12 +36,17 @@ def load_recorded(record: Data, space: Space, folder: Path | None) -> RealSet:
     source, options = record.source, record.options
     if not source:
         raise InputError("The set does not know where its real data are; give them (--data PATH).")
-    name, more = (source, {}) if Path(source).expanduser().exists() else split_options(source)
-    for text in (name, *more.values()):
+    found = named(source)
+    for text in (found.name, *found.options.values()):
         _refuse_everything(text, folder)
+    # a folder is recorded by its path, so a bare name is that of the built-in set, whatever lies here
+    asked = f"{source}:" if source in sources() else source
     reading = {name: options.get(name) for name in _READING}
-    request = make_request(reading["size"], reading["mode"], bool(reading["skip_bad"]), "auto", reading["seed"] or 0)
-    raw = read_source(source, replace(request, fetch=False))
+    choice = make_choice(*(options.get(name) for name in _CHOICE))
+    request = make_request(
+        reading["size"], reading["mode"], bool(reading["skip_bad"]), "auto", reading["seed"] or 0, choice=choice
+    )
+    raw = replace(read_source(asked, replace(request, fetch=False)), source=source)
     assembling = {name: options[name] for name in _ASSEMBLING if name in options}
     real = assemble(raw, **assembling, options=options)
     if real.with_space(space).fingerprint != record.fingerprint:

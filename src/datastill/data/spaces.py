@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from datastill.core.errors import InputError, nearest
 from datastill.core.space import Space, normalized
-from datastill.data.cache import cache_folder
+from datastill.data.cache import cache_folder, kept
 from datastill.data.store import Store, as_pixels
-from datastill.data.zca import fit_zca
+from datastill.data.zca import LARGEST, fit_absolute_zca, fit_zca
 from datastill.store.files import digest, read_tensors, write_tensors
 from datastill.store.schema import SPACE
 
@@ -27,7 +31,9 @@ CONVENTIONAL: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet1k": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
-SPACES = ("auto", "raw", "normalized", "zca")
+SPACES = ("auto", "raw", "normalized", "zca", "zca-absolute")
+#: What released trajectory-matching codes add to the eigenvalues of pixels in [0, 1], and how such a Space is recorded.
+ABSOLUTE, _BY_EPSILON = 0.1, "absolute epsilon"
 #: Taken until 1.0.
 _OLD_NAMES = {"normalised": "normalized"}
 
@@ -36,7 +42,8 @@ def resolve_space(space: str | Space, name: str, store: Store) -> Space:
     """The Space for a training store.
 
     Args:
-        space: a Space, or "auto" and "normalized" (per-channel mean and std), "raw", "zca".
+        space: a Space, or "auto" and "normalized" (per-channel mean and std), "raw", "zca" (`fit_zca`), "zca-absolute"
+            (`fit_absolute_zca` with 0.1, as the published settings of MTT and TESLA mean it).
         name: of the set; its last path component decides on conventional constants.
         store: training images; measured where no constants are known.
 
@@ -50,6 +57,8 @@ def resolve_space(space: str | Space, name: str, store: Store) -> Space:
         raise InputError(f"Unknown space {space!r}. {nearest(str(space), SPACES)}")
     if space == "raw":
         return Space()
+    if space == "zca-absolute":
+        return absolute_zca(store)
     base = conventional(name, store.shape[0]) or measure(store)
     return cached_zca(store, base) if space == "zca" else base
 
@@ -59,15 +68,43 @@ def cached_zca(store: Store, base: Space) -> Space:
 
     The cache also keeps a Space's id from depending on the number of threads that fitted it.
     """
-    entry = cache_folder() / "zca" / f"{digest([store.content(), base.id, list(store.shape)])}.safetensors"
+    pixels = (as_pixels(chunk) for chunk in store.chunks())
+    key = digest([store.content(), base.id, list(store.shape)])
+    return replace(base, kind="zca", tensors=_cached(key, lambda: fit_zca(pixels, base_space=base).tensors))
+
+
+def absolute_zca(store: Store, eps: float = ABSOLUTE) -> Space:
+    """`fit_absolute_zca` of the stored images, from the cache folder where it was fitted before.
+
+    Raises:
+        InputError: eps is not above 0, or the images are too large to whiten.
+    """
+    if not eps > 0 or not math.isfinite(eps):
+        raise InputError(f"The epsilon of ZCA is {eps}; it must be above 0 (released codes take 0.1).")
+    size, shape = math.prod(store.shape), store.shape
+    if size > LARGEST:
+        raise InputError(f"ZCA of {size} numbers per image is too large; at most {LARGEST} are whitened.")
+    source = f"{_BY_EPSILON} {eps:g}"
+    pixels = (as_pixels(chunk) for chunk in store.chunks())
+    key = digest([source, store.content(), list(shape)])
+    return Space("zca", source=source, tensors=_cached(key, lambda: fit_absolute_zca(pixels, shape, eps)))
+
+
+def _cached(key: str, fit: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    entry = cache_folder() / "zca" / f"{key}.safetensors"
     with contextlib.suppress(InputError):
         tensors, _ = read_tensors(entry, {"*": SPACE})
         if set(tensors) == {"centre", "whiten", "unwhiten"}:
-            return Space("zca", base.mean, base.std, base.source, tensors)
-    fitted = fit_zca((as_pixels(chunk) for chunk in store.chunks()), base_space=base)
-    with contextlib.suppress(InputError):
-        write_tensors(entry, fitted.tensors)
+            return tensors
+    fitted = fit()
+    with kept("The whitening is"):
+        write_tensors(entry, dict(fitted))
     return fitted
+
+
+def name_of(space: Space) -> str:
+    """What `resolve_space` calls such a Space."""
+    return "zca-absolute" if space.kind == "zca" and space.source == f"{_BY_EPSILON} {ABSOLUTE:g}" else space.kind
 
 
 def conventional(name: str, channels: int) -> Space | None:

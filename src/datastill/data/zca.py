@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -84,3 +85,32 @@ def _moments(pieces: Iterable[Tensor], base: Space) -> tuple[int, Tensor, Tensor
         raise InputError("ZCA needs at least one image to be fitted on.")
     offset = total / count
     return count, offset + shift, product / count - torch.outer(offset, offset), shape
+
+
+def fit_absolute_zca(pieces: Iterable[Tensor], shape: tuple[int, int, int], eps: float) -> dict[str, Tensor]:
+    """Center, whiten and unwhiten, as the released trajectory-matching codes fit them.
+
+    With cov = X'X/(n-1) of the centered training images in [0, 1], without mean and std, and cov = U L U':
+    W = U (L + eps I)^(-1/2) U'.
+
+    Args:
+        pieces: training images, (n, c, h, w) in [0, 1], piece by piece.
+        shape: (c, h, w).
+        eps: added to the eigenvalues, 0.1 in released codes.
+    """
+    size, n = math.prod(shape), 0
+    total = torch.zeros(size, dtype=torch.float64)
+    product = torch.zeros(size, size, dtype=torch.float64)
+    for piece in pieces:
+        flat = piece.double().flatten(1) - 0.5  # about the middle, so that squares lose no digits
+        n += len(flat)
+        total += flat.sum(0)
+        product.addmm_(flat.T, flat)
+    mean = total / n
+    values, vectors = torch.linalg.eigh((product - n * torch.outer(mean, mean)) / max(1, n - 1))
+    scale = (values.clamp(min=0) + eps).sqrt()
+    return {
+        "centre": (mean + 0.5).view(1, *shape).float(),
+        "whiten": ((vectors / scale) @ vectors.T).float(),
+        "unwhiten": ((vectors * scale) @ vectors.T).float(),
+    }

@@ -12,9 +12,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le
 from pydantic import Field
 from torch import Tensor
 
@@ -22,8 +23,9 @@ from datastill.core.allocator import keep_freed_memory
 from datastill.core.cost import Stopwatch, pick_device
 from datastill.core.errors import InputError, nearest
 from datastill.core.plan import Progress, silent
+from datastill.core.ranges import Count, Rate, Seed, check_fields, checked
 from datastill.data import load_real
-from datastill.data.cache import cache_folder
+from datastill.data.cache import cache_folder, kept
 from datastill.data.sources import split_options, typed_option
 from datastill.debias.diagnosis import conflict_mass, describe_weights
 from datastill.debias.kde import density, inverse_density, median_variance, spread_variance
@@ -45,11 +47,18 @@ RULES = {"median": median_variance, "spread": spread_variance}
 class Kernel:
     """From embeddings to weights, see `kde.density` and `kde.inverse_density`."""
 
-    variance: float | str = 0.03  #: s^2 of exp(-d^2 / (2 s^2)) on unit vectors; or a rule: "median" or "spread"
-    power: float = 1.5  #: weights are density^-power: 1 is the plain inverse; a weight temperature is 1 / power
-    scope: str = "class"  #: "class"; "global" and "batch" for comparison
+    variance: Rate | Literal["median", "spread"] = (
+        0.03  #: s^2 of exp(-d^2 / (2 s^2)) on unit vectors; or a rule: "median" or "spread"
+    )
+    power: Annotated[float, Ge(0), Le(1000)] = (
+        1.5  #: weights are density^-power: 1 is the plain inverse; a weight temperature is 1 / power
+    )
+    scope: Literal["class", "global", "batch"] = "class"  #: "class"; "global" and "batch" for comparison
     leave_one_out: bool = False  #: leave a sample out of its own density
-    density_batch: int = 256  #: samples per batch in scope "batch"
+    density_batch: Count = 256  #: samples per batch in scope "batch"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "{name} of kde")
 
     def weights(self, z: Tensor, y: Tensor, seed: int) -> tuple[Tensor, float]:
         """Weights (n,) float64 that sum to 1 per class, and the variance that was taken.
@@ -72,8 +81,6 @@ class Kernel:
     def _variance(self, z: Tensor, y: Tensor, seed: int) -> float:
         if not isinstance(self.variance, str):
             return float(self.variance)
-        if self.variance not in RULES:
-            raise InputError(f"There is no rule {self.variance!r} for the variance. {nearest(self.variance, RULES)}")
         found = rule_variances(z, y, self.power, seed)[self.variance]
         if found is None:
             raise InputError(
@@ -82,11 +89,12 @@ class Kernel:
         return found
 
 
+@checked
 def debias(
     real: RealSet,
     how: str = "kde",
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "cpu",
     progress: Progress = silent,
     folder: Path | None = None,
@@ -236,7 +244,8 @@ def _by_density(
         "seed": seed,
     }
     if path is not None:
-        write_tensors(path, {"weights": weights}, {"report": json.dumps(report)})
+        with kept("The weights are"):
+            write_tensors(path, {"weights": weights}, {"report": json.dumps(report)})
     return weights, report
 
 

@@ -13,6 +13,7 @@ from datastill.core.cost import peak_memory_bytes
 from datastill.core.errors import InputError
 from datastill.core.loop import run_block
 from datastill.core.plan import Plan, Task
+from datastill.core.ranges import MANY, Count, Seed, checked
 from datastill.core.registry import NOMINAL_MACS_PER_SECOND, Method, nominal_seconds, with_overrides
 from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
@@ -68,14 +69,15 @@ class Estimate:
         return {**asdict(self), "seconds": self.seconds}
 
 
+@checked
 def estimate(
     method: str | Method | type[Method],
     real: Any,
     *,
-    ipc: int,
+    ipc: Count,
     network: Any = None,
     recipe: str = "auto",
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "auto",
     compile: str = "auto",
     **options: Any,
@@ -182,7 +184,7 @@ def within(job: Job, seconds: float, folder: Path | None, resume: bool) -> Job:
     if isinstance(job.method, Rehearsed):
         return _prepared_within(job, seconds)
     per_step, preparing = measure(job)
-    steps = max(1, int(max(seconds - preparing, seconds / 2) / per_step))
+    steps = min(MANY, max(1, int(max(seconds - preparing, seconds / 2) / per_step)))
     return replace(
         job,
         method=with_overrides(job.method, {"steps": steps}),

@@ -15,6 +15,7 @@ from datastill.core.errors import Diverged, InputError, Interrupted, ShareDone
 from datastill.core.interrupt import Stopped
 from datastill.core.loop import synthesize
 from datastill.core.plan import Callback, Plan, Progress, Task, silent
+from datastill.core.ranges import Count, Few, Seconds, SecondsOrNone, Seed, checked
 from datastill.core.registry import Method
 from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
@@ -30,6 +31,7 @@ from datastill.store.artifact import MANIFEST, TENSORS, DistilledSet
 from datastill.store.checkpoint import Checkpointer, plain, refuse_other
 from datastill.store.files import read_sealed, write_sealed, write_tensors
 from datastill.store.folders import remove_made
+from datastill.store.opening import sound_path
 from datastill.store.outputs import RUN, refuse_out
 
 #: What a run that prepares nothing leaves in its folder.
@@ -40,15 +42,16 @@ _RUN_FILES = (
 )  # fmt: skip
 
 
+@checked
 def distill(
     method: str | Method | type[Method],
     real: Any,
     *,
-    ipc: int,
+    ipc: Count,
     network: Any = None,
     recipe: str = "auto",
-    budget: float | None = None,
-    seed: int = 0,
+    budget: Seconds | None = None,
+    seed: Seed = 0,
     out: str | Path | None = None,
     resume: bool = False,
     device: str = "auto",
@@ -56,8 +59,8 @@ def distill(
     compile: str = "auto",
     progress: Progress = silent,
     callbacks: Sequence[Callback] = (),
-    checkpoint_seconds: float = 15.0,
-    workers: int = 1,
+    checkpoint_seconds: SecondsOrNone = 15.0,
+    workers: Few = 1,
     shard: tuple[int, int] | None = None,
     units: str | Path | None = None,
     **options: Any,
@@ -261,6 +264,7 @@ def _prepared(
 
 def check_out(folder: Path, resume: bool, real: Any = None) -> None:
     """Refuse a folder that a run on this real set cannot go into; makes nothing."""
+    sound_path(folder)
     if (folder / MANIFEST).is_file() and not resume:
         raise InputError(f"{folder} already holds a finished run; choose another --out or remove it.")
     if (folder / CONFIG).is_file() and not resume:

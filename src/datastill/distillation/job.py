@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,10 +18,12 @@ from datastill.core.allocator import keep_freed_memory
 from datastill.core.errors import InputError
 from datastill.core.overrides import Override, taken_from
 from datastill.core.plan import Plan, Task, chunk_for
+from datastill.core.ranges import Count, Seed, check_fields, checked
 from datastill.core.recipes import Recipe, find_recipe, get_recipe
 from datastill.core.registry import Method, get_method, with_overrides
 from datastill.core.runtime import Runtime
 from datastill.data import check_ipc, load_real
+from datastill.data.spaces import name_of
 from datastill.distillation.preparation import check_plan
 from datastill.models import resolve_network
 from datastill.store.checkpoint import plain
@@ -130,14 +130,15 @@ class Job:
         )
 
 
+@checked
 def prepare_job(
     method: str | Method | type[Method],
     real: Any,
     *,
-    ipc: int,
+    ipc: Count,
     network: Any = None,
     recipe: str = "auto",
-    seed: int = 0,
+    seed: Seed = 0,
     runtime: Runtime | None = None,
     folder: Path | None = None,
     overrides: tuple[Override, ...] = (),
@@ -156,11 +157,12 @@ def prepare_job(
     asked, hyper = taken_from(options)
     keep_freed_memory()
     start, name, family = _instance(method)
+    usual = with_overrides(start, hyper)  # refused before the data are read
     data: RealSet = real if isinstance(real, RealSet) else load_real(real)
     check_ipc(data, ipc)
-    ipc, seed = int(ipc), _whole_seed(seed)
+    ipc, seed = int(ipc), int(seed)
     if network is None:
-        network = with_overrides(start, hyper).usual_network()
+        network = usual.usual_network()
     factory = resolve_network(network, channels=data.shape[0], classes=data.classes, size=data.shape[1:])
     task = Task(data, ipc, factory, seed, runtime or Runtime.of(), folder)
     settled, unscaled, found, notes = _settle(start, name, data.name, task, recipe, hyper)
@@ -238,7 +240,8 @@ def _settle(
         else:
             scaled = with_overrides(filled.scaled(task, AUTO_SECONDS), hyper)
         notes += changes(filled, scaled)
-    _check_values(scaled)
+    check_fields(scaled)
+    notes += _void(scaled, hyper)
     return scaled, filled if scaled != filled else None, found, tuple(notes)
 
 
@@ -262,33 +265,18 @@ def _filled_in(before: Method, after: Method, ipc: int) -> list[str]:
 
 def _other_space(recipe: Recipe, task: Task) -> list[str]:
     """A note where the published setting is for images in another Space."""
-    kind = task.real.space.kind
-    if recipe.space in ("", kind):
+    name = name_of(task.real.space)
+    if recipe.space in ("", name):
         return []
     return [
-        f"the published setting is for {recipe.space} images, and these are {kind}: load them with space={recipe.space}"
+        f"the published setting is for {recipe.space} images, and these are {name}: load them with space={recipe.space}"
     ]
 
 
-def _whole_seed(seed: Any) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise InputError(f"The seed must be a whole number, not {seed!r}.")
-    return int(seed)
-
-
-def _check_values(method: Method) -> None:
-    defaults = {f.name: f.default for f in fields(method)}
-    for name, value in asdict(method).items():
-        if name in ("steps", "real_batch", "feature_passes"):
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-                raise InputError(f"{name} must be a whole number of at least 1, not {value!r}.")
-        elif name.endswith(("_lr", "_momentum")):
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            chosen = value == 0 and defaults.get(name) == 0  # 0 asks for a rate that follows from something
-            if name.endswith("_lr") and not (number and (value > 0 or chosen)):
-                raise InputError(f"{name} must be a finite number above 0, not {value!r}.")
-            if name.endswith("_momentum") and not (number and 0 <= value < 1):
-                raise InputError(f"{name} must lie in [0, 1), not {value!r}.")
+def _void(method: Method, given: Mapping[str, Any]) -> list[str]:
+    """Sentences on values of the caller's that another of theirs makes void."""
+    void = {by: [name for name in names if name in given] for by, names in method.voids.items() if given.get(by)}
+    return [f"{', '.join(names)} changed nothing, since {by} was given" for by, names in void.items() if names]
 
 
 def hyper_of(method: Method) -> dict[str, Any]:

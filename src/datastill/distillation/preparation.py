@@ -12,6 +12,7 @@ from torch import Tensor
 from datastill.core.cost import Stopwatch
 from datastill.core.errors import InputError
 from datastill.core.plan import Decoder, Needs, Plan, Reduces, Task, Unit
+from datastill.core.ranges import MANY
 from datastill.store.artifact import decoder_of
 from datastill.store.checkpoint import plain
 from datastill.store.files import digest, read_tensors, seconds_of, write_tensors
@@ -93,9 +94,11 @@ def check_plan(plan: Plan, method: str) -> Plan:
     """The plan, if it can be run to its end.
 
     Raises:
-        InputError: its units cannot be prepared, its decoder not be read back, or its objective does not go through
-            its `reduce`.
+        InputError: its steps are none, its units cannot be prepared, its decoder not be read back, or its objective
+            does not go through its `reduce`.
     """
+    if not 0 <= plan.steps <= MANY:
+        raise InputError(f"{method} would take {plan.steps} steps; give a number of them from 0 to {MANY:,}.")
     in_order(plan.prepare)
     _check_decoder(plan.decoder, method)
     objective = plan.objective

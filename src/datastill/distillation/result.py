@@ -9,6 +9,7 @@ import torch
 
 from datastill.augment.strategies import strategy_for
 from datastill.core.cost import environment, peak_memory_bytes
+from datastill.core.errors import Diverged
 from datastill.core.loop import Outcome
 from datastill.core.plan import Plan, Remarks
 from datastill.distillation.job import Job, hyper_of
@@ -23,7 +24,12 @@ def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, 
     Args:
         prepare_seconds: what the preparation took, whenever that was.
         compiled: whether compiled code did it.
+
+    Raises:
+        Diverged: what was made holds numbers that are not finite.
     """
+    if not all(bool(torch.isfinite(code).all()) for code in outcome.codes.values() if code.is_floating_point()):
+        raise Diverged("The images are not finite after the last step; lower the learning rates.")
     task, real = job.task, job.task.real
     student = {} if plan.student is None else dict(plan.student(outcome.shared))
     losses = outcome.losses
@@ -61,7 +67,9 @@ def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, 
     extra = {**outcome.extra, **kept}
     if outcome.y.ndim > 1:
         extra["classes"] = task.labels
-    return DistilledSet(outcome.codes, outcome.y, real.space, plain(manifest), extra)
+    made = DistilledSet(outcome.codes, outcome.y, real.space, plain(manifest), extra)
+    made.manifest["notes"] += [*rising(outcome), *strayed(made)]
+    return made
 
 
 def _of_objective(plan: Plan, outcome: Outcome) -> list[str]:
@@ -83,6 +91,36 @@ def _skipped(outcome: Outcome, window: int = 200, most: float = 0.2) -> list[str
     return [
         f"up to {100 * share:.0f} % of {width} steps in a row were skipped (numbers not finite, or the loss refused): "
         "lower the learning rates, and in trajectory matching the bound on start epochs (max_start)"
+    ]
+
+
+def rising(outcome: Outcome, least: int = 40, most: float = 2.0) -> list[str]:
+    """A sentence where the loss ends well above where it began."""
+    losses = outcome.losses
+    if losses.ndim != 2 or losses.shape[1] < least:
+        return []
+    quarter = losses.shape[1] // 4
+    begin, end = losses[:, :quarter].nanmedian(1).values, losses[:, -quarter:].nanmedian(1).values
+    worst = int((end / begin.clamp_min(1e-12)).nan_to_num().argmax())
+    if not float(end[worst]) > most * float(begin[worst]) > 0:
+        return []
+    return [
+        f"the loss rose, from {float(begin[worst]):.3g} in the first quarter of the steps to {float(end[worst]):.3g} "
+        "in the last: the learning rate of the images is too high for this network (--image-lr)"
+    ]
+
+
+def strayed(made: DistilledSet, most: float = 0.01) -> list[str]:
+    """A sentence where pixels are farther outside of the range of data than it is wide; whitened ones have no range."""
+    if made.space.kind == "zca":
+        return []
+    pixels = made.space.decode(made.images)
+    share = float(((pixels < -1) | (pixels > 2)).double().mean())
+    if share <= most:
+        return []
+    return [
+        f"{100 * share:.0f} % of the pixels are far outside of the range of images (from {float(pixels.min()):.3g} to "
+        f"{float(pixels.max()):.3g}, where images have 0 to 1): lower the learning rate of the images (--image-lr)"
     ]
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from datastill.core.errors import InputError
 from datastill.core.runtime import Runtime
-from datastill.data.cache import cache_folder
+from datastill.data.cache import cache_folder, kept
 from datastill.evaluation.conditions import Setup, macs_of
 from datastill.evaluation.metrics import TestSplit
 from datastill.evaluation.protocols import get_protocol
@@ -60,9 +60,9 @@ def whole_set(real: RealSet, factory: NetworkFactory, seed: int, runtime: Runtim
     images = Labeled(lambda index: real.batch(index).x, real.labels)
     arm = setup.run("whole set", [images], [CrossEntropy(schedule)])
     record = arm.to_dict()
-    write_sealed(
-        path, {"accuracies": arm.accuracies.tolist(), "per_class": record["per_class"], "seconds": arm.seconds}
-    )
+    stored = {"accuracies": arm.accuracies.tolist(), "per_class": record["per_class"], "seconds": arm.seconds}
+    with kept("The whole set's accuracy is"):
+        write_sealed(path, stored)
     return arm
 
 

@@ -11,9 +11,9 @@ import torch
 
 from datastill.core.allocator import keep_freed_memory
 from datastill.core.cost import Stopwatch, environment, peak_memory_bytes
-from datastill.core.errors import InputError
 from datastill.core.overrides import overrides
 from datastill.core.plan import Progress, silent
+from datastill.core.ranges import Few, Seed, checked
 from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
 from datastill.evaluation import notes
@@ -31,14 +31,15 @@ from datastill.store.artifact import DistilledSet
 from datastill.training.trainers import Labeled
 
 
+@checked
 def evaluate(
     distilled: Distilled | Sequence[Distilled],
     real: Any = None,
     *,
     protocol: str | Protocol = "auto",
-    networks: int = 5,
+    networks: Few = 5,
     network: Any = None,
-    seed: int = 0,
+    seed: Seed = 0,
     random: bool = True,
     ceiling: bool = False,
     device: str = "auto",
@@ -86,8 +87,6 @@ def evaluate(
     """
     watch = Stopwatch()
     keep_freed_memory()
-    if networks < 1:
-        raise InputError(f"networks must be at least 1, not {networks}.")
     runtime = Runtime.of(device, precision, compile, progress)
     variation = Variation(labels, teacher, teacher_network, training, stacked)
     asked = settle(distilled, real, protocol, network, variation, runtime)
@@ -120,14 +119,15 @@ def evaluate(
     )
 
 
+@checked
 def trained(
     distilled: Distilled,
     real: Any = None,
     *,
     protocol: str | Protocol = "auto",
-    networks: int = 1,
+    networks: Few = 1,
     network: Any = None,
-    seed: int = 0,
+    seed: Seed = 0,
     variation: Variation | None = None,
     runtime: Runtime | None = None,
 ) -> list[Network]:

@@ -199,6 +199,11 @@ _PROTOCOLS = {
         _mtt("mtt-quick-v1", "100 passes, else as mtt-v1", 100, 51),
         _idc("idc-v1", "IDC's: 1000 passes, several operations per image and CutMix, batch 64", 1000),
         _idc("idc-quick-v1", "100 passes, else as idc-v1", 100),
+        replace(
+            _idc("idc-v1-no-cutmix", "IDC's for MNIST with tiles: as idc-v1, color and crop, no CutMix", 1000),
+            augment="color_crop",
+            cutmix=0.0,
+        ),
         _soft("soft-quick-v1", "a teacher's labels: 100 passes, batch 25, crops and CutMix", 100, "small", 2e-3, 25),
         _soft(
             "sre2l-cifar-v1", "SRe2L's for CIFAR: a teacher's labels, 400 passes, MixUp", 400, "sre2l_cifar", 1e-3, 128

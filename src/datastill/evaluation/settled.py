@@ -135,7 +135,9 @@ def _check_labels(sets: Sequence[DistilledSet], protocol: Protocol, variation: V
     """Labels are of a kind that the protocol trains on, and asked for as it has them."""
     if variation.labels not in ("auto", "soft", "hard"):
         raise InputError(f"Labels are auto, soft (teacher probabilities) or hard, not {variation.labels!r} (--labels).")
-    if not protocol.soft and (variation.labels != "auto" or variation.teacher is not None):
+    if not protocol.soft and (
+        variation.labels != "auto" or variation.teacher is not None or variation.teacher_network is not None
+    ):
         raise InputError(
             f"{protocol.name} trains on the labels of the set; a teacher labels under protocols such as soft-quick-v1."
         )

@@ -11,6 +11,7 @@ import torch
 from datastill.core.cost import pick_device
 from datastill.core.errors import InputError
 from datastill.core.plan import Progress, silent
+from datastill.core.ranges import Count, Seed, checked
 from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.labels.bank import LabelBank
 from datastill.labels.labeler import Labeler
@@ -124,17 +125,18 @@ def _told(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+@checked
 def relabel(
     distilled: DistilledSet,
     real: RealSet,
     protocol: str | Protocol = "auto",
     *,
-    passes: int | None = None,
+    passes: Count | None = None,
     teacher: Any = None,
     teacher_network: Any = None,
     dtype: str = "float16",
-    top_k: int | None = None,
-    seed: int = 0,
+    top_k: Count | None = None,
+    seed: Seed = 0,
     device: str = "auto",
     progress: Progress = silent,
 ) -> LabelBank:

@@ -180,12 +180,14 @@ _WRITERS: dict[str, Callable[[Path, DistilledSet, Tensor, Tensor], None]] = {
 
 def _write_card(folder: Path, distilled: DistilledSet, format: str) -> None:
     from datastill.report.card import CARD, card
+    from datastill.report.words import without_paths
 
     notes = []
     if format == "imagefolder":
         renamed = zip(distilled.class_names, safe_names(distilled.class_names))
         notes = [f"The folder {safe!r} holds the class {name!r}." for name, safe in renamed if name != safe]
-    (folder / CARD).write_text(card(distilled, layout=format, notes=notes), encoding="utf-8")
+    told = DistilledSet(distilled.codes, distilled.labels, distilled.space, without_paths(distilled.manifest))
+    (folder / CARD).write_text(card(told, layout=format, notes=notes), encoding="utf-8")
 
 
 def _png(stored: Tensor) -> bytes:

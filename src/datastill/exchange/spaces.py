@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
 from datastill.core.space import Space
-from datastill.data.cache import cache_folder
-from datastill.data.spaces import CONVENTIONAL, conventional, measure
-from datastill.data.store import as_pixels
-from datastill.data.zca import LARGEST
-from datastill.store.files import digest, read_tensors, write_tensors
-from datastill.store.schema import SPACE
+from datastill.data.spaces import CONVENTIONAL, absolute_zca, conventional, measure
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -49,7 +41,7 @@ def stated_space(space: str | Space | None, real: RealSet, images: Tensor | None
     if space == "measured":
         return measure(real.store)
     if space == "zca":
-        return absolute_zca(real, zca_eps)
+        return absolute_zca(real.store, zca_eps)
     kind, _, other = (space or "").partition(":")
     if kind == "conventional":
         found = conventional(other or real.name, real.shape[0])
@@ -82,48 +74,3 @@ def outside(space: Space, images: Tensor) -> float:
     """The fraction of pixel values beyond [0, 1]: large where the Space is not the one that the set was made in."""
     pixels = space.decode(images)
     return float(((pixels < -1e-3) | (pixels > 1 + 1e-3)).double().mean())
-
-
-def absolute_zca(real: RealSet, eps: float) -> Space:
-    """Whitening as the released trajectory-matching codes do it, from the cache folder where it was fitted before.
-
-    With cov = X'X/(n-1) of the centered training images in [0, 1], without mean and std, and cov = U L U':
-    W = U (L + eps I)^(-1/2) U'. datastill's own "zca" adds a multiple of the mean eigenvalue instead.
-
-    Raises:
-        InputError: eps is not above 0, or the images are too large to whiten.
-    """
-    if not eps > 0 or not math.isfinite(eps):
-        raise InputError(f"The epsilon of ZCA is {eps}; it must be above 0 (released codes take 0.1).")
-    size = math.prod(real.shape)
-    if size > LARGEST:
-        raise InputError(f"ZCA of {size} numbers per image is too large; at most {LARGEST} are whitened.")
-    source = f"absolute epsilon {eps:g}"
-    key = digest([source, real.store.content(), list(real.shape)])
-    entry = cache_folder() / "zca" / f"{key}.safetensors"
-    with contextlib.suppress(InputError):
-        tensors, _ = read_tensors(entry, {"*": SPACE})
-        if set(tensors) == {"centre", "whiten", "unwhiten"}:
-            return Space("zca", source=source, tensors=tensors)
-    fitted = Space("zca", source=source, tensors=_fit(real, size, eps))
-    with contextlib.suppress(InputError):
-        write_tensors(entry, fitted.tensors)
-    return fitted
-
-
-def _fit(real: RealSet, size: int, eps: float) -> dict[str, Tensor]:
-    total = torch.zeros(size, dtype=torch.float64)
-    product = torch.zeros(size, size, dtype=torch.float64)
-    for chunk in real.store.chunks():
-        flat = as_pixels(chunk).double().flatten(1) - 0.5  # about the middle, so that squares lose no digits
-        total += flat.sum(0)
-        product.addmm_(flat.T, flat)
-    n = len(real)
-    mean = total / n
-    values, vectors = torch.linalg.eigh((product - n * torch.outer(mean, mean)) / max(1, n - 1))
-    scale = (values.clamp(min=0) + eps).sqrt()
-    return {
-        "centre": (mean + 0.5).view(1, *real.shape).float(),
-        "whiten": ((vectors / scale) @ vectors.T).float(),
-        "unwhiten": ((vectors * scale) @ vectors.T).float(),
-    }

@@ -9,6 +9,7 @@ from typing import Any
 
 from datastill.core.allocator import keep_freed_memory
 from datastill.core.errors import InputError, Interrupted
+from datastill.core.ranges import Few, Seconds, checked
 from datastill.data.places import places_of
 from datastill.evaluation.protocols import Protocol
 from datastill.experiments.cells import perform, readable
@@ -40,6 +41,7 @@ class CellsFailed(UnitsFailed):
         self.comparison = comparison
 
 
+@checked
 def compare(
     methods: Sequence[str] | str,
     real: Any,
@@ -48,12 +50,12 @@ def compare(
     seeds: int | Iterable[int] = 3,
     network: Any = None,
     protocol: str | Protocol = "auto",
-    networks: int = 3,
+    networks: Few = 3,
     recipe: str = "auto",
     settings: Mapping[str, Mapping[str, Any]] | None = None,
-    budget: float | None = None,
+    budget: Seconds | None = None,
     out: str | Path | None = None,
-    workers: int = 1,
+    workers: Few = 1,
     device: str = "auto",
     precision: str = "float32",
     compile: str = "auto",

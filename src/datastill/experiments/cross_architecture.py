@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
+from datastill.core.ranges import Few, checked
 from datastill.data.real import RealSet
 from datastill.evaluation import evaluate
 from datastill.evaluation.inputs import Distilled, load_sets, real_for
@@ -19,7 +20,7 @@ from datastill.evaluation.scores import spread_over, t_interval
 from datastill.experiments.settings import BASELINE, pick_protocol
 from datastill.experiments.tuning import tune, validation_of, with_rate
 from datastill.models import resolve_network
-from datastill.report.words import percent, plural
+from datastill.report.words import markdown, percent, plural
 from datastill.store.artifact import DistilledSet
 
 FORMAT = "datastill-cross"
@@ -98,15 +99,14 @@ class CrossMatrix:
 
     def table(self) -> str:
         """The matrix in Markdown, in percent, with the agreement of each network with the first."""
-        head = ["method", *self.networks]
+        head = ["method", *map(markdown, self.networks)]
         lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * len(self.networks)]
         for method in self.methods:
-            cells = [self.cell(method, network) for network in self.networks]
-            lines.append(f"| {' | '.join([method, *cells])} |")
+            lines.append(f"| {' | '.join([markdown(method), *(self.cell(method, n) for n in self.networks)])} |")
         for name, found in (("Kendall's tau", self.kendall), ("Spearman's rho", self.spearman)):
             cells = ["–" if math.isnan(v) else f"{v:.2f}" for v in found[0].tolist()]
             lines.append(f"| *{name}* | {' | '.join(cells)} |")
-        return "\n".join([*lines, "", self.caption()]) + "\n"
+        return "\n".join([*lines, "", markdown(self.caption())]) + "\n"
 
     def caption(self) -> str:
         """What the numbers mean."""
@@ -162,13 +162,14 @@ class CrossMatrix:
         }
 
 
+@checked
 def cross_architecture(
     distilled_sets: Sequence[Distilled] | Mapping[str, Sequence[Distilled]],
     real: Any = None,
     networks: Sequence[str] = ("convnet", "mlp", "lenet"),
     *,
     protocol: str | Protocol = "auto",
-    repeats: int = 3,
+    repeats: Few = 3,
     learning_rates: str = "fixed",
     random: bool = True,
     device: str = "auto",

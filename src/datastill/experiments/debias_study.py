@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from datastill.core.cost import pick_device
 from datastill.core.errors import InputError
 from datastill.core.plan import Callback, Progress, silent
+from datastill.core.ranges import Count, Few, check_fields
 from datastill.core.registry import get_method
 from datastill.core.runtime import Runtime
 from datastill.data.biased.colored import Nearest, nearest_color
@@ -21,6 +22,7 @@ from datastill.distillation.distill import distill
 from datastill.distillation.job import prepare_job
 from datastill.evaluation.evaluate import evaluate
 from datastill.experiments.records import StudyCell
+from datastill.experiments.settings import pick_protocol, refuse_unknown_values
 from datastill.overrides.surrogates import Surrogates
 from datastill.store.artifact import MANIFEST, DistilledSet, load_distilled
 from datastill.store.files import digest, read_sealed, write_sealed
@@ -53,14 +55,17 @@ class DebiasStudy:
     inits: Sequence[str] = ("real",)
     surrogates: Sequence[str] = ("method",)
     training: Sequence[str] = ("plain",)
-    ipcs: Sequence[int] = (10,)
-    seeds: int = 3
-    networks: int = 3
+    ipcs: tuple[Count, ...] = (10,)
+    seeds: Few = 3
+    networks: Few = 3
     network: str | None = None
     protocol: str = "dsa-quick-v1"
     recipe: str = "auto"
     hyper: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def cells(self) -> list[Cell]:
         """Every cell once, seeds last, so that a stopped study has whole rows early."""
@@ -100,22 +105,22 @@ class DebiasStudy:
         Raises:
             InputError: an unknown choice, told before anything is made.
         """
+        pick_protocol(self.protocol, ())
+        refuse_unknown_values(self.hyper, self.methods)
         for training in self.training:
             DebiasedTraining.parse(training)
         for way in self.debias:
             way_of(way)
-        takes: dict[tuple[str, str], bool] = {}
-        for cell in self.cells():
-            if (cell.method, cell.surrogates) not in takes:
-                takes[cell.method, cell.surrogates] = self._takes(cell, real)
-        return [cell for cell in self.cells() if takes[cell.method, cell.surrogates]]
+        distinct = {(cell.method, cell.surrogates, cell.init): cell for cell in self.cells()}
+        takes = {key: self._takes(cell, real) for key, cell in distinct.items()}
+        return [cell for cell in self.cells() if takes[cell.method, cell.surrogates, cell.init]]
 
     def _takes(self, cell: Cell, real: RealSet) -> bool:
         """Whether the cell's method takes its surrogates."""
         DebiasedSurrogates.parse(cell.own_surrogates)
         settings: dict[str, Any] = {"ipc": cell.ipc, "network": self.network, "runtime": Runtime.of(self.device)}
         job = prepare_job(cell.method, real, recipe=self.recipe, **settings, **cell.values)
-        return cell.own_surrogates == "method" or Surrogates.fits(job.own_plan)
+        return Surrogates.fits(job.own_plan) or cell.own_surrogates == "method"
 
     def run(
         self,

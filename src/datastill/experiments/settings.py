@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from datastill.core.cost import pick_device
 from datastill.core.errors import InputError, nearest
 from datastill.core.overrides import overrides, taken_from
-from datastill.core.registry import get_method
+from datastill.core.ranges import declared
+from datastill.core.registry import get_method, with_overrides
 from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.experiments.sources import RealSets
 from datastill.experiments.tuning import RATES
@@ -20,7 +21,7 @@ from datastill.store.checkpoint import plain
 #: What every method is compared with.
 BASELINE = "random"
 #: Options of `load_real` that the command line has too.
-_DATA_FLAGS = ("size", "mode", "skip_bad", "space", "follow_links")
+_DATA_FLAGS = ("size", "mode", "skip_bad", "space", "follow_links", "train", "test", "val")
 #: Images of at least so many pixels a side can be augmented, so "auto" trains with augmentation.
 _AUGMENTED_SIDE = 16
 
@@ -191,22 +192,27 @@ def _overrides(given: Mapping[str, Mapping[str, Any]], methods: Mapping[str, str
         name = next((name for name, text in methods.items() if key in (name, text)), None)
         if name is None:
             raise InputError(f"There are settings for {key!r}, which is not compared. {nearest(key, methods)}")
-        for one in fields(get_method(methods[name]).cls):
-            if one.name in values and not _like(one.default, values[one.name]):
-                raise InputError(f"{key}.{one.name} cannot be {values[one.name]!r}; it is like {one.default!r}.")
+        method = get_method(methods[name]).cls()
+        _, hyper = taken_from(dict(values))
+        with_overrides(method, hyper, called=f"{key}.{{name}}")
         found[name] = dict(values)
     return found
 
 
-def _like(default: Any, value: Any) -> bool:
-    """Whether a value can stand where `default` stands: a switch, a number or a word that JSON can say."""
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    if isinstance(default, float):
-        return isinstance(value, int | float)
-    if isinstance(default, int | str):
-        return isinstance(value, type(default))
-    return value is None or isinstance(value, int | float | str)
+def refuse_unknown_values(values: Mapping[str, Any], methods: Iterable[str]) -> None:
+    """Refuse values, for all methods or by the name of one, that none of these would take.
+
+    Raises:
+        InputError: the first is named.
+    """
+    known = {name: set(declared(get_method(name).cls)) for name in methods}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            if name not in known:
+                raise InputError(f"There are values for {name!r}, which is not compared. {nearest(name, known)}")
+        elif not any(name in fields for fields in known.values()):
+            every = set().union(*known.values())
+            raise InputError(f"None of these methods has a hyper-parameter {name!r}. {nearest(name, every)}")
 
 
 def _distinct(name: str, values: Iterable[Any], least: int) -> tuple[int, ...]:
@@ -217,8 +223,8 @@ def _distinct(name: str, values: Iterable[Any], least: int) -> tuple[int, ...]:
 
 
 def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+        raise InputError(f"{name} must be a whole number of at least {least}, and of 64 bits, not {str(value)[:60]}.")
     return value
 
 

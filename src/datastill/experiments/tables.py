@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from datastill.report.words import duration, percent, plural, signed
+from datastill.report.words import code, duration, percent, plural, signed
+from datastill.report.words import markdown as escaped
 
 if TYPE_CHECKING:
     from datastill.evaluation.scores import Evaluation
@@ -27,11 +28,11 @@ def markdown(comparison: Comparison) -> str:
         for row in rows:
             name, accuracy, difference, made, scored = cells(row)
             bold = "**" if row.mean == best else ""
-            shown = [row.data.replace("|", "/"), str(row.ipc), name, f"{bold}{accuracy}{bold}"]
+            shown = [escaped(row.data), str(row.ipc), escaped(name), f"{bold}{accuracy}{bold}"]
             lines.append(f"| {' | '.join([*shown, difference, made, scored])} |")
-    told = [caption(comparison)]
+    told = [escaped(caption(comparison))]
     if comparison.command:
-        told.append(f"Made by `{comparison.command}`.")
+        told.append(f"Made by `{code(comparison.command)}`.")
     return "\n".join([*lines, "", *told]) + "\n"
 
 

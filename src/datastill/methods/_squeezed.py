@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from datastill.core.ranges import Count, Rate
 from datastill.surrogates.teacher_cost import PaysForTeacher
 
 if TYPE_CHECKING:
@@ -17,11 +18,12 @@ class Squeezed(PaysForTeacher):
     """A teacher that is trained here, or brought."""
 
     teacher: str = ""  #: folder of a trained teacher (datastill teacher); none trains one here
-    squeeze_passes: int = 10  #: passes over the real set to train the teacher
-    squeeze_lr: float = 0.1  #: SGD learning rate of the teacher
-    squeeze_batch: int = 128  #: images per step of the teacher's training
+    squeeze_passes: Count = 10  #: passes over the real set to train the teacher
+    squeeze_lr: Rate = 0.1  #: SGD learning rate of the teacher
+    squeeze_batch: Count = 128  #: images per step of the teacher's training
 
     compiles: ClassVar[bool] = False
+    voids: ClassVar[dict[str, tuple[str, ...]]] = {"teacher": ("squeeze_passes", "squeeze_lr", "squeeze_batch")}
     matches_statistics: ClassVar[bool] = True  #: whether the teacher needs batch norm
 
     def usual_network(self) -> str | None:

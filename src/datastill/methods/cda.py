@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from datastill.core.ranges import Probability
 from datastill.core.registry import method
 from datastill.methods.sre2l import SRe2L
 
@@ -28,7 +29,7 @@ class CDA(SRe2L):
 
     crop: bool = True  #: random resized crops and flips in recovery
     curriculum: Literal["cosine", "linear", "step"] = "cosine"  #: how the smallest share of a crop falls
-    milestone: float = 1.0  #: share of the steps after which it has fallen
+    milestone: Probability = 1.0  #: share of the steps after which it has fallen
 
     def views(self) -> RecoveryViews:
         """Crops by the curriculum."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from datastill.core.ranges import Amount, AnyRate, Count, Momentum, Rate
 from datastill.core.registry import Method, method
 
 if TYPE_CHECKING:
@@ -45,13 +46,13 @@ def loops(ipc: int) -> tuple[int, int]:
 class DC(Method):
     """Match the weight gradients of each class on networks that train on the synthetic set."""
 
-    steps: int = 0  #: image updates; 0 is the paper's 1,000 networks of `outer` updates each
-    outer: int = 0  #: image updates per network; 0 follows from the images per class as in the paper
-    inner: int = 0  #: passes over the synthetic set between two updates; 0 follows from the images per class
-    real_batch: int = 256  #: real images per class and step
-    image_lr: float = 0.1  #: SGD learning rate of the pixels; 0.01 where the network is an MLP
-    image_momentum: float = 0.5  #: SGD momentum of the pixels
-    net_lr: float = 0.01  #: learning rate of the network, plain SGD
+    steps: Amount = 0  #: image updates; 0 is the paper's 1,000 networks of `outer` updates each
+    outer: Amount = 0  #: image updates per network; 0 follows from the images per class as in the paper
+    inner: Amount = 0  #: passes over the synthetic set between two updates; 0 follows from the images per class
+    real_batch: Count = 256  #: real images per class and step
+    image_lr: AnyRate = 0.1  #: SGD learning rate of the pixels; 0.01 where the network is an MLP
+    image_momentum: Momentum = 0.5  #: SGD momentum of the pixels
+    net_lr: Rate = 0.01  #: learning rate of the network, plain SGD
     init: str = "noise"  #: start from "noise" or from distinct "real" images
     augment: str = "none"  #: DSA strategy, "none", or "auto": all operations, no flip for digits
     distance: Literal["row-cosine", "cos", "mse", "l1"] = "row-cosine"  #: between gradients of a class
@@ -69,6 +70,7 @@ class DC(Method):
         from datastill.augment.strategies import make_augment
         from datastill.core.plan import Plan
         from datastill.core.update import Sgd
+        from datastill.core.wrapped import Steady
         from datastill.decoders.pixels import Pixels
         from datastill.objectives.gradient_match import GradientMatch
         from datastill.sampling.inits import make_init
@@ -90,7 +92,7 @@ class DC(Method):
             surrogates=surrogates,
             sampler=ClassBatches(self.real_batch),
             augment=augment,
-            update={"images": Sgd(lr=self.image_lr, momentum=self.image_momentum)},
+            update={"images": Steady(Sgd(self.image_lr, self.image_momentum), self.image_lr)},
             steps=self.steps,
             network=task.network,
         )

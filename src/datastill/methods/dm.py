@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from datastill.core.ranges import AnyRate, Count, Momentum, Tiles
 from datastill.core.registry import Method, method
 
 if TYPE_CHECKING:
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 class DM(Method):
     """Match class means of features under a fresh random network each step."""
 
-    steps: int = 20_000  #: image updates
-    real_batch: int = 256  #: real images per class and step
-    image_lr: float = 1.0  #: SGD learning rate of the pixels; the paper takes 10 above 50 images per class
-    image_momentum: float = 0.5  #: SGD momentum of the pixels
+    steps: Count = 20_000  #: image updates
+    real_batch: Count = 256  #: real images per class and step
+    image_lr: AnyRate = 1.0  #: SGD learning rate of the pixels; the paper takes 10 above 50 images per class
+    image_momentum: Momentum = 0.5  #: SGD momentum of the pixels
     decay: Literal["none", "cosine"] = "none"  #: how the learning rate of the pixels falls over the steps
-    factor: int = 1  #: a stored image holds factor x factor smaller ones (multi-formation, arXiv:2205.14959)
+    factor: Tiles = 1  #: a stored image holds factor x factor smaller ones (multi-formation, arXiv:2205.14959)
     init: str = "real"  #: start from distinct "real" images, one for every tile, or from "noise"
     augment: str = "auto"  #: DSA strategy, "none", or "auto": all operations, no flip for digits
     clamp: bool = False  #: keep pixels inside the valid range after every step
@@ -42,6 +43,7 @@ class DM(Method):
         from datastill.augment.strategies import make_augment
         from datastill.core.plan import Plan
         from datastill.core.update import Sgd, cosine
+        from datastill.core.wrapped import Steady
         from datastill.decoders.multi_formation import MultiFormation
         from datastill.decoders.pixels import Pixels
         from datastill.objectives.feature_means import FeatureMeans
@@ -64,7 +66,7 @@ class DM(Method):
             surrogates=Fresh(task.network),
             sampler=ClassBatches(self.real_batch),
             augment=make_augment(self.augment, task.real.name, task.real.shape),
-            update={"images": rule},
+            update={"images": Steady(rule, self.image_lr)},
             steps=self.steps,
             network=task.network,
         )

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from datastill.core.ranges import AnyRate, Count, Momentum, Tiles, WidthOrNone
 from datastill.core.registry import Method, method
 
 if TYPE_CHECKING:
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
 class DMFast(Method):
     """Match class means of features on narrow networks with small real batches."""
 
-    steps: int = 2_000  #: image updates
-    width: int = 32  #: channels of the surrogates, where the network has a width; 0 keeps the network
-    real_batch: int = 8  #: real images per class and step
-    image_lr: float = 1.0  #: SGD learning rate of the pixels
-    image_momentum: float = 0.5  #: SGD momentum of the pixels
+    steps: Count = 2_000  #: image updates
+    width: WidthOrNone = 32  #: channels of the surrogates, where the network has a width; 0 keeps the network
+    real_batch: Count = 8  #: real images per class and step
+    image_lr: AnyRate = 1.0  #: SGD learning rate of the pixels
+    image_momentum: Momentum = 0.5  #: SGD momentum of the pixels
     decay: Literal["none", "cosine"] = "cosine"  #: how the learning rate of the pixels falls over the steps
-    factor: int = 1  #: a stored image holds factor x factor smaller ones (multi-formation, arXiv:2205.14959)
+    factor: Tiles = 1  #: a stored image holds factor x factor smaller ones (multi-formation, arXiv:2205.14959)
     init: str = "real"  #: start from distinct "real" images, one for every tile, or from "noise"
     augment: str = "none"  #: DSA strategy, "none", or "auto": all operations, no flip for digits
 

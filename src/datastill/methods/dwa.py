@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from datastill.core.ranges import Amount, Weight
 from datastill.core.registry import method
 from datastill.methods.sre2l import SRe2L
 
@@ -32,9 +33,9 @@ class DWA(SRe2L):
     """SRe2L from real images, variances before means, and a teacher that is moved a little for each block."""
 
     init: str = "real"  #: start from "real" images, from "noise", or from "patches" of real ones (RDED)
-    variance_weight: float = 11.0  #: of the variances, where means have 1; 2 on ImageNet-1K
-    ascent_steps: int = 12  #: K, steps up the loss of the block's start; 0 leaves the teacher as it is
-    radius: float = 0.015  #: length of the way, over all weights
+    variance_weight: Weight = 11.0  #: of the variances, where means have 1; 2 on ImageNet-1K
+    ascent_steps: Amount = 12  #: K, steps up the loss of the block's start; 0 leaves the teacher as it is
+    radius: Weight = 0.015  #: length of the way, over all weights
     normalize: bool = True  #: steps of equal length; off takes the plain gradient
     batch: Literal["init", "real"] = "init"  #: climb on the block's own start, or on real images of its classes
     bn_on: Literal["perturbed", "base"] = "perturbed"  #: whose statistics are matched

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from datastill.core.ranges import Count
 from datastill.core.registry import Method, method
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 class Forgetting(Method):
     """Real images that a network in training forgets most often."""
 
-    feature_passes: int = 5  #: passes over the real set over which events are counted; 40 in the paper recipe
+    feature_passes: Count = 5  #: passes over the real set over which events are counted; 40 in the paper recipe
     order: Literal["most", "least"] = "most"  #: take the samples forgotten "most" (the paper) or "least" often
 
     paper_values: ClassVar[dict[str, Any]] = {"feature_passes": 40}

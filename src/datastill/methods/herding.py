@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from datastill.core.ranges import Count
 from datastill.core.registry import Method, method
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class Herding(Method):
     """Real images whose running mean of features follows the class mean."""
 
-    feature_passes: int = 5  #: passes over the real set to train the feature network; 40 in the paper recipe
+    feature_passes: Count = 5  #: passes over the real set to train the feature network; 40 in the paper recipe
     normalize: bool = False  #: scale features to unit length first, as in class-incremental learning
 
     paper_values: ClassVar[dict[str, Any]] = {"feature_passes": 40}

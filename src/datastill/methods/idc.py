@@ -15,12 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from datastill.core.ranges import Count, Momentum, Probability, Rate, RateOrAuto, Tiles
 from datastill.core.registry import Method, method
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from datastill.core.plan import Plan, Task
+    from datastill.core.plan import Plan, Task, UpdateRule
 
 
 #: How much longer the pixels' steps are where `auto` cuts their number.
@@ -32,26 +33,27 @@ _HURRY = 5.0
 class IDC(Method):
     """Match weight gradients through multi-formation, on networks that train on real images."""
 
-    steps: int = 200_000  #: image updates of every class
-    factor: int = 2  #: each stored image is cut into factor x factor; 1 stores whole images (IDC-I)
-    outer: int = 100  #: image updates per network
-    real_batch: int = 64  #: real images per class and step
-    synthetic_batch: int = 128  #: most decoded images per class and step
-    image_lr: float = 0.0  #: SGD learning rate of the pixels in [0, 1]; 0 is base_lr * ipc / 10 * (side / 32)^2
-    base_lr: float = 5e-3  #: see image_lr: 5e-3 with mse, 1e-4 with l1 on MNIST and FashionMNIST
-    image_momentum: float = 0.5  #: SGD momentum of the pixels
+    steps: Count = 200_000  #: image updates of every class
+    factor: Tiles = 2  #: each stored image is cut into factor x factor; 1 stores whole images (IDC-I)
+    outer: Count = 100  #: image updates per network
+    real_batch: Count = 64  #: real images per class and step
+    synthetic_batch: Count = 128  #: most decoded images per class and step
+    image_lr: RateOrAuto = 0.0  #: SGD learning rate of the pixels in [0, 1]; 0 is base_lr * ipc / 10 * (side / 32)^2
+    base_lr: Rate = 5e-3  #: see image_lr: 5e-3 with mse, 1e-4 with l1 on MNIST and FashionMNIST
+    image_momentum: Momentum = 0.5  #: SGD momentum of the pixels
     sequential: bool = True  #: momentum steps class after class, as released; false takes all classes at once
     distance: Literal["mse", "l1"] = "mse"  #: between gradients of a class
-    net_images: int = 2000  #: real images that the network trains on between two updates
-    net_lr: float = 0.01  #: learning rate of the network, momentum 0.9
-    cutmix: float = 0.5  #: probability of CutMix in the network's training
+    net_images: Count = 2000  #: real images that the network trains on between two updates
+    net_lr: Rate = 0.01  #: learning rate of the network, momentum 0.9
+    cutmix: Probability = 0.5  #: probability of CutMix in the network's training
     augment: str = "auto"  #: operations of the siamese match, "none", or "auto": color, crop and cutout
     init: Literal["mix", "real", "noise"] = "mix"  #: start: every tile a real image ("mix"), whole ones, or noise
     engine: Literal["auto", "loop", "vmap", "joint"] = "auto"  #: how the gradients of all classes are computed
 
     def for_task(self, task: Task) -> Self:
         """The learning rate of the pixels, which follows images per class and image size."""
-        side = max(32, *task.real.shape[1:])
+        side = max(task.real.shape[1:])
+        side = side if side >= 28 else 32  # 28 is the smallest that was published; 8 x 8 would hardly move
         return replace(self, image_lr=self.image_lr or self.base_lr * task.ipc / 10 * (side / 32) ** 2)
 
     def build(self, task: Task) -> Plan:
@@ -60,6 +62,7 @@ class IDC(Method):
         from datastill.augment.strategies import strategy_for
         from datastill.core.plan import Plan
         from datastill.core.update import SequentialSgd, Sgd
+        from datastill.core.wrapped import Steady
         from datastill.decoders.multi_formation import bounded
         from datastill.objectives.gradient_match import GradientMatch
         from datastill.sampling.inits import make_init
@@ -82,6 +85,7 @@ class IDC(Method):
             cutmix=0.0 if strategy == "none" else self.cutmix,
         )
         lr, momentum = self.image_lr, self.image_momentum
+        rule: UpdateRule = SequentialSgd(lr, momentum, rows=task.labels) if self.sequential else Sgd(lr, momentum)
         return Plan(
             init=make_init(self.init, factor=self.factor, pixels=True),
             decoder=bounded(self.factor, task.real.space, clamp_every=self.outer),
@@ -94,7 +98,7 @@ class IDC(Method):
             surrogates=TrainedOnReal(task.network, outer=self.outer, images=self.net_images, schedule=schedule),
             sampler=ClassEpochs(self.real_batch),
             augment=None if strategy == "none" else Dsa(strategy, mode="composite"),
-            update={"images": SequentialSgd(lr, momentum, rows=task.labels) if self.sequential else Sgd(lr, momentum)},
+            update={"images": Steady(rule, lr)},
             steps=self.steps,
             network=task.network,
         )

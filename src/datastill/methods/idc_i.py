@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from datastill.core.ranges import Tiles
 from datastill.core.registry import method
 from datastill.methods.idc import IDC
 
@@ -20,4 +21,4 @@ from datastill.methods.idc import IDC
 class IDCI(IDC):
     """Match weight gradients of whole stored images, on networks that train on real images."""
 
-    factor: int = 1  #: each stored image is cut into factor x factor; 1 stores whole images
+    factor: Tiles = 1  #: each stored image is cut into factor x factor; 1 stores whole images

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from datastill.core.ranges import Count
 from datastill.core.registry import Method, method
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class KMeans(Method):
     """Real images nearest to the centroids of their class's features."""
 
-    feature_passes: int = 5  #: passes over the real set to train the feature network; 40 in the paper recipe
+    feature_passes: Count = 5  #: passes over the real set to train the feature network; 40 in the paper recipe
 
     paper_values: ClassVar[dict[str, Any]] = {"feature_passes": 40}
 

@@ -17,6 +17,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from datastill.core.errors import InputError
+from datastill.core.ranges import (
+    Amount,
+    AnyRate,
+    Count,
+    Few,
+    Momentum,
+    Rate,
+    RateOrAuto,
+    Seed,
+    Share,
+    Tiles,
+)
 from datastill.core.registry import method
 from datastill.surrogates.expert_cost import PaysForExperts, overhead_macs
 
@@ -34,33 +46,38 @@ class MTT(PaysForExperts):
     """Lead a student in a few steps to where an expert went in whole epochs."""
 
     compiles: ClassVar[bool] = False
+    voids: ClassVar[dict[str, tuple[str, ...]]] = {
+        "experts": (
+            "expert_count", "expert_epochs", "expert_policy", "expert_lr", "expert_batch", "expert_part", "expert_seed",
+        )
+    }  # fmt: skip
 
-    steps: int = 5_000  #: image updates
-    student_steps: int = 20  #: N, steps of the student on the synthetic set
-    span: int = 2  #: M, epochs of the expert that the student is to make up for
-    max_start: int = 20  #: bound (exclusive) on the epoch t at which a student starts; late epochs move little
-    batch_syn: int = 0  #: synthetic images per student step; 0 is all of them
-    image_lr: float = 0.0  #: SGD learning rate of the pixels; 0 takes it from the first gradients
-    image_momentum: float = 0.5  #: SGD momentum of the pixels
-    student_lr: float = 0.01  #: alpha, the student's learning rate, at the start
-    lr_lr: float = 0.0  #: learning rate of alpha; 0 takes it from the first gradients
-    lr_momentum: float = 0.5  #: SGD momentum of alpha
+    steps: Count = 5_000  #: image updates
+    student_steps: Few = 20  #: N, steps of the student on the synthetic set
+    span: Few = 2  #: M, epochs of the expert that the student is to make up for
+    max_start: Few = 20  #: bound (exclusive) on the epoch t at which a student starts; late epochs move little
+    batch_syn: Amount = 0  #: synthetic images per student step; 0 is all of them
+    image_lr: RateOrAuto = 0.0  #: SGD learning rate of the pixels; 0 takes it from the first gradients
+    image_momentum: Momentum = 0.5  #: SGD momentum of the pixels
+    student_lr: Rate = 0.01  #: alpha, the student's learning rate, at the start
+    lr_lr: RateOrAuto = 0.0  #: learning rate of alpha; 0 takes it from the first gradients
+    lr_momentum: Momentum = 0.5  #: SGD momentum of alpha
     #: what moves: the logarithm of alpha, alpha itself ("raw", as published), or nothing ("fixed")
     lr_kind: Literal["log", "raw", "softplus", "fixed"] = "log"
     init: str = "real"  #: start from distinct "real" images or from "noise"
-    canvas: int = 1  #: side of a stored image in images; above 1 every step sees random crops of it (textures)
-    canvas_samples: int = 1  #: crops of each canvas in a step
+    canvas: Tiles = 1  #: side of a stored image in images; above 1 every step sees random crops of it (textures)
+    canvas_samples: Few = 1  #: crops of each canvas in a step
     augment: str = "auto"  #: DSA strategy of students and experts, "none", or "auto": all, no flip for digits
     #: how gradients pass the student: "adjoint", "full_unroll" (both exact), "frozen_path", "truncated" to 8 steps
     engine: Literal["adjoint", "full_unroll", "frozen_path", "truncated"] = "adjoint"
     experts: str = ""  #: folder of expert trajectories (`datastill experts train`) to take; none trains them
-    expert_count: int = 100  #: networks to train on the real set
-    expert_epochs: int = 50  #: their epochs at most; they stop after max_start - 1 + span, where the last segment ends
+    expert_count: Few = 100  #: networks to train on the real set
+    expert_epochs: Few = 50  #: their epochs at most; they stop after max_start - 1 + span, where the last segment ends
     expert_policy: str = "sgd"  #: how they are trained: "sgd", or "selecmix" against a bias; numbers as selecmix:q=0.5
-    expert_lr: float = 0.01  #: their learning rate, constant, plain SGD
-    expert_batch: int = 256  #: real images per step of an expert
-    expert_part: float = 1.0  #: part of the real images that makes an epoch of an expert
-    expert_seed: int = 0  #: of the experts; not the run's, so that runs of all seeds share them
+    expert_lr: AnyRate = 0.01  #: their learning rate, constant, plain SGD
+    expert_batch: Count = 256  #: real images per step of an expert
+    expert_part: Share = 1.0  #: part of the real images that makes an epoch of an expert
+    expert_seed: Seed = 0  #: of the experts; not the run's, so that runs of all seeds share them
 
     def build(self, task: Task) -> Plan:
         """Segments of experts, students, pixels and alpha."""
@@ -94,12 +111,6 @@ class MTT(PaysForExperts):
         )
 
     def _check(self) -> None:
-        if min(self.student_steps, self.span, self.max_start, self.expert_count, self.canvas, self.canvas_samples) < 1:
-            raise InputError(
-                "student_steps, span, max_start, expert_count, canvas and canvas_samples must be at least 1."
-            )
-        if self.batch_syn < 0:
-            raise InputError(f"batch_syn is {self.batch_syn}; give images per student step, or 0 for all of them.")
         if not self.experts and self.max_start - 1 + self.span > self.expert_epochs:
             raise InputError(
                 f"The last segment ends after epoch {self.max_start - 1 + self.span} (max_start - 1 + span), and there "

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from datastill.core.ranges import Count, Few, Share, Tiles
 from datastill.core.registry import method
 from datastill.methods._squeezed import Squeezed
 
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 class RDED(Squeezed):
     """Set together the crops of real images that a teacher is surest of; nothing is optimized."""
 
-    factor: int = 1  #: factor x factor crops in an image; 2 at 224 pixels
-    candidates: int = 300  #: real images of each class that are looked at
-    crops: int = 5  #: crops of each
-    low_scale: float = 0.08  #: smallest share of an image in a crop
+    factor: Tiles = 1  #: factor x factor crops in an image; 2 at 224 pixels
+    candidates: Count = 300  #: real images of each class that are looked at
+    crops: Few = 5  #: crops of each
+    low_scale: Share = 0.08  #: smallest share of an image in a crop
     pick: Literal["lowest", "random", "stratified"] = "lowest"  #: which of the best crops, by loss
 
     paper_values: ClassVar[dict[str, Any]] = {"squeeze_passes": 200}

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from datastill.core.ranges import AdamRate, Count, Pixels, Share, Weight
 from datastill.core.registry import method
 from datastill.methods._squeezed import Squeezed
 
@@ -32,15 +33,15 @@ if TYPE_CHECKING:
 class SRe2L(Squeezed):
     """Recover images from a trained network's classes and batch-norm statistics; it labels them too."""
 
-    steps: int = 1_000  #: image updates of every block
-    image_lr: float = 0.25  #: Adam's learning rate of the pixels, which falls to 0 along a cosine
-    r_bn: float | Literal["auto"] = "auto"  #: weight of the statistics; auto finds one for the network
-    first_layer: float = 10.0  #: weight of the first batch-norm layer; the others have 1
-    block_classes: int = 100  #: most classes in a block
-    block_group: int = 1  #: images of a class in a block; more make statistics of few classes mean something
+    steps: Count = 1_000  #: image updates of every block
+    image_lr: AdamRate = 0.25  #: Adam's learning rate of the pixels, which falls to 0 along a cosine
+    r_bn: Weight | Literal["auto"] = "auto"  #: weight of the statistics; auto finds one for the network
+    first_layer: Weight = 10.0  #: weight of the first batch-norm layer; the others have 1
+    block_classes: Count = 100  #: most classes in a block
+    block_group: Count = 1  #: images of a class in a block; more make statistics of few classes mean something
     crop: bool = False  #: random resized crops and flips in recovery, as published from 64 pixels up
-    low_scale: float = 0.08  #: smallest share of the image in a crop
-    jitter: int = 4  #: circular shift by up to so many pixels; 32 at 224 pixels
+    low_scale: Share = 0.08  #: smallest share of the image in a crop
+    jitter: Pixels = 4  #: circular shift by up to so many pixels; 32 at 224 pixels
     per_sample: bool = False  #: draw crops and shifts for every image; the published loop draws once a block
     init: str = "noise"  #: start from "noise", from "real" images, or from "patches" of real ones (RDED)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datastill.core.errors import InputError
+from datastill.core.ranges import Count, Few
 from datastill.core.registry import method
 from datastill.methods.mtt import MTT
 
@@ -34,9 +35,9 @@ class TESLA(MTT):
 
     paper_values: ClassVar[dict[str, Any]] = {"engine": "frozen_path"}
 
-    steps: int = 10_000  #: image updates
+    steps: Count = 10_000  #: image updates
     soft_labels: bool = False  #: labels are what experts take the images for; off, they are the classes, as in MTT
-    label_experts: int = 10  #: experts over which the final labels are averaged
+    label_experts: Few = 10  #: experts over which the final labels are averaged
 
     def build(self, task: Task) -> Plan:
         """MTT's plan, with labels from the experts that it follows."""

@@ -1,10 +1,11 @@
-"""Markdown that shows any text as it is."""
+"""Sections in Markdown."""
 
 from __future__ import annotations
 
 import re
 
 from datastill.report.section import Code, Items, Paragraph, Part, Shown
+from datastill.report.words import markdown as md
 
 
 def markdown(shown: Shown) -> str:
@@ -22,17 +23,6 @@ def _part(part: Part) -> str:
     rule = ["---", *["---:"] * (len(part.heads) - 1)]
     rows = [map(md, part.heads), rule, *(map(md, row) for row in part.rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def md(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    flat = " ".join(str(text).split())
-    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", flat).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def code(text: str) -> str:
-    """Text for inside single backticks."""
-    return " ".join(str(text).split()).replace("`", "'").replace("|", "/")
 
 
 def fence(language: str, text: str) -> str:

@@ -11,7 +11,7 @@ from datastill.report import words
 from datastill.store.manifest import Data, Manifest
 
 #: Options of `load_real` that the command line has too.
-_FLAGS = ("size", "mode", "skip_bad", "space", "follow_links")
+_FLAGS = ("size", "mode", "skip_bad", "space", "follow_links", "train", "test", "val")
 _WIDTH = 96
 
 

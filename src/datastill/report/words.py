@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,36 @@ from datastill.core.registry import field_docs, registered
 if TYPE_CHECKING:
     from datastill.store.artifact import DistilledSet
     from datastill.store.manifest import Manifest, SpaceRecord
+
+
+#: An absolute path, or one in somebody's home; and one inside a sentence, which ends at a space.
+_SLASH, _ENDS = r"[/\\]", "/\\"
+_PATH = re.compile(r"(?:/|~|[A-Za-z]:[/\\])[^\n]*")
+_PATH_IN_TEXT = re.compile(r"(?<![\w./\\:])(?:~?/|[A-Za-z]:[/\\])[^\s/\\'\"`(){},;]+(?:[/\\][^\s/\\'\"`(){},;]+)+")
+
+
+def markdown(text: object) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    flat = " ".join(str(text).split())
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", flat).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def code(text: object) -> str:
+    """Text for inside single backticks of Markdown, in tables too."""
+    return " ".join(str(text).split()).replace("`", "'").replace("|", "/")
+
+
+def without_paths(item: Any) -> Any:
+    """What a manifest says, without where things lie on the machine that made it: "path/to/photos"."""
+    if isinstance(item, Mapping):
+        return {name: without_paths(part) for name, part in item.items()}
+    if isinstance(item, list | tuple):
+        return [without_paths(part) for part in item]
+    if not isinstance(item, str):
+        return item
+    if _PATH.fullmatch(item):
+        return f"path/to/{re.split(_SLASH, item.rstrip(_ENDS))[-1]}"
+    return _PATH_IN_TEXT.sub(lambda found: f"path/to/{re.split(_SLASH, found[0])[-1]}", item)
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:

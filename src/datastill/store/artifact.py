@@ -29,7 +29,7 @@ from datastill.store.files import (
     write_tensors,
 )
 from datastill.store.manifest import FORMAT, VERSION, Manifest
-from datastill.store.opening import sha256_of
+from datastill.store.opening import sha256_of, sound_path
 from datastill.store.schema import SPACE, Kind
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def load_distilled(folder: str | Path) -> DistilledSet:
     Raises:
         InputError: the folder is not an artifact, or is damaged, or does not agree with its manifest.
     """
-    folder = Path(folder)
+    folder = sound_path(folder)
     if not (folder / MANIFEST).is_file():
         raise InputError(
             f"{folder} holds no distilled set (no {MANIFEST}); give the folder that `datastill distill --out` made."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -20,6 +21,41 @@ LARGEST_JSON = 64 << 20
 ALWAYS = 256 << 20
 #: and how many times its bytes on the disk where that is more: tiles of multi-formation are enlarged to whole images.
 TIMES = 32
+LONGEST_NAME = 255  #: bytes of the name of a file, on all usual file systems
+
+
+def printable(path: str | Path) -> str:
+    """A path as text that can be written anywhere: bytes that are no UTF-8 as in \\xe9."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def sound_path(path: str | Path) -> Path:
+    """A path that a file may have and that a record can name.
+
+    Raises:
+        InputError: it is too long, or holds a zero or bytes that are no UTF-8.
+    """
+    text = os.fspath(path)
+    shown = printable(text.replace("\0", "\\0"))
+    shown = shown if len(shown) < 100 else f"{shown[:80]}..."
+    if "\0" in text or not _is_utf8(text):
+        raise InputError(f"{shown} holds bytes that are no UTF-8, which records of it cannot name; rename it.")
+    try:
+        too_long = any(len(part.encode()) > LONGEST_NAME for part in Path(text).parts)
+        os.lstat(Path(text).expanduser())
+    except (OSError, RuntimeError) as error:  # none is there; no home folder
+        too_long |= isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+    if too_long:
+        raise InputError(f"{shown} is too long for a path; check it, or choose a shorter one.")
+    return Path(text)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from datastill.core.errors import InputError
 from datastill.store.files import read_json
+from datastill.store.opening import sound_path
 
 #: Endings of files that a folder of classes is recognized by.
 _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 #: Files that datastill's own folders are recognized by.
-_OWN = ("manifest.json", "config.json", "plan.json", "meta.json", "study.json", "weights.json", "teacher.json")
+OWN_FILES = ("manifest.json", "config.json", "plan.json", "meta.json", "study.json", "weights.json", "teacher.json")
 #: Folders above an output that are looked at.
 _ABOVE = 3
 
@@ -72,7 +73,7 @@ def refuse_out(out: str | Path, data: Iterable[Path] = (), kind: Kind = NEW) -> 
         InputError: it lies in data or holds it, a file is in the way, it is not empty and not of this kind, or cannot
             be written.
     """
-    out = Path(out)
+    out = sound_path(out)
     _refuse_data(out, data)
     _refuse_unwritable(out)
     if out.is_dir() and any(_visible(out)):
@@ -93,7 +94,7 @@ def refuse_out_file(target: Path, keys: Iterable[str], data: Iterable[Path] = ()
     Raises:
         InputError: it is a folder, another's file, lies in data, or cannot be written.
     """
-    _refuse_data(target, data)
+    _refuse_data(sound_path(target), data)
     _refuse_unwritable(target.parent)
     if target.is_dir():
         raise InputError(f"{target} is a folder; name a JSON file for the result.")
@@ -138,7 +139,7 @@ def _refuse_class_folder(out: Path) -> None:
 
 
 def _is_class(folder: Path) -> bool:
-    if any((folder / name).is_file() for name in _OWN):
+    if any((folder / name).is_file() for name in OWN_FILES):
         return False
     return any(name.lower().endswith(_IMAGES) for name in _visible(folder))
 

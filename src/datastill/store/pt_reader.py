@@ -80,7 +80,7 @@ def read_pt(path: str | Path, widely: bool = False) -> Contents:
         data = file.read()
     refuse_inflated(path, io.BytesIO(data), len(data))
     try:
-        with contextlib.nullcontext() if widely else _narrow(), warnings.catch_warnings():
+        with _stand_ins(widely), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _refuse_builders(data)
             value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True, mmap=False)
@@ -114,15 +114,15 @@ def _refuse_builders(data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _narrow() -> Iterator[None]:
-    """Only torch's own list and the stand-ins; what others had allowed comes back afterwards."""
+def _stand_ins(widely: bool) -> Iterator[None]:
+    """Torch's own list and the stand-ins, `widely` beside what others had allowed; their list comes back afterwards."""
     modules = ("numpy.core.multiarray", "numpy._core.multiarray")  # numpy 1 and numpy 2
     ours: list[Any] = [(_Number, "numpy.dtype"), *((_scalar, f"{module}.scalar") for module in modules)]
     with _LOCK:
         before = torch.serialization.get_safe_globals()
         try:
             torch.serialization.clear_safe_globals()
-            torch.serialization.add_safe_globals(ours)
+            torch.serialization.add_safe_globals([*before, *ours] if widely else ours)
             yield
         finally:
             torch.serialization.clear_safe_globals()

@@ -16,6 +16,7 @@ from torch import Tensor
 from datastill.core.context import Context
 from datastill.core.errors import InputError, nearest
 from datastill.core.plan import Task
+from datastill.core.ranges import Few, check_fields
 from datastill.core.rng import Rng
 from datastill.core.threads import threads_for
 from datastill.data.sources import split_options, typed_option
@@ -139,7 +140,10 @@ class DebiasedSurrogates:
     """What `surrogates="dfa:count=3,steps=600"` asks for."""
 
     training: DebiasedTraining
-    count: int = 3
+    count: Few = 3
+
+    def __post_init__(self) -> None:
+        check_fields(self, "{name} of surrogates")
 
     @classmethod
     def parse(cls, text: str) -> DebiasedSurrogates | None:
@@ -156,8 +160,6 @@ class DebiasedSurrogates:
         if how not in ("dfa", "selecmix"):
             raise InputError(f"There are no surrogates {how!r}. {nearest(how, ('method', 'dfa', 'selecmix'))}")
         count = typed_option(given.pop("count", "3"), 3, f"{how}:count")
-        if count < 1:
-            raise InputError(f"A pool of {count} networks is empty; take count of at least 1.")
         rest = ",".join(f"{name}={value}" for name, value in given.items())
         training = DebiasedTraining.parse(f"{how}:{rest}")
         assert training is not None

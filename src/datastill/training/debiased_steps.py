@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -51,15 +50,3 @@ def hard_labels(y: Tensor, classes: int) -> Tensor:
     if not len(y) or not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise InputError(f"Class positions must lie in 0..{classes - 1}, and there must be some; check the labels.")
     return y
-
-
-def check_numbers(options: Any, positive: Sequence[str], not_negative: Sequence[str]) -> None:
-    """Refuse options that are set and not finite, not above 0, or negative."""
-    for names, least in ((positive, "above 0"), (not_negative, "at least 0")):
-        for name in names:
-            value = getattr(options, name)
-            if value is None:
-                continue
-            sound = math.isfinite(value) and (value > 0 if least == "above 0" else value >= 0)
-            if not sound:
-                raise InputError(f"{name} must be a finite number, {least}, not {value}.")

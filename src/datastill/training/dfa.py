@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datastill.core.errors import InputError
+from datastill.core.ranges import Amount, AnyRate, Count, Momentum, Probability, Rate, Weight, check_fields
 from datastill.core.rng import Rng, isolated
 from datastill.models import Network, NetworkFactory, couples_samples
-from datastill.training.debiased_steps import batches, check_numbers, hard_labels, steps_for
+from datastill.training.debiased_steps import batches, hard_labels, steps_for
 from datastill.training.hard import Images, LossWatch
 
 
@@ -134,27 +134,21 @@ class Dfa:
         InputError: a number out of range.
     """
 
-    steps: int | None = None  #: None is 20 passes, and 2,000 at least
-    batch: int = 256  #: images per step, at most the set
-    swap_start: int | None = None  #: first step at which bias features are exchanged; None is a fifth of the steps
-    lr: float = 1e-3  #: of both Adam optimizers
-    decay: float = 0.5  #: what lr is multiplied by, from swap_start on
-    decay_every: int | None = None  #: steps between two such falls; None is a fifth of the steps
-    lam_dis: float = 10.0
-    lam_swap: float = 1.0
-    lam_swap_bias: float = 10.0
-    alpha: float = 0.7  #: of the moving averages of losses
-    q: float = 0.7  #: of the generalized cross-entropy
+    steps: Count | None = None  #: None is 20 passes, and 2,000 at least
+    batch: Count = 256  #: images per step, at most the set
+    swap_start: Amount | None = None  #: first step at which bias features are exchanged; None is a fifth of the steps
+    lr: AnyRate = 1e-3  #: of both Adam optimizers
+    decay: Rate = 0.5  #: what lr is multiplied by, from swap_start on
+    decay_every: Count | None = None  #: steps between two such falls; None is a fifth of the steps
+    lam_dis: Weight = 10.0
+    lam_swap: Weight = 1.0
+    lam_swap_bias: Weight = 10.0
+    alpha: Momentum = 0.7  #: of the moving averages of losses
+    q: Probability = 0.7  #: of the generalized cross-entropy
     augment: str = "none"  #: DSA strategy; "color" would change a bias of colors
 
     def __post_init__(self) -> None:
-        check_numbers(
-            self,
-            positive=("steps", "batch", "lr", "decay", "decay_every"),
-            not_negative=("swap_start", "lam_dis", "lam_swap", "lam_swap_bias", "alpha", "q"),
-        )
-        if self.alpha >= 1:
-            raise InputError(f"alpha must be below 1, not {self.alpha}: nothing would be learned of later losses.")
+        check_fields(self, "{name} of dfa")
 
 
 class DfaTrainer:

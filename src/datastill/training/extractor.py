@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from datastill.augment.operations import shift
 from datastill.core.errors import Diverged, InputError, nearest
 from datastill.core.plan import Progress, chunk_for, silent
+from datastill.core.ranges import Amount, AnyRate, Count, Pixels, Rate, Side, check_fields
 from datastill.core.rng import Rng, isolated
 from datastill.core.threads import threads_for
 from datastill.models import NetworkFactory, default_options, resolve_network
@@ -26,8 +27,6 @@ from datastill.training.supcon import supcon_loss
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
-
-READ = ("backbone", "head")
 
 #: Steps that small sets are trained for at least, in as many passes as that takes.
 FEWEST_STEPS = 40
@@ -67,28 +66,17 @@ class Extractor:
     """
 
     network: str = ""  #: the backbone as `resolve_network` reads it; "" is a batch-norm ConvNet that fits the size
-    width: int = 16  #: of the default backbone
-    epochs: int | None = None  #: passes; None is one, and in small sets those of 40 steps; more lose the bias
-    images: int = 20_000  #: most images per pass, a new random part of the set each time
-    batch: int = 256  #: images per step, each in two views
-    lr: float = 1e-3  #: of Adam
-    tau: float = 0.1  #: temperature of the contrastive loss
-    shift: int = 2  #: largest shift of a view, in pixels
-    read: str = "backbone"  #: "backbone" or "head"
+    width: Side = 16  #: of the default backbone
+    epochs: Amount | None = None  #: passes; None is one, and in small sets those of 40 steps; more lose the bias
+    images: Count = 20_000  #: most images per pass, a new random part of the set each time
+    batch: Count = 256  #: images per step, each in two views
+    lr: AnyRate = 1e-3  #: of Adam
+    tau: Rate = 0.1  #: temperature of the contrastive loss
+    shift: Pixels = 2  #: largest shift of a view, in pixels
+    read: Literal["backbone", "head"] = "backbone"  #: "backbone" or "head"
 
     def __post_init__(self) -> None:
-        epochs = 0 if self.epochs is None else self.epochs
-        whole = (self.width, epochs, self.images, self.batch, self.shift)
-        if any(isinstance(v, bool) or not isinstance(v, int) for v in whole):
-            raise InputError("width, epochs, images, batch and shift of the extractor are whole numbers.")
-        if min(self.width, self.images, self.batch) < 1 or min(epochs, self.shift) < 0:
-            raise InputError(
-                "The extractor needs width, images and batch of at least 1, epochs and shift of at least 0."
-            )
-        if not (self.lr > 0 and self.tau > 0):
-            raise InputError(f"The extractor needs lr and tau above 0, not {self.lr} and {self.tau}.")
-        if self.read not in READ:
-            raise InputError(f"There is no place {self.read!r} to read an embedding from. {nearest(self.read, READ)}")
+        check_fields(self, "{name} of the extractor")
 
     def settled(self, n: int) -> Extractor:
         """The same for a set of n images, with `epochs` as a number."""

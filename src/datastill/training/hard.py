@@ -21,6 +21,7 @@ from datastill.augment.dsa import Dsa
 from datastill.augment.mix import CutMix
 from datastill.core import compilation
 from datastill.core.errors import Diverged, InputError
+from datastill.core.ranges import Amount, AnyRate, Count, Momentum, Probability, Weight, check_fields
 from datastill.core.rng import Rng, isolated
 from datastill.engines.weight_gradients import compilable, compiled_passes, shares
 from datastill.models import couples_samples
@@ -42,23 +43,20 @@ class Schedule:
         InputError: a number out of range, or an unknown augmentation.
     """
 
-    passes: int  #: passes over the data; the DC protocol with E epochs has E + 1
-    lr: float = 0.01  #: learning rate before the drop
-    momentum: float = 0.9
-    weight_decay: float = 5e-4  #: applied to every parameter, norm layers and biases included
-    batch: int = 256  #: images per step; the last, partial batch of a pass is kept
+    passes: Amount  #: passes over the data; the DC protocol with E epochs has E + 1
+    lr: AnyRate = 0.01  #: learning rate before the drop
+    momentum: Momentum = 0.9
+    weight_decay: Weight = 5e-4  #: applied to every parameter, norm layers and biases included
+    batch: Count = 256  #: images per step; the last, partial batch of a pass is kept
     drop_after: int | None = None  #: index of the pass after which lr falls to a tenth, where `drops` is empty
     augment: str = "none"  #: DSA strategy; one choice of operation per batch, parameters per image
     drops: tuple[tuple[int, float], ...] = ()  #: (index of a pass, what lr is multiplied by after it)
     forget_momentum: bool = True  #: whether a drop also forgets the momentum, as the DC protocol's does
     augment_mode: str = "single"  #: how many operations an image gets, see `Dsa`
-    cutmix: float = 0.0  #: probability of CutMix for each batch, after the augmentation
+    cutmix: Probability = 0.0  #: probability of CutMix for each batch, after the augmentation
 
     def __post_init__(self) -> None:
-        if self.passes < 0 or self.batch < 1 or self.lr <= 0 or self.momentum < 0 or self.weight_decay < 0:
-            raise InputError(
-                f"A schedule needs passes, momentum and weight decay >= 0, batch >= 1 and lr > 0, not {self}."
-            )
+        check_fields(self, "{name} of a schedule")
         if self.drop_after is not None and self.drops:
             raise InputError("A schedule takes drop_after (one drop to a tenth) or drops, not both.")
         if any(p < 0 or factor <= 0 for p, factor in self.drops):

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datastill.core.ranges import Amount, AnyRate, Count, Probability, Rate, Weight, check_fields
 from datastill.core.rng import Rng, isolated
 from datastill.models import Network, NetworkFactory, couples_samples
 from datastill.training.batches import parts
-from datastill.training.debiased_steps import batches, check_numbers, hard_labels, steps_for
+from datastill.training.debiased_steps import batches, hard_labels, steps_for
 from datastill.training.extractor import Encoder, small_backbone
 from datastill.training.hard import Images, LossWatch
 from datastill.training.supcon import supcon_loss
@@ -57,24 +58,20 @@ class SelecMix:
         InputError: a number out of range.
     """
 
-    steps: int | None = None  #: None is 20 passes, and 2,000 at least
-    batch: int = 256  #: images per step, at most the set
-    pool: int = 1024  #: images among which partners are sought: as many whole batches as it holds, and one at least
-    lr: float = 1e-3  #: Adam of the network
-    auxiliary_lr: float = 0.02  #: Adam of the auxiliary encoder; a high rate keeps it at the bias for longer
-    auxiliary_weight_decay: float = 1e-4
-    auxiliary_steps: int | None = None  #: steps after which it rests, since it forgets the bias later; None is never
+    steps: Count | None = None  #: None is 20 passes, and 2,000 at least
+    batch: Count = 256  #: images per step, at most the set
+    pool: Count = 1024  #: images among which partners are sought: as many whole batches as it holds, and one at least
+    lr: AnyRate = 1e-3  #: Adam of the network
+    auxiliary_lr: AnyRate = 0.02  #: Adam of the auxiliary encoder; a high rate keeps it at the bias for longer
+    auxiliary_weight_decay: Weight = 1e-4
+    auxiliary_steps: Amount | None = None  #: steps after which it rests, since it forgets the bias later; None is never
     auxiliary: str = ""  #: the auxiliary encoder's backbone; "" is a small batch-norm ConvNet that fits the size
-    tau: float = 0.2  #: temperature of the auxiliary loss
-    q: float = 0.7  #: how much that loss prefers easy pairs
+    tau: Rate = 0.2  #: temperature of the auxiliary loss
+    q: Probability = 0.7  #: how much that loss prefers easy pairs
     augment: str = "none"  #: DSA strategy; "color" would change a bias of colors
 
     def __post_init__(self) -> None:
-        check_numbers(
-            self,
-            positive=("steps", "batch", "pool", "lr", "auxiliary_lr", "tau"),
-            not_negative=("auxiliary_weight_decay", "auxiliary_steps", "q"),
-        )
+        check_fields(self, "{name} of selecmix")
 
 
 class Auxiliary:

@@ -109,10 +109,14 @@ SOFT_RECIPES: dict[str, SoftSchedule] = {
         trace=TraceSpec(crop="padded", pad=4, mix="mixup", alpha=0.8),
         teacher_mode="batch",
     ),
-    "dwa_imagenet": SoftSchedule(300, 128, trace=_FKD),
+    "dwa_imagenet": SoftSchedule(300, 128, decay="matrices", trace=_FKD),
     "tiny_sgd": SoftSchedule(200, 64, optimizer="sgd", lr=0.2, weight_decay=1e-4, warmup=5, tau2=True, trace=_FKD),
     "rded": SoftSchedule(
-        300, 50, curve="half-cosine", trace=TraceSpec(crop="resized", min_scale=0.5, shuffle=2, mix="cutmix")
+        300,
+        50,
+        decay="matrices",
+        curve="half-cosine",
+        trace=TraceSpec(crop="resized", min_scale=0.5, shuffle=2, mix="cutmix"),
     ),
     "small": SoftSchedule(
         75,

@@ -12,6 +12,7 @@ from datastill.core.errors import InputError
 from datastill.data.decode import decode_image
 from datastill.data.folder import list_classes
 from datastill.data.inside import Links
+from datastill.data.parts import visible
 from datastill.data.raw import Request
 
 LARGER = 3  #: pictures are kept this many times larger than what is cut out of them
@@ -33,7 +34,7 @@ class FolderBackgrounds:
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise InputError(f"There is no folder {root} of backgrounds; give one with a sub-folder per category.")
-        files, names = list_classes(self.root, Links(self.root))
+        files, names = list_classes([f for f in visible(self.root) if f.is_dir()], Links(self.root))
         self.names = sorted(set(names))
         self.files: list[list[Path]] = []
         for name in self.names:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datastill.core.errors import InputError
 from datastill.core.rng import undisturbed
-from datastill.data.raw import Raw, Request, Split
+from datastill.data.raw import Raw, Request, Split, refuse_choice
 from datastill.data.sources import source
 
 
@@ -25,6 +25,7 @@ def digits(request: Request, *, train: int = 899) -> Raw:
     with undisturbed():  # importing scikit-learn imports rich, which draws names for its styles
         from sklearn.datasets import load_digits
 
+    refuse_choice(request, "digits")
     bunch = load_digits()
     images = (bunch.images[:, None] / 16).astype(np.float32)
     labels = torch.from_numpy(bunch.target).long()

@@ -14,6 +14,7 @@ from datastill.augment.strategies import strategy_for
 from datastill.core.cost import pick_device
 from datastill.core.errors import InputError
 from datastill.core.precision import casting
+from datastill.core.ranges import Few, Seed, checked
 from datastill.store.checkpoint import plain, refuse_other
 from datastill.store.files import digest
 from datastill.surrogates.experts.files import write_record
@@ -53,21 +54,22 @@ class Job:
         return Partial(self.folder / PARTIAL, expert, self.layout.width, digest(self.config))
 
 
+@checked
 def make_job(
     real: RealSet,
     network: NetworkFactory,
     folder: Path,
     *,
-    epochs: int = 50,
-    stop_after: int | None = None,
+    epochs: Few = 50,
+    stop_after: Few | None = None,
     policy: str | Policy = "sgd",
     augment: str = "auto",
-    seed: int = 0,
+    seed: Seed = 0,
     device: str | torch.device = "auto",
     precision: str = "float32",
     test_accuracy: bool = False,
     lossy: bool = False,
-    span: int = 2,
+    span: Few = 2,
 ) -> Job:
     """Settle everything that experts depend on, without doing anything yet.
 
@@ -87,8 +89,7 @@ def make_job(
     Raises:
         InputError: something given cannot be used.
     """
-    whole("epochs", epochs, 1)
-    last = epochs if stop_after is None else whole("stop_after", stop_after, 1)
+    last = epochs if stop_after is None else stop_after
     if last > epochs:
         raise InputError(
             f"stop_after is {last}, and the schedule has {epochs} epochs; train for more, or stop earlier."
@@ -111,7 +112,7 @@ def make_job(
         "snapshots": last + 1,
         "policy": describe_policy(how),
         "augment": strategy,
-        "seed": whole("seed", seed),
+        "seed": int(seed),
         "device": where.type,
         "test_accuracy": test_accuracy,
         **({} if precision == "float32" else {"precision": precision}),
@@ -136,11 +137,3 @@ def begin(job: Job) -> None:
             stacklevel=3,
         )
     write_record(folder / META, new_meta(job.config, job.layout, about(job.network, job.real)))
-
-
-def whole(name: str, value: Any, least: int | None = None) -> int:
-    """A whole number of at least `least`, or an InputError."""
-    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-        bound = "" if least is None else f" of at least {least}"
-        raise InputError(f"{name} must be a whole number{bound}, not {value!r}.")
-    return value

@@ -19,6 +19,7 @@ from datastill.data.places import places_of
 from datastill.store.checkpoint import plain
 from datastill.store.files import digest
 from datastill.store.folders import refuse_taken, whole_folder
+from datastill.store.opening import sound_path
 from datastill.store.outputs import refuse_out
 from datastill.store.pt_reader import Contents, read_pt
 from datastill.surrogates.experts.files import write_expert, write_record
@@ -55,7 +56,7 @@ def import_reference_buffer(
 
 def _files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
-    for path in [Path(p).expanduser() for p in ([paths] if isinstance(paths, str | Path) else paths)]:
+    for path in [sound_path(p).expanduser() for p in ([paths] if isinstance(paths, str | Path) else paths)]:
         if not path.is_dir():
             found.append(path)
             continue

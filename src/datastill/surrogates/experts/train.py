@@ -16,6 +16,7 @@ from datastill.core.errors import InputError, Interrupted
 from datastill.core.interrupt import StopRequest, stop_between_steps
 from datastill.core.plan import Progress, silent
 from datastill.core.precision import casting
+from datastill.core.ranges import Few, checked
 from datastill.core.rng import Rng
 from datastill.data.places import places_of
 from datastill.data.shared import SHARED_FILES
@@ -26,7 +27,7 @@ from datastill.store.outputs import EXPERTS, refuse_out
 from datastill.store.unfinished import remove_rests
 from datastill.surrogates.experts.files import expert_numbers, record_path, write_expert
 from datastill.surrogates.experts.handout import portable, unpacked
-from datastill.surrogates.experts.job import Job, begin, make_job, whole
+from datastill.surrogates.experts.job import Job, begin, make_job
 from datastill.surrogates.experts.policies import Epoch, TrainingSet
 from datastill.surrogates.experts.store import PARTIAL, ExpertBuffer, open_buffer
 from datastill.surrogates.experts.watch import Pulse, watching
@@ -40,15 +41,16 @@ if TYPE_CHECKING:
 _KEEP_BYTES = 8 << 30
 
 
+@checked
 def train_experts(
     real: RealSet,
     network: NetworkFactory,
     out: str | Path,
     *,
-    experts: int = 10,
-    workers: int = 1,
+    experts: Few = 10,
+    workers: Few = 1,
     lossy: bool = False,
-    span: int = 2,
+    span: Few = 2,
     progress: Progress = silent,
     on_done: Callable[[Done], Any] | None = None,
     **settings: Any,
@@ -77,8 +79,7 @@ def train_experts(
         UnitsFailed: some experts failed, by diverging for example; the others are kept.
     """
     check_workers(workers)
-    whole("experts", experts, 1)
-    job = make_job(real, network, Path(out), lossy=lossy, span=whole("span", span, 1), **settings)
+    job = make_job(real, network, Path(out), lossy=lossy, span=span, **settings)
     refuse_out(job.folder, places_of(real), EXPERTS)
     with held(job.folder):
         return _train(job, experts, workers, progress, on_done)

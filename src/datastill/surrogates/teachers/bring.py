@@ -50,9 +50,9 @@ def bring_teacher(
     factory = resolve_network(network, channels=real.shape[0], classes=len(names), size=size)
     module = factory(0)
     path = Path(weights)
-    load_weights(module, read_weights(path), path)
+    told = load_weights(module, read_weights(path), path)
     own = space_from(space, real) if isinstance(space, str | None) else space
-    origin = {"weights": path.name, "hash": digest(module.state_dict())}
+    origin = {"weights": path.name, "hash": digest(module.state_dict())} | ({"names": told} if told else {})
     return Teacher(module, own, names, real.shape[0], size, str(factory), {"origin": origin})
 
 
@@ -76,9 +76,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for name in _NAMES:
         if isinstance(found, dict) and isinstance(found.get(name), dict):
             found = found[name]
-    if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+    tensors = {str(n): v for n, v in found.items() if isinstance(v, Tensor)} if isinstance(found, dict) else {}
+    if not tensors:
         raise InputError(f"{path} holds no named weights; save `network.state_dict()` and give that file.")
-    return {str(name): value for name, value in found.items()}
+    return tensors
 
 
 def space_from(text: str | None, real: RealSet) -> Space:

@@ -14,8 +14,8 @@ from scipy import ndimage
 from datastill.core.errors import InputError
 from datastill.core.rng import Rng
 from datastill.data.decode import decode_image
-from datastill.data.folder import is_image
 from datastill.data.inside import Links
+from datastill.data.parts import is_image
 from datastill.data.raw import Request
 
 Image = np.ndarray

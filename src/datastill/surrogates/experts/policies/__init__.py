@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from datastill.core.errors import InputError, nearest
+from datastill.core.ranges import Numbers, declared
 from datastill.core.rng import Rng
 from datastill.training.hard import Images
 
@@ -112,13 +113,15 @@ def get_policy(spec: str | Policy) -> Policy:
         raise InputError(f"There is no policy {name!r} to train experts by. {nearest(name, POLICIES)}")
     module, _, attribute = POLICIES[name].partition(":")
     kind = getattr(importlib.import_module(module), attribute)
-    known = {f.name: f.type for f in dataclasses.fields(kind)}
+    known = declared(kind)
     numbers: dict[str, Any] = {}
     for part in filter(None, (p.strip() for p in rest.split(","))):
         key, _, value = (p.strip() for p in part.partition("="))
         if key not in known:
             raise InputError(f"The policy {name} has no number {key!r}. {nearest(key, known)}")
-        numbers[key] = _number(f"{name}:{part}", value, whole=known[key] in (int, "int"))
+        numbers[key] = _number(
+            f"{name}:{part}", value, whole=any(isinstance(k, Numbers) and k.whole for k in known[key])
+        )
     made: Policy = kind(**numbers)
     return made
 

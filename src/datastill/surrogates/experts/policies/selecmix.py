@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datastill.core.errors import InputError
+from datastill.core.ranges import AnyRate, Count, Probability, Rate, Share, Weight, check_fields
 from datastill.core.rng import isolated
 from datastill.models import Network, couples_samples
 from datastill.surrogates.experts.policies import Epoch, TrainingSet
 from datastill.training.batches import parts
-from datastill.training.debiased_steps import batches, check_numbers
+from datastill.training.debiased_steps import batches
 from datastill.training.extractor import Encoder, small_backbone
 from datastill.training.hard import LossWatch, Schedule, sgd
 from datastill.training.selecmix import Auxiliary, move
@@ -38,24 +38,18 @@ class SelecMixSgd:
     name: ClassVar[str] = "selecmix"
     takes_weights: ClassVar[bool] = False  # which images an expert sees is its choice
 
-    lr: float = 0.01  #: constant learning rate of the expert
-    batch: int = 256  #: images per step
-    part: float = 1.0  #: of the images that an epoch passes over, drawn anew for each
-    pool: int = 1024  #: images among which partners are sought, in whole batches
-    auxiliary_lr: float = 1e-3  #: Adam of the auxiliary encoder
-    auxiliary_weight_decay: float = 1e-4
-    auxiliary_epochs: int = 1  #: epochs after which the encoder rests: the bias is learned first, and lost later
-    tau: float = 0.2  #: temperature of its loss
-    q: float = 0.7  #: how much that loss prefers easy pairs
+    lr: AnyRate = 0.01  #: constant learning rate of the expert
+    batch: Count = 256  #: images per step
+    part: Share = 1.0  #: of the images that an epoch passes over, drawn anew for each
+    pool: Count = 1024  #: images among which partners are sought, in whole batches
+    auxiliary_lr: AnyRate = 1e-3  #: Adam of the auxiliary encoder
+    auxiliary_weight_decay: Weight = 1e-4
+    auxiliary_epochs: Count = 1  #: epochs after which the encoder rests: the bias is learned first, and lost later
+    tau: Rate = 0.2  #: temperature of its loss
+    q: Probability = 0.7  #: how much that loss prefers easy pairs
 
     def __post_init__(self) -> None:
-        check_numbers(
-            self,
-            positive=("lr", "batch", "part", "pool", "auxiliary_lr", "auxiliary_epochs", "tau"),
-            not_negative=("auxiliary_weight_decay", "q"),
-        )
-        if self.part > 1:
-            raise InputError(f"An epoch passes over a part of the images above 0 and up to 1, not {self.part!r}.")
+        check_fields(self, "{name} of selecmix")
 
     def epoch(self, network: nn.Module, data: TrainingSet, epoch: Epoch) -> float:
         """One pass over the data, or the epoch's part of them, in pools of mixed images."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from datastill.core.errors import InputError
+from datastill.core.ranges import AnyRate, Count, Share, Weight, check_fields
 from datastill.surrogates.experts.policies import Epoch, TrainingSet
 from datastill.training.hard import Images, Schedule, train
 
@@ -27,15 +27,13 @@ class Sgd:
     name: ClassVar[str] = "sgd"
     takes_weights: ClassVar[bool] = True
 
-    lr: float = 0.01  #: constant learning rate
-    batch: int = 256  #: images per step; the last, partial batch of an epoch is kept
-    weight_decay: float = 0.0  #: of every parameter
-    part: float = 1.0  #: of the images that an epoch passes over, drawn anew for each; below 1 snapshots are closer
+    lr: AnyRate = 0.01  #: constant learning rate
+    batch: Count = 256  #: images per step; the last, partial batch of an epoch is kept
+    weight_decay: Weight = 0.0  #: of every parameter
+    part: Share = 1.0  #: of the images that an epoch passes over, drawn anew for each; below 1 snapshots are closer
 
     def __post_init__(self) -> None:
-        self._schedule("none")
-        if not 0 < self.part <= 1:
-            raise InputError(f"An epoch passes over a part of the images above 0 and up to 1, not {self.part!r}.")
+        check_fields(self, "{name} of experts")
 
     def epoch(self, network: nn.Module, data: TrainingSet, epoch: Epoch) -> float:
         """One pass over the data, or the epoch's part of them, in a new order."""
