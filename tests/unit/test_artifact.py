@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from datastill import distill, load_distilled
 from datastill.core.errors import InputError
+from datastill.core.overrides import Override, overrides
+from datastill.experiments.records import Made
+from datastill.report import card
+from datastill.report.reproduce import python_call
 from datastill.store.artifact import MANIFEST, TENSORS, DistilledSet
 from datastill.store.files import digest, write_tensors
+from datastill.store.manifest import Manifest
+from datastill.store.schema import Record
 
 
 @pytest.fixture
@@ -191,3 +199,82 @@ def test_write_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: py
     monkeypatch.undo()
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_loading_hashes_the_tensors_once(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datastill.store import files
+
+    hashed = []
+    for name in ("sha256_of", "_checksum_of"):
+        before = getattr(files, name)
+        monkeypatch.setattr(files, name, lambda path, before=before: hashed.append(path) or before(path))
+    load_distilled(saved)
+    assert hashed == [saved / TENSORS]
+
+
+class TestRecord:
+    """The manifest in types, beside the mapping that says the same."""
+
+    def test_says_what_the_mapping_says_at_this_moment(self, saved: Path) -> None:
+        one = load_distilled(saved)
+        assert (one.record.method, one.record.seed, one.record.cost.steps) == ("random", 0, 0)
+        assert one.record.plain() == one.manifest
+        one.manifest["student"]["lr"] = 0.5
+        one.manifest["seed"] = 7
+        assert (one.record.student.lr, one.record.seed) == (0.5, 7)
+        one.manifest["seed"] = "seven"
+        with pytest.raises(InputError, match=r"seed is 'seven'"):
+            _ = one.record
+
+    def test_of_a_set_in_memory_may_say_less_than_a_file_must(self, saved: Path, tmp_path: Path) -> None:
+        one = load_distilled(saved)
+        few = {name: one.manifest[name] for name in ("method", "ipc", "seed", "classes", "labels", "decoder", "shape")}
+        small = DistilledSet(one.codes, one.labels, one.space, {**few, "data": {"name": "digits"}})
+        assert small.name == one.name
+        assert (small.record.network, small.record.student.protocol, small.record.cost.known) == (None, "dc-v1", True)
+        with pytest.raises(InputError, match="missing"):
+            small.save(tmp_path / "set")
+
+    @pytest.mark.parametrize("missing", ["cost", "family", "data.fingerprint", "cost.versions", "student.protocol"])
+    def test_of_a_file_is_complete(self, saved: Path, missing: str) -> None:
+        record = json.loads((saved / MANIFEST).read_text())
+        section, _, name = missing.rpartition(".")
+        del (record[section] if section else record)[name]
+        with pytest.raises(InputError, match=rf"m is damaged: {missing} is missing"):
+            Manifest.of_file(record, "m")
+
+    def test_names_no_override(self) -> None:
+        assert not set(Manifest.model_fields) & set(overrides())
+        assert not set(Made.model_fields) & set(overrides())
+
+    def test_of_an_override_is_what_the_override_says_it_is(self, saved: Path, monkeypatch: Any) -> None:
+        class NoiseRecord(Record):
+            scale: float
+
+        class Noise(Override):
+            option = "noise"
+            label = "noise"
+
+            @classmethod
+            def schema(cls) -> Any:
+                return NoiseRecord
+
+            @classmethod
+            def told(cls, record: Mapping[str, Any]) -> tuple[str, str]:
+                return "Noise of", f"{record['scale']:g}"
+
+            @classmethod
+            def text(cls, record: Mapping[str, Any]) -> str:
+                return f"{record['scale']:g}"
+
+        monkeypatch.setattr("datastill.store.manifest.overrides", lambda: {"noise": Noise})
+        one = load_distilled(saved)
+        one.manifest["noise"] = {"scale": 0.5, "later": "kept"}
+        assert one.record.changes == [(Noise, {"scale": 0.5, "later": "kept"})]
+        assert "noise=" in python_call(one.record)
+        assert ", noise of (`0.5`)" in card(one).lower()
+        one.save(saved)
+        assert load_distilled(saved).record.change("noise") == {"scale": 0.5, "later": "kept"}
+        one.manifest["noise"] = {"scale": "loud"}
+        with pytest.raises(InputError, match=r"noise\.scale"):
+            one.save(saved)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import datastill
 from datastill.cli import main
 from datastill.core.errors import InputError
 from datastill.data.real import RealSet
+from datastill.experiments.ledger import read_ledger
 from datastill.report import card
 from datastill.report.reproduce import command, evaluate_call, python_call
 from datastill.store.artifact import DistilledSet
@@ -21,6 +24,10 @@ from datastill.surrogates.debiased import DebiasedSurrogates
 NET = "convnet:width=4,depth=1"
 DATA = "cmnist:base=digits,ratio=0.1,train=200,test=100"
 WEIGHTS, POOL = "kde:variance=spread,width=4,draw=true", "dfa:lr=0.002,count=2,steps=3"
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +112,43 @@ def test_commands_announce_it(capsys: pytest.CaptureFixture[str], tmp_path, monk
     seen = []
     estimate_job = estimation.estimate_job
     monkeypatch.setattr(estimation, "estimate_job", lambda *jobs: seen.extend(jobs) or estimate_job(*jobs))
-    assert main(["distill", *words, "--out", str(tmp_path / "run")]) == 0
+    assert main(["distill", *words, "--profile", "--out", str(tmp_path / "run")]) == 0
     assert len(seen) == 2
     assert all([o.option for o in job.overrides] == ["surrogates"] for job in seen)
+
+
+def test_a_comparison_takes_them_for_all_but_random(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["compare", "--data", DATA, "--methods", "dm", "--seeds", "1", "--networks", "1", "--network", NET]
+    asked += [
+        "--protocol",
+        "dc-v1",
+        "--set",
+        "dm.steps=2",
+        "dm.real_batch=8",
+        "--out",
+        str(tmp_path / "out"),
+        "--quiet",
+    ]
+    changes = ["--debias", "oracle:draw=true", "--surrogates", "dfa:count=1,steps=3"]
+    assert main([*asked, *changes]) == 0
+    records = {r["method"]: r for r in map(load, sorted((tmp_path / "out" / "results").glob("*.json")))}
+    assert "debias" not in records["random"]
+    assert records["dm"]["debias"]["asked"] == "oracle:draw=true"
+    assert records["dm"]["surrogates"] == {"how": "dfa", "steps": 3, "count": 1}
+    assert records["dm"]["real"]["fingerprint"] == records["random"]["real"]["fingerprint"], "scored on the same set"
+    one = datastill.load_distilled(tmp_path / "out" / "cells" / records["dm"]["cell"])
+    alone = datastill.distill(
+        "dm", DATA, ipc=1, network=NET, steps=2, real_batch=8, debias="oracle:draw=true",
+        surrogates="dfa:count=1,steps=3",
+    )  # fmt: skip
+    assert torch.equal(one.images, alone.images)
+    assert "oracle:draw=true, but for random" in (tmp_path / "out" / "report.html").read_text()
+    assert (
+        "--debias oracle:draw=true --surrogates dfa:count=1,steps=3" in load(tmp_path / "out" / "plan.json")["command"]
+    )
+    (entry,) = (e for e in read_ledger(tmp_path / "out")[0] if e.row.method == "dm")
+    assert entry.row.cells[0]["hyper"]["surrogates"] == "dfa:steps=3,count=1"
+    assert main([*asked, *changes]) == 0, "taken up again"
+    assert main(asked) == 2, "another comparison"
+    with pytest.raises(InputError, match="no option 'debais'"):
+        datastill.compare("dm", DATA, ipc=1, debais="kde")

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from datastill import distill, evaluate, load_distilled, load_real
+from datastill.cli import main
 from datastill.core.errors import InputError
 from datastill.core.space import normalized
 from datastill.evaluation.scores import Arm, Evaluation
@@ -288,3 +289,76 @@ def test_in_a_browser_the_slider_works_without_an_error_and_a_phone_shows_the_wh
     assert seen, found.stderr[-500:]
     assert seen.group(1) == f"{last} of 1 step {STEPS}; 0 of 1 start; {last} of 1 step {STEPS}"
     assert 'data-wide="false"' in found.stdout
+
+
+TOY = """
+from datastill.report.section import Code, Items, Paragraph, Reading, Section, Shown, Table
+
+class Brightness(Section):
+    name, order = "brightness", 35
+
+    def shown(self, reading: Reading) -> Shown:
+        rows = [(name, f"{value:.2f}") for name, value in zip(reading.first.class_names, (0.25, 0.5))]
+        parts = [Paragraph("<b> of *pixels*"), Table(["class", "mean"], rows), Items(["one", "two"]), Code("x = 1")]
+        return Shown("How bright", parts)
+
+SECTION = Brightness()
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """One file in the folder of sections."""
+    import sys
+
+    from datastill.report import section, sections
+
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "brightness.py").write_text(TOY)
+    monkeypatch.setattr(sections, "__path__", [*sections.__path__, str(tmp_path / "more")])
+    monkeypatch.setattr(section, "_REGISTERED", {})
+    yield
+    sys.modules.pop("datastill.report.sections.brightness", None)
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_section_is_one_file(tmp_path):
+    one = made(["cat", "dog"])
+    text = write_report(tmp_path / "r.html", [one], scored(2), losses=[2.0, 1.0]).read_text()
+    found = re.findall(r'<section id="(\w+)">', text)
+    assert found == ["scores", "images", "brightness", "curves", "made", "again"]
+    assert "<h2>How bright</h2>" in text
+    assert "<p>&lt;b&gt; of *pixels*</p>" in text
+    assert '<th scope="row">dog</th><td class="n">0.50</td>' in text
+    words = card(one, scored(2))
+    heads = re.findall(r"^## (.*)$", words, re.M)
+    assert heads == ["Results", "How bright", "Load it", "How it was made", "Make it again", "Data", "License"]
+    for needed in (
+        "&lt;b&gt; of \\*pixels\\*",
+        "| class | mean |\n| --- | ---: |\n| cat | 0.25 |",
+        "- one\n- two",
+        "```\nx = 1\n```",
+    ):
+        assert needed in words
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_section_stands_in_the_terminal_too(tmp_path, capsys):
+    folder = tmp_path / "run"
+    distill("random", "digits", ipc=1, network="convnet:width=4,depth=1", out=folder)
+    assert main(["evaluate", str(folder), "--networks", "1", "--protocol", "dc-v1"]) == 0
+    told = capsys.readouterr().out
+    assert "How bright\n<b> of *pixels*\n" in told
+    assert "0.25" in told
+
+
+def test_two_sections_of_one_name_are_refused(monkeypatch):
+    from datastill.report import section
+
+    class Other(section.Section):
+        name, order = "scores", 1
+
+    monkeypatch.setattr(section, "_REGISTERED", {})
+    assert [one.name for one in section.sections()][:3] == ["scores", "timeline", "images"]
+    with pytest.raises(InputError, match="another section 'scores'"):
+        section.register_section(Other())

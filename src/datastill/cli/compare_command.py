@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from datastill.cli.options import DataOptions, RuntimeOptions, parse, plain_warnings, refuse_void, value_of
+from datastill.cli.options import (
+    DataOptions,
+    RuntimeOptions,
+    override_options,
+    parse,
+    plain_warnings,
+    refuse_void,
+    value_of,
+)
 from datastill.core.errors import InputError
 from datastill.core.ranges import Count, Few, Seed
 
@@ -59,7 +67,9 @@ class CompareOptions(RuntimeOptions):
 def main(args: list[str]) -> int:
     """Parse and run."""
     text = "One table over methods, sizes and seeds, with Random beside each; or over networks (--sets ... --on ...)."
-    options = parse(CompareOptions, args, "compare", text)
+    kinds = [("compare", CompareOptions), ("changes", override_options())]
+    parsed: Any = parse(dataclasses.make_dataclass("Options", kinds, frozen=True), args, "compare", text)
+    options, changes = parsed.compare, dataclasses.asdict(parsed.changes)
     if options.sets:
         of_runs = ("seeds", "seed_list", "workers", "recipe", "budget", "set", "ledger", "precision")
         refuse_void(options, of_runs, "with --sets, which makes no sets")
@@ -68,10 +78,10 @@ def main(args: list[str]) -> int:
     if options.seed_list:
         refuse_void(options, ("seeds",), "beside --seed-list")
     with plain_warnings(options.quiet):
-        return cross(options) if options.sets else run(options)
+        return cross(options) if options.sets else run(options, changes)
 
 
-def run(options: CompareOptions) -> int:
+def run(options: CompareOptions, changes: dict[str, str]) -> int:
     """Compare, print, write."""
     from datastill.cli.distill_command import parse_seconds
     from datastill.cli.progress import Display
@@ -101,6 +111,7 @@ def run(options: CompareOptions) -> int:
                 workers=options.workers,
                 **options.engine,
                 progress=_teller(display),
+                **changes,
             )
     except CellsFailed as error:
         failed, result = error, error.comparison

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import re
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +29,7 @@ from datastill.core.registry import MethodInfo, get_method, methods, with_overri
 if TYPE_CHECKING:
     from datastill.cli.progress import Display
     from datastill.distillation.job import Job
+    from datastill.store.manifest import Manifest
 
 
 #: What a time without a method takes.
@@ -47,6 +46,7 @@ class RunOptions(RuntimeOptions):
     recipe: str = "auto"  #: auto (minutes on a laptop), paper (the published setting), or a recipe's name
     budget: str | None = None  #: time to spend, such as 60s or 5m, instead of auto's two minutes
     seed: Seed = 0  #: of every random draw
+    profile: bool = False  #: measure a few steps first, and tell how long this run and the paper's setting take
     resume: bool = False  #: go on from the checkpoints in --out
     check_every: Amount = 0  #: every so many steps, train a network and show its accuracy on training images
     workers: Few = 1  #: processes for the blocks of methods that have several (sre2l, cda, dwa)
@@ -116,8 +116,9 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
     """The whole run, with its pictures and report."""
     from datastill.cli.progress import Display, LoopProgress
     from datastill.core.runtime import Runtime
-    from datastill.distillation.distill import check_out, distill
+    from datastill.distillation.distill import carry_out, check_out
     from datastill.distillation.job import prepare_job
+    from datastill.distillation.parallel import Spread
     from datastill.evaluation.check import Check
     from datastill.report import write_run
     from datastill.report.snapshots import Snapshots
@@ -128,28 +129,23 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
     real = data.load()
     budget = parse_seconds(run.budget) if run.budget is not None else None
     settings: dict[str, Any] = {"ipc": run.ipc, "network": run.network, "seed": run.seed, **values}
-    prepared = functools.partial(prepare_job, info.cls, real, runtime=Runtime.of(**run.engine), **settings)
-    job = prepared(recipe=run.recipe)
+    settings["runtime"] = Runtime.of(**run.engine, progress=display.update)
+    job = prepare_job(info.cls, real, recipe=run.recipe, folder=run.out, **settings)
     display.say(describe_job(job))
-    if not display.quiet and budget is None:
-        _say_expected(job, prepared(recipe="paper"), display)
+    if run.profile:
+        paper = prepare_job(info.cls, real, recipe="paper", **{**settings, "network": job.task.network})
+        _say_expected(job, paper, display)
     check = Check(run.check_every) if run.check_every else None
     snapshots = Snapshots()
     hooks = [h for h in (snapshots, check, LoopProgress(display, check)) if h is not None]
     with display.bars():
-        distilled = distill(
-            info.cls,
-            real,
-            recipe=run.recipe,
-            **settings,
-            **run.engine,
+        distilled = carry_out(
+            job,
+            run.out,
             budget=budget,
-            out=run.out,
             resume=run.resume,
-            progress=display.update,
             callbacks=hooks,
-            workers=run.workers,
-            shard=parse_shard(run.shard) if run.shard is not None else None,
+            spread=Spread(run.workers, parse_shard(run.shard) if run.shard is not None else None),
         )
     snapshots.save(run.out)
     write_run(
@@ -160,7 +156,7 @@ def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[st
         accuracy=check.accuracies if check is not None else (),
         command=shlex.join(["datastill", *sys.argv[1:]]),
     )
-    _say_done(distilled.manifest, job, run.out, display)
+    _say_done(distilled.record, job, run.out, display)
     if run.json:
         print(json.dumps(distilled.manifest, indent=2))
     return 0
@@ -172,32 +168,32 @@ def _say_expected(job: Job, paper: Job, display: Display) -> None:
     from datastill.distillation.budget import estimate_job
 
     told = estimate_job(job, paper)
-    if told.seconds >= 2:
-        steps = f", {told.steps} steps" if told.steps else ""
-        display.say(f"Expected: {describe_seconds(told.seconds)}{steps}.")
+    steps = f", {told.steps} steps" if told.steps else ""
+    display.say(f"Expected: {describe_seconds(told.seconds)}{steps}.")
     if told.paper_seconds > 1.5 * told.seconds:
         display.say(f"The paper's setting would take {describe_seconds(told.paper_seconds)} (--recipe paper).")
 
 
-def _say_done(manifest: Mapping[str, Any], job: Job, out: Path, display: Display) -> None:
+def _say_done(record: Manifest, job: Job, out: Path, display: Display) -> None:
     """What it took, what there is to know of it, and what comes next."""
     from datastill.core.cost import describe_cost
 
-    cost = manifest["cost"]
-    display.say(f"Done: {describe_cost(cost)}; saved in {out}.")
-    if cost["skipped_steps"]:
-        display.say(f"{cost['skipped_steps']} steps were not finite and changed nothing.")
-    for note in manifest["notes"]:
-        if note not in job.notes:
+    cost = record.cost
+    made = describe_cost(cost.steps, cost.seconds + cost.prepare_seconds)
+    display.say(f"Done: {made}; saved in {out}.")
+    if cost.skipped_steps:
+        display.say(f"{cost.skipped_steps} steps were not finite and changed nothing.")
+    for note in record.notes:
+        if note not in job.remarks:
             display.say(f"  {note}")
-    display.say(f"Score it beside a random selection: {scoring(manifest, out)}")
+    display.say(f"Score it beside a random selection: {scoring(record, out)}")
 
 
-def scoring(manifest: Mapping[str, Any], out: Path) -> str:
+def scoring(record: Manifest, out: Path) -> str:
     """The command that scores a set, which names a network that is not built in."""
     from datastill.models import is_built_in
 
-    spec = manifest["network"]["spec"]
+    spec = None if record.network is None else record.network.spec
     named = ["--network", spec] if spec is not None and not is_built_in(spec) else []
     return shlex.join(["datastill", "evaluate", str(out), *named])
 
@@ -210,7 +206,7 @@ def describe_job(job: Job) -> str:
         f"{'×'.join(map(str, real.shape))}; {task.ipc} per class; {task.network} on {task.device.type}"
     )
     compiling = ["networks are compiled, which takes half a minute or more at the start"] if task.compile else []
-    return "\n".join([text, *(f"  {note}" for note in (*real.notes, *job.notes, *compiling))])
+    return "\n".join([text, *(f"  {note}" for note in (*real.notes, *job.remarks, *compiling))])
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -34,7 +34,7 @@ def main(args: list[str]) -> int:
             **values,
         }
         job = prepare_job(info.cls, real, recipe=run.recipe, **settings)
-        paper = prepare_job(info.cls, real, recipe="paper", **settings)
+        paper = prepare_job(info.cls, real, recipe="paper", **{**settings, "network": job.task.network})
         if run.budget is not None:
             job = within(job, parse_seconds(run.budget), None, False)
         told = estimate_job(job, paper)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datastill.cli.progress import Display
     from datastill.data.real import RealSet
     from datastill.evaluation import Evaluation
+    from datastill.report.section import Reading
     from datastill.store.artifact import DistilledSet
 
 
@@ -70,6 +71,7 @@ def score(options: EvaluateOptions) -> int:
     from datastill.evaluation import evaluate
     from datastill.evaluation.inputs import real_for
     from datastill.report import write_run
+    from datastill.report.section import Reading
     from datastill.store.artifact import load_distilled
     from datastill.store.files import write_json
     from datastill.store.outputs import refuse_out_file
@@ -82,7 +84,7 @@ def score(options: EvaluateOptions) -> int:
     display = Display(options.quiet or options.json)
     sets = [load_distilled(folder) for folder in options.sets]
     target = options.out or options.sets[0] / "evaluation.json"
-    source = options.data.data or sets[0].manifest["data"].get("source", "")
+    source = options.data.data or sets[0].record.data.source
     refuse_out_file(target, ("distilled", "protocol"), places_of(source))
     real = options.data.load() if options.data.data is not None else real_for(sets[0], None)
     if options.data.data is None:
@@ -99,6 +101,7 @@ def score(options: EvaluateOptions) -> int:
         print(json.dumps(record, indent=2))
     else:
         _print(result, real.class_names, display)
+        _print_sections(Reading(sets, result, real), display)
     write_json(target, record)
     if options.out is None:
         write_run(options.sets[0], sets[0], real=real, evaluation=result, sets=sets)
@@ -131,3 +134,14 @@ def _print(result: Evaluation, class_names: Sequence[str], display: Display) -> 
     display.out.print(result.verdict)
     for note in result.notes:
         display.say(f"  {note}")
+
+
+def _print_sections(reading: Reading, display: Display) -> None:
+    """Sections that show the same everywhere; what the others say, the tables above have."""
+    from datastill.cli.tables import laid_out
+    from datastill.report.section import sections
+
+    for section in sections():
+        if (found := section.shown(reading)) is not None:
+            for one in laid_out(found):
+                display.out.print(one, markup=False)

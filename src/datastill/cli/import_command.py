@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datastill.cli.progress import Display
     from datastill.exchange.formats import Released
     from datastill.store.artifact import DistilledSet
+    from datastill.store.manifest import Imported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ def bring_in(options: ImportOptions) -> int:
     made = import_released(found, data=real, select=_select(options.select), **settings)
     sets = made if isinstance(made, list) else [made]
     several = isinstance(made, list)
-    folders = [options.out / str(s.manifest["imported"]["experiment"]) if several else options.out for s in sets]
+    folders = [options.out / str(_imported(s).experiment) if several else options.out for s in sets]
     for one, folder in zip(sets, folders):
         _finish(one, folder, display)
     command = shlex.join(["datastill", "evaluate", *map(str, folders)])
@@ -100,11 +101,17 @@ def describe(found: Released) -> list[str]:
     return lines
 
 
+def _imported(one: DistilledSet) -> Imported:
+    imported = one.record.imported
+    assert imported is not None
+    return imported
+
+
 def _finish(one: DistilledSet, folder: Path, display: Display) -> None:
     """What was saved, and the picture, in which a wrong space shows."""
-    outside = 100 * one.manifest["imported"]["outside_pixel_range"]
-    space = one.manifest["imported"]["stored_space"]
-    stated = space["kind"] + (f" ({space['source']})" if space["source"] else "")
+    imported = _imported(one)
+    outside, space = 100 * imported.outside_pixel_range, imported.stored_space
+    stated = space.kind + (f" ({space.source})" if space.source else "")
     display.say(f"Saved in {folder}: {one.name}. Taken as {stated}, {outside:.1f} % of the values are no valid pixels;")
     display.say(f"  does {folder / 'preview.png'} look right? If not, the space is another.")
 

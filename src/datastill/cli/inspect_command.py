@@ -27,27 +27,27 @@ def main(args: list[str]) -> int:
     from datastill.store.artifact import load_distilled
 
     one = load_distilled(options.folder)
-    record = one.manifest
     if options.json:
-        print(json.dumps(record, indent=2))
+        print(json.dumps(one.manifest, indent=2))
         return 0
-    images, cost, rate = one.images, record["cost"], record["student"].get("lr")
+    images, record = one.images, one.record
+    cost, network, rate = record.cost, record.network, record.student.lr
     stored = sum(t.numel() * t.element_size() for t in one.codes.values())
     rows = {
-        "set": one.name + f", seed {record['seed']}",
+        "set": one.name + f", seed {record.seed}",
         "images": f"{words.images(one)} of {'×'.join(map(str, images.shape[1:]))}, {stored / 1024:.1f} KiB",
         "classes": ", ".join(one.class_names[:12]) + (", ..." if len(one.class_names) > 12 else ""),
-        "labels": record["labels"],
-        "space": f"{record['space']['kind']} ({record['space']['source']})",
+        "labels": record.labels,
+        "space": f"{record.space.kind} ({record.space.source})",
         "range": f"{float(images.min()):.3g} to {float(images.max()):.3g} as stored",
-        "network": record["network"].get("spec") or record["network"]["name"],
-        "hyper-parameters": ", ".join(f"{k}={v}" for k, v in record["hyper"].items()) or "none",
-        "evaluate with": record["student"]["protocol"] + (f", learning rate {rate:.4g} (learned)" if rate else ""),
-        "cost": f"{describe_cost(cost)}, {cost['hardware']}"
-        if cost.get("known", True)
+        "network": "none" if network is None else network.spec or network.name,
+        "hyper-parameters": ", ".join(f"{k}={v}" for k, v in record.hyper.items()) or "none",
+        "evaluate with": record.student.protocol + (f", learning rate {rate:.4g} (learned)" if rate else ""),
+        "cost": f"{describe_cost(cost.steps, cost.seconds + cost.prepare_seconds)}, {cost.hardware}"
+        if cost.known
         else "not known: made by others",
-        "made by": f"datastill {cost['versions']['datastill']}, torch {cost['versions']['torch']}",
-        "notes": "; ".join([*record["data"]["notes"], *record["notes"]]) or "none",
+        "made by": f"datastill {cost.versions.datastill}, torch {cost.versions.torch}",
+        "notes": "; ".join([*record.data.notes, *record.notes]) or "none",
     }
     width = max(map(len, rows))
     for name, value in rows.items():

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from datastill.data.biased.attribute import Attribute, attribute_of
 from datastill.evaluation.scores import Arm, Evaluation
+from datastill.report.section import Code, Items, Paragraph, Part, Shown
 
 #: Classes whose accuracies by attribute fit a terminal.
 MOST = 20
@@ -88,3 +89,21 @@ def _row(arm: Arm) -> list[str]:
 
 def _points(value: float, digits: int = 1) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.{digits}f}"
+
+
+def laid_out(found: Shown) -> list[Table | str]:
+    """A section of the report for a terminal."""
+    return [f"\n{found.title}", *map(_laid_out, found.parts)]
+
+
+def _laid_out(part: Part) -> Table | str:
+    if isinstance(part, Paragraph | Code):
+        return part.text
+    if isinstance(part, Items):
+        return "\n".join(f"  {text}" for text in part.texts)
+    table = Table()
+    for k, head in enumerate(part.heads):
+        table.add_column(Text(head), justify="right" if k else "left")
+    for row in part.rows:
+        table.add_row(*map(Text, row))
+    return table

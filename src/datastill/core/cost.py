@@ -6,7 +6,6 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,10 +89,10 @@ def describe_seconds(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours"
 
 
-def describe_cost(cost: Mapping[str, Any]) -> str:
-    """What a manifest's cost says of making the set, in words."""
-    total = describe_seconds(cost["seconds"] + cost.get("prepare_seconds", 0.0))
-    return f"{cost['steps']} steps in {total}" if cost["steps"] else f"selected in {total}"
+def describe_cost(steps: int, seconds: float) -> str:
+    """What making a set took, in words."""
+    total = describe_seconds(seconds)
+    return f"{steps} steps in {total}" if steps else f"selected in {total}"
 
 
 def environment(device: torch.device) -> dict[str, Any]:

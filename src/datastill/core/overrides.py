@@ -1,7 +1,7 @@
 """What a run changes in the data and the plan of any method: one file each in the folder `overrides`.
 
-A method names its choices and knows nothing of overrides. They reach `distill`, `estimate`, the command line,
-configuration, manifest and reports by being in that folder; nothing names them.
+A method names its choices and knows nothing of overrides. They reach `distill`, `estimate`, `compare`, the command
+line, configuration, manifest and reports by being in that folder; nothing names them.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ class Override:
         label: what it changes, in a few words, where two sets are told apart.
         default: the text that changes nothing.
         help: what the option does, for the command line.
+        weighs: whether it gives the real images weights.
     """
 
     option: ClassVar[str]
     label: ClassVar[str]
     default: ClassVar[str]
     help: ClassVar[str]
+    weighs: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
@@ -69,6 +71,11 @@ class Override:
     def notes(self, method: Method) -> tuple[str, ...]:
         """Sentences for the notes of the run."""
         return ()
+
+    @classmethod
+    def schema(cls) -> Any:
+        """The type of the manifest's record, a `store.schema.Record`; None takes any JSON object."""
+        return None
 
     @classmethod
     def told(cls, record: Mapping[str, Any]) -> tuple[str, str]:
@@ -113,8 +120,3 @@ def taken_from(options: dict[str, Any]) -> tuple[tuple[Override, ...], dict[str,
         if made is not None:
             asked.append(made)
     return tuple(asked), rest
-
-
-def recorded(manifest: Mapping[str, Any]) -> list[tuple[type[Override], Mapping[str, Any]]]:
-    """The overrides whose records a manifest holds, with the records."""
-    return [(kind, record) for option, kind in overrides().items() if (record := manifest.get(option))]

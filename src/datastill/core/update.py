@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
+from datastill.core.interrupt import Stopped, stop_between_steps
 
 Schedule = Callable[[float], float]  # progress in [0, 1) -> factor of the learning rate
 
@@ -17,6 +18,20 @@ Schedule = Callable[[float], float]  # progress in [0, 1) -> factor of the learn
 def cosine(progress: float) -> float:
     """(1 + cos(pi t/T)) / 2."""
     return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def load_optimizers() -> None:
+    """Have torch load what its first optimizer takes, its compiler among it: a second or two.
+
+    An exception that a signal raises inside an import may be lost in it, so a stop is raised afterwards.
+
+    Raises:
+        Stopped: by a signal.
+    """
+    with stop_between_steps() as stop:
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    if stop.requested:
+        raise Stopped
 
 
 class OptimizerStepper:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from datastill.core.errors import InputError
 from datastill.core.space import Space
@@ -14,6 +12,7 @@ from datastill.data.places import named
 from datastill.data.raw import make_choice, make_request
 from datastill.data.real import RealSet
 from datastill.data.sources import sources
+from datastill.store.manifest import Data
 
 #: Options of `load_real` that a manifest may hold, those that read first. Where links lead is the caller's to say.
 _READING = ("size", "mode", "skip_bad", "seed")
@@ -21,7 +20,7 @@ _CHOICE = ("train", "test", "val")
 _ASSEMBLING = ("space", "holdout", "seed", "limit", "class_names")
 
 
-def load_recorded(record: Mapping[str, Any], space: Space, folder: Path | None) -> RealSet:
+def load_recorded(record: Data, space: Space, folder: Path | None) -> RealSet:
     """The real set that a manifest describes, if it is at hand and holds the images that the set was made from.
 
     A file may name any folder and any set of the Hub, so nothing is fetched, and what is not the same is refused.
@@ -34,8 +33,8 @@ def load_recorded(record: Mapping[str, Any], space: Space, folder: Path | None) 
     Raises:
         InputError: no source, one that is not at hand, or other images there.
     """
-    source, options = record.get("source"), record.get("options") or {}
-    if not isinstance(source, str) or not source or not isinstance(options, Mapping):
+    source, options = record.source, record.options
+    if not source:
         raise InputError("The set does not know where its real data are; give them (--data PATH).")
     found = named(source)
     for text in (found.name, *found.options.values()):
@@ -50,7 +49,7 @@ def load_recorded(record: Mapping[str, Any], space: Space, folder: Path | None) 
     raw = replace(read_source(asked, replace(request, fetch=False)), source=source)
     assembling = {name: options[name] for name in _ASSEMBLING if name in options}
     real = assemble(raw, **assembling, options=options)
-    if real.with_space(space).fingerprint != record.get("fingerprint"):
+    if real.with_space(space).fingerprint != record.fingerprint:
         raise InputError(
             f"{source}, which the set names as its real data, does not hold the images that the set was made from; if "
             f"it is what you want, give it yourself (--data {source})."

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Le
+from pydantic import Field
 from torch import Tensor
 
 from datastill.core.allocator import keep_freed_memory
@@ -30,7 +31,7 @@ from datastill.debias.diagnosis import conflict_mass, describe_weights
 from datastill.debias.kde import density, inverse_density, median_variance, spread_variance
 from datastill.debias.oracle import group_weights
 from datastill.store.files import digest, read_tensors, write_tensors
-from datastill.store.schema import Kind, Number, Record, Text, as_record
+from datastill.store.schema import Kind, Name, Number, Record, Text, as_record
 from datastill.training.extractor import Extractor, with_options
 
 if TYPE_CHECKING:
@@ -195,6 +196,14 @@ def _value(name: str, text: str) -> Any:
         return text  # what is unknown is refused, with the known names, where it is used
     default = 0 if defaults[name] is None else defaults[name]  # epochs: None is automatic
     return typed_option(text, default, f"--debias {name}")
+
+
+class Weighed(Record):
+    """How real images were weighted, as manifests have it: numbers of the way stand beside these."""
+
+    how: Name
+    asked: Text | None = None
+    warnings: list[Text] = Field(default_factory=list)
 
 
 class KernelRecord(Record):

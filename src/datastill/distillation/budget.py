@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 from datastill.core.cost import peak_memory_bytes
 from datastill.core.errors import InputError
 from datastill.core.loop import run_block
-from datastill.core.plan import Task
+from datastill.core.plan import Plan, Task
 from datastill.core.ranges import MANY, Count, Seed, checked
 from datastill.core.registry import NOMINAL_MACS_PER_SECOND, Method, nominal_seconds, with_overrides
 from datastill.core.runtime import Runtime
@@ -98,7 +98,7 @@ def estimate(
         **options,
     }
     job = prepare_job(method, real, recipe=recipe, **settings)
-    paper = prepare_job(method, job.task.real, recipe="paper", **settings)
+    paper = prepare_job(method, job.task.real, recipe="paper", **{**settings, "network": job.task.network})
     return estimate_job(job, paper)
 
 
@@ -119,7 +119,7 @@ def estimate_job(job: Job, paper: Job) -> Estimate:
         peak_memory_bytes=peak_memory_bytes(job.task.device),
         paper_steps=paper_steps,
         paper_seconds=paper_preparing + paper_steps * per_step * ratio,
-        notes=job.notes,
+        notes=job.remarks,
     )
 
 
@@ -131,17 +131,16 @@ def measure(job: Job, seconds: float = 2.0) -> tuple[float, float]:
     """
     if isinstance(job.method, Rehearsed):
         with job.method.rehearse(job.task) as (stand_in, preparing):
-            return _timed(stand_in, job.task, seconds) if stand_in.steps else 0.0, preparing
+            return _timed(stand_in.build(job.task), job.task, seconds) if stand_in.steps else 0.0, preparing
     if not job.method.steps:
         return 0.0, _nominal_preparation(job)
-    if job.method.build(job.task).prepare:
+    if job.own_plan.prepare:
         return _nominal_step(job), _nominal_preparation(job)
-    return _timed(job.method, job.task, seconds), _nominal_preparation(job)
+    return _timed(job.own_plan, job.task, seconds), _nominal_preparation(job)
 
 
-def _timed(method: Method, task: Task, seconds: float) -> float:
+def _timed(plan: Plan, task: Task, seconds: float) -> float:
     """Seconds of a step of all blocks, from those of the first block."""
-    plan = method.build(task)
     block = next(iter(plan.partition.blocks(task.labels)))
     prepared: Prepared = {}
     for unit in in_order(plan.prepare):

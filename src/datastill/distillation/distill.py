@@ -14,12 +14,12 @@ from datastill.core import compilation
 from datastill.core.errors import Diverged, InputError, Interrupted, ShareDone
 from datastill.core.interrupt import Stopped
 from datastill.core.loop import synthesize
-from datastill.core.overrides import taken_from
 from datastill.core.plan import Callback, Plan, Progress, Task, silent
 from datastill.core.ranges import Count, Few, Seconds, SecondsOrNone, Seed, checked
 from datastill.core.registry import Method
 from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
+from datastill.core.update import load_optimizers
 from datastill.data.places import places_of
 from datastill.distillation.budget import within
 from datastill.distillation.job import CONFIG, Job, RunRecord, as_begun, prepare_job
@@ -109,12 +109,6 @@ def distill(
     folder = Path(out) if out is not None else None
     if folder is not None:
         check_out(folder, resume, real)
-    asked, hyper = taken_from(options)  # refused before weights take their time
-    runtime = Runtime.of(device, precision, compile, progress)
-    begun = []
-    for override in asked:
-        real, changed = override.begin(real, seed, runtime)
-        begun.append(changed)
     job = prepare_job(
         method,
         real,
@@ -122,16 +116,39 @@ def distill(
         network=network,
         recipe=recipe,
         seed=seed,
-        runtime=runtime,
+        runtime=Runtime.of(device, precision, compile, progress),
         folder=folder if units is None else Path(units),
-        overrides=tuple(begun),
-        **hyper,
+        **options,
     )
+    spread = Spread(workers, shard)
+    return carry_out(
+        job, folder, budget=budget, resume=resume, callbacks=callbacks, every=checkpoint_seconds, spread=spread
+    )
+
+
+def carry_out(
+    job: Job,
+    folder: Path | None,
+    *,
+    budget: float | None = None,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+    every: float = 15.0,
+    spread: Spread | None = None,
+) -> DistilledSet:
+    """Run a settled job: begin its overrides, bring it within its budget, distill.
+
+    Args:
+        folder: of the run, which has been checked (`check_out`); None keeps the result in memory only.
+        every: seconds between checkpoints.
+        budget, resume, callbacks: as `distill` takes them.
+    """
+    spread = spread or Spread()
+    spread.check(folder)
+    job = job.begun()
     if budget is not None:
         job = within(job, budget, folder, resume)
-    spread = Spread(workers, shard)
-    spread.check(folder)
-    return run_job(job, folder, callbacks, checkpoint_seconds, spread)
+    return run_job(job, folder, callbacks, every, spread)
 
 
 def run_job(
@@ -147,6 +164,8 @@ def run_job(
     if stored is not None:
         job = as_begun(job, stored)
     plan = job.plan()
+    if plan.update:
+        load_optimizers()
     with threads_for((plan.network or job.task.network).macs):
         if stored is not None:  # the caller's number comes back afterwards
             torch.set_num_threads(int(stored.get("threads") or torch.get_num_threads()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,16 +61,44 @@ class Job:
     unscaled: Method | None = None  #: the method before `auto` scaled it; None where it did not
     given: Mapping[str, Any] = field(default_factory=dict)  #: hyper-parameters that the caller named
 
+    @cached_property
+    def own_plan(self) -> Plan:
+        """The method's plan as it is without overrides, built once."""
+        return self.method.build(self.task)
+
+    @cached_property
+    def _plan(self) -> Plan:
+        plan = self.own_plan
+        for override in self.overrides:
+            plan = override.apply(plan, self.method_name, self.task)
+        return check_plan(plan, self.method_name)
+
     def plan(self) -> Plan:
-        """The method's plan with what the run changes in it.
+        """The method's plan with what the run changes in it; the same object at every call.
 
         Raises:
             InputError: the method has nothing of the kind that is to be changed, or its plan could not run to its end.
         """
-        plan = self.method.build(self.task)
+        return self._plan
+
+    def begun(self) -> Job:
+        """The job on the real set as its overrides change that, and with what they learned on the way."""
+        if not self.overrides:
+            return self
+        real, begun = self.task.real, []
         for override in self.overrides:
-            plan = override.apply(plan, self.method_name, self.task)
-        return check_plan(plan, self.method_name)
+            real, changed = override.begin(real, self.task.seed, self.task.runtime)
+            begun.append(changed)
+        return replace(self, task=replace(self.task, real=real), overrides=tuple(begun))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences for the notes of the run: those of settling it, and those of its overrides."""
+        return (*self.notes, *(note for override in self.overrides for note in override.notes(self.method)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the plan: its parts need not be picklable, and another process builds its own."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def config(self, plan: Plan) -> dict[str, Any]:
         """Everything that the result depends on, JSON-able; a resumed run must agree with it."""
@@ -137,9 +166,8 @@ def prepare_job(
     factory = resolve_network(network, channels=data.shape[0], classes=data.classes, size=data.shape[1:])
     task = Task(data, ipc, factory, seed, runtime or Runtime.of(), folder)
     settled, unscaled, found, notes = _settle(start, name, data.name, task, recipe, hyper)
-    changes = (*overrides, *asked)
-    notes += tuple(note for override in changes for note in override.notes(settled))
-    job = Job(settled, name, family, task, recipe, found, notes, overrides=changes, unscaled=unscaled, given=hyper)
+    changed = (*overrides, *asked)
+    job = Job(settled, name, family, task, recipe, found, notes, overrides=changed, unscaled=unscaled, given=hyper)
     counted = task.runtime.compile == "auto" and task.device.type == "cpu"
     return compiled_for(job, planned_macs(job) if counted else 0.0)
 
@@ -147,14 +175,14 @@ def prepare_job(
 def planned_macs(job: Job) -> float:
     """Multiply-accumulates of all steps and of what is prepared, as the method counts them."""
     method, task = job.method, job.task
-    preparing = sum(unit.macs(task) for unit in method.build(task).prepare)
+    preparing = sum(unit.macs(task) for unit in job.own_plan.prepare)
     return preparing + (method.steps * method.macs_per_step(task) if method.steps else 0.0)
 
 
 def compiled_for(job: Job, macs: float) -> Job:
     """The job, with compiled networks if so much work is worth it; not where layers couple samples."""
     may = job.method.compiles and not job.task.network.couples_samples
-    return replace(job, task=replace(job.task, runtime=job.task.runtime.for_work(macs, may)))
+    return _on(job, job.task.runtime.for_work(macs, may))
 
 
 def as_begun(job: Job, config: dict[str, Any]) -> Job:
@@ -166,7 +194,11 @@ def as_begun(job: Job, config: dict[str, Any]) -> Job:
     compiled = bool(config.get("compile", False))
     if compiled:
         compilation.require()
-    return replace(job, task=replace(job.task, runtime=replace(job.task.runtime, compiled=compiled)))
+    return _on(job, replace(job.task.runtime, compiled=compiled))
+
+
+def _on(job: Job, runtime: Runtime) -> Job:
+    return job if runtime == job.task.runtime else replace(job, task=replace(job.task, runtime=runtime))
 
 
 def _instance(method: str | Method | type[Method]) -> tuple[Method, str, str]:

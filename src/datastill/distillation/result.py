@@ -9,11 +9,11 @@ import torch
 
 from datastill.augment.strategies import strategy_for
 from datastill.core.cost import environment, peak_memory_bytes
-from datastill.core.errors import Diverged, InputError
+from datastill.core.errors import Diverged
 from datastill.core.loop import Outcome
-from datastill.core.plan import Plan, Remarks, Task
+from datastill.core.plan import Plan, Remarks
 from datastill.distillation.job import Job, hyper_of
-from datastill.models import resolve_network
+from datastill.models import spec_of
 from datastill.store.artifact import DistilledSet
 from datastill.store.checkpoint import plain
 
@@ -47,7 +47,7 @@ def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, 
         "space": real.space.to_dict(),
         "decoder": plan.decoder.describe(),
         "data": {**real.describe(), "fingerprint": real.with_weights(None).fingerprint},
-        "network": {**task.network.describe(), "spec": _network_spec(task)},
+        "network": {**task.network.describe(), "spec": spec_of(task.network)},
         "student": {"protocol": _student_protocol(job, student), **student},
         "cost": {
             "steps": int(losses.shape[1]) if losses.ndim == 2 else 0,
@@ -61,7 +61,7 @@ def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, 
             **environment(task.device),
         },
         **{override.option: override.describe() for override in job.overrides},
-        "notes": [*job.notes, *outcome.notes, *_skipped(outcome), *_of_objective(plan, outcome)],
+        "notes": [*job.remarks, *outcome.notes, *_skipped(outcome), *_of_objective(plan, outcome)],
     }
     kept = outcome.shared if plan.keep is None else {name: outcome.shared[name] for name in plan.keep}
     extra = {**outcome.extra, **kept}
@@ -122,16 +122,6 @@ def strayed(made: DistilledSet, most: float = 0.01) -> list[str]:
         f"{100 * share:.0f} % of the pixels are far outside of the range of images (from {float(pixels.min()):.3g} to "
         f"{float(pixels.max()):.3g}, where images have 0 to 1): lower the learning rate of the images (--image-lr)"
     ]
-
-
-def _network_spec(task: Task) -> str | None:
-    """The network as `resolve_network` reads it, or None for an object that only the caller has."""
-    spec = str(task.network)
-    try:
-        resolve_network(spec, channels=task.real.shape[0], classes=task.classes, size=task.real.shape[1:])
-    except InputError:
-        return None
-    return spec
 
 
 def _student_protocol(job: Job, student: Mapping[str, Any]) -> str:

@@ -94,7 +94,7 @@ def evaluate(
     setup = Setup(asked.factory, test, networks, seed, runtime, asked.protocol.metric)
     macs = _macs(asked, setup, len(test.y), random)
     setup = replace(setup, runtime=runtime.for_work(macs, not asked.factory.couples_samples))
-    scored = setup.run(asked.sets[0].manifest["method"], asked.labeled, asked.trainers)
+    scored = setup.run(asked.sets[0].record.method, asked.labeled, asked.trainers)
     baseline = _random(asked, setup) if random else None
     top = whole_set(asked.data, asked.factory, seed, runtime) if ceiling else None
     return Evaluation(
@@ -113,7 +113,7 @@ def evaluate(
         },
         seed=seed,
         training=None if asked.training is None else asked.training.describe(),
-        names=[one.name + f", seed {one.manifest['seed']}" for one in asked.sets],
+        names=[one.name + f", seed {one.record.seed}" for one in asked.sets],
         made=[_made(one) for one in asked.sets],
         notes=_notes(asked, scored, baseline, ceiling),
     )
@@ -160,7 +160,7 @@ def _macs(asked: Settled, setup: Setup, test: int, random: bool) -> float:
 def _random(asked: Settled, setup: Setup) -> Arm:
     """Random beside the sets, at a rate that is chosen on training images where they learned theirs."""
     data = asked.data
-    chosen = [random_indices(data, one.ipc, int(one.manifest["seed"])) for one in asked.sets]
+    chosen = [random_indices(data, one.ipc, one.record.seed) for one in asked.sets]
     batches = [data.batch(index) for index in chosen]
     sets = [Labeled(batch.x, batch.y) for batch in batches]
     if not asked.learned or asked.training is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datastill.core.errors import InputError
-from datastill.core.overrides import overrides
+from datastill.core.overrides import Override, overrides
 from datastill.data import load_real
 from datastill.data.recorded import load_recorded
 from datastill.models import NetworkFactory, resolve_network, resolve_recorded
@@ -46,7 +46,7 @@ def real_for(distilled: DistilledSet, real: Any) -> RealSet:
     elif real is not None:
         found = load_real(real)
     else:
-        found = load_recorded(distilled.manifest["data"], distilled.space, distilled.folder)
+        found = load_recorded(distilled.record.data, distilled.space, distilled.folder)
     return found
 
 
@@ -66,10 +66,10 @@ def check_alike(sets: list[DistilledSet]) -> None:
     first = sets[0]
     for one in sets[1:]:
         for what, mine, theirs in (
-            ("method", first.manifest["method"], one.manifest["method"]),
+            ("method", first.record.method, one.record.method),
             ("images per class", first.ipc, one.ipc),
             ("space", first.space.id, one.space.id),
-            *((kind.label, _changed(first, name), _changed(one, name)) for name, kind in overrides().items()),
+            *((kind.label, _changed(first, kind), _changed(one, kind)) for kind in overrides().values()),
         ):
             if mine != theirs:
                 raise InputError(
@@ -79,10 +79,10 @@ def check_alike(sets: list[DistilledSet]) -> None:
         raise InputError("The same set is given more than once; each counts as evidence of its own, so give it once.")
 
 
-def _changed(one: DistilledSet, option: str) -> str:
+def _changed(one: DistilledSet, kind: type[Override]) -> str:
     """What its run changed by an override, in words."""
-    record = one.manifest.get(option)
-    return "none" if record is None else overrides()[option].told(record)[1]
+    record = one.record.change(kind.option)
+    return "none" if record is None else kind.told(record)[1]
 
 
 def check_fit(distilled: DistilledSet, real: RealSet) -> None:
@@ -109,11 +109,10 @@ def network_for(distilled: DistilledSet, real: RealSet, network: Any) -> Network
     shapes: dict[str, Any] = {"channels": real.shape[0], "classes": real.classes, "size": real.shape[1:]}
     if network is not None:
         return resolve_network(network, **shapes)
-    spec = distilled.manifest.get("network", {}).get("spec")
-    if spec is None and "network" in distilled.manifest:
-        name = distilled.manifest["network"].get("name", "a network of yours")
-        raise InputError(f"The set was distilled with {name}; give the network to evaluate with (network=...).")
-    if spec is None:
+    made_on = distilled.record.network
+    if made_on is None:
         return resolve_network(None, **shapes)
+    if made_on.spec is None:
+        raise InputError(f"The set was distilled with {made_on.name}; give the network to evaluate with (network=...).")
     with at_most(MOST_RECORDED, f"The manifest of {distilled.name}"):
-        return resolve_recorded(spec, "The set", "--network (network=)", **shapes)
+        return resolve_recorded(made_on.spec, "The set", "--network (network=)", **shapes)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 def of_sets(sets: list[DistilledSet], real: RealSet) -> list[str]:
     """On the sets and the data that they are scored on."""
     notes = list(real.notes)
-    if len({digest(one.manifest["hyper"]) for one in sets}) > 1:
+    if len({digest(one.record.hyper) for one in sets}) > 1:
         notes.append("The sets were made with different hyper-parameters.")
     if real.test is not None and len(real.test) < 500:
         notes.append(f"{len(real.test)} test images: one of them is {100 / len(real.test):.1f} points.")
-    made_from = {one.manifest["data"].get("fingerprint") for one in sets}
+    made_from = {one.record.data.fingerprint for one in sets}
     if made_from != {real.fingerprint}:
         notes.append("The set was made from other data than it is evaluated on; Random comes from the latter.")
     return notes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from datastill.core.errors import Diverged, InputError
+from datastill.core.errors import Diverged
 from datastill.evaluation.protocols import Protocol
 
 if TYPE_CHECKING:
@@ -27,17 +27,8 @@ TRAININGS = 3
 
 
 def learned_rate(one: DistilledSet) -> float | None:
-    """The learning rate in a set's manifest, or None.
-
-    Raises:
-        InputError: it is none that a network can be trained at.
-    """
-    rate = one.manifest.get("student", {}).get("lr")
-    if rate is None:
-        return None
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < float("inf"):
-        raise InputError(f"The learning rate in the manifest of {one.name} is {rate!r}, and must be above 0.")
-    return float(rate)
+    """The learning rate in a set's manifest, or None."""
+    return one.record.student.lr
 
 
 def rates_of(sets: Sequence[DistilledSet], protocol: Protocol) -> list[float]:

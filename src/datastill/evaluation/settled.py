@@ -127,7 +127,7 @@ def settle(
 def _protocol(first: DistilledSet, protocol: str | Protocol) -> Protocol:
     """The protocol itself; "auto" takes the one that the set asks for."""
     if protocol == "auto":
-        protocol = str(first.manifest.get("student", {}).get("protocol", "dc-v1"))
+        protocol = first.record.student.protocol
     return get_protocol(protocol) if isinstance(protocol, str) else protocol
 
 

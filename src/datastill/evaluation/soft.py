@@ -157,7 +157,7 @@ def relabel(
     """
     if distilled.folder is None:
         raise InputError("Labels are stored beside a set; save it first, or distil with out=.")
-    name = distilled.manifest.get("student", {}).get("protocol", "") if protocol == "auto" else protocol
+    name = distilled.record.student.protocol if protocol == "auto" else protocol
     recipe = get_protocol(name) if isinstance(name, str) else name
     if not recipe.soft:
         raise InputError(f"{recipe.name} trains on the set's own labels; name a soft protocol, such as soft-quick-v1.")
@@ -196,4 +196,4 @@ def schedule_of(one: DistilledSet, protocol: Protocol, data: RealSet, rate: floa
 
 def patches_of(one: DistilledSet) -> int:
     """Patches along each axis that a stored image consists of; 1 where it is whole."""
-    return int(one.manifest.get("student", {}).get("patches", 1))
+    return one.record.student.patches

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from datastill.core.errors import InputError, nearest
 from datastill.data.places import places_of
+from datastill.decoders.pixels import Pixels
 from datastill.store.artifact import DistilledSet
 from datastill.store.files import write_tensors
 from datastill.store.folders import refuse_taken, whole_folder
@@ -61,7 +62,7 @@ def export(distilled: DistilledSet, folder: str | Path, format: str) -> Exported
         raise InputError(f"There is no export format {format!r}. {nearest(format, _WRITERS)}")
     target = Path(folder).resolve()
     refuse_taken(target)
-    refuse_out(target, places_of(distilled.manifest["data"].get("source", "")))
+    refuse_out(target, places_of(distilled.record.data.source))
     images, labels = distilled.images.detach().cpu(), distilled.targets.detach().cpu()
     if format != "tensors":
         _refuse_unfit(images, labels, format)
@@ -116,11 +117,12 @@ def _as_read(distilled: DistilledSet, images: Tensor, format: str) -> tuple[Tens
 
 def _rewrap(distilled: DistilledSet, images: Tensor, labels: Tensor, format: str, error: float) -> DistilledSet:
     manifest = copy.deepcopy(distilled.manifest)
-    manifest["decoder"] = {"decoder": "pixels", "clamp": False}
+    notes = [*distilled.record.notes]
     lost = "without loss" if error <= SAME else f"pixels changed by up to {error:.2g} of their range"
     if len(images) > distilled.stored:
-        manifest["notes"] = [*manifest.get("notes", []), f"{distilled.stored} stored images, written as {len(images)}"]
-    manifest["notes"] = [*manifest.get("notes", []), f"read back from an export as {format}: {lost}"]
+        notes.append(f"{distilled.stored} stored images, written as {len(images)}")
+    notes.append(f"read back from an export as {format}: {lost}")
+    manifest.update(decoder=Pixels().describe(), notes=notes)
     return DistilledSet({"images": images}, labels.clone(), distilled.space, manifest)
 
 

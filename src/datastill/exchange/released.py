@@ -19,7 +19,7 @@ from datastill.decoders.pixels import Pixels
 from datastill.evaluation.protocols import get_protocol
 from datastill.exchange.formats import FORMATS, Released, read_released
 from datastill.exchange.spaces import outside, stated_space
-from datastill.models import resolve_network
+from datastill.models import resolve_network, spec_of
 from datastill.report.card import PICTURE
 from datastill.report.pictures import png, preview
 from datastill.store.artifact import MANIFEST, DistilledSet, load_distilled
@@ -151,7 +151,8 @@ def _save(one: DistilledSet, folder: Path) -> None:
     if (folder / MANIFEST).is_file():
         remove_rests(folder)
         there = load_distilled(folder)
-        if any(there.manifest.get(name) != one.manifest[name] for name in ("imported", "space", "seed")):
+        kept, new = there.record, one.record
+        if (kept.imported, kept.space, kept.seed) != (new.imported, new.space, new.seed):
             raise InputError(f"{folder} already holds a distilled set; choose another --out or remove it.")
     else:
         with whole_folder(folder) as work:
@@ -168,14 +169,8 @@ def _real(data: Any) -> RealSet:
 
 def _network(network: Any, real: RealSet) -> dict[str, Any]:
     """The record of a network, with the text that finds it again where there is one."""
-    shapes: dict[str, Any] = {"channels": real.shape[0], "classes": real.classes, "size": real.shape[1:]}
-    factory = resolve_network(network, **shapes)
-    spec: str | None = str(factory)
-    try:
-        resolve_network(spec, **shapes)
-    except InputError:
-        spec = None
-    return {**factory.describe(), "spec": spec}
+    factory = resolve_network(network, channels=real.shape[0], classes=real.classes, size=real.shape[1:])
+    return {**factory.describe(), "spec": spec_of(factory)}
 
 
 def _check_images(x: Tensor, real: RealSet, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from datastill.distillation.preparation import prepared_path
 from datastill.evaluation import Evaluation, evaluate
 from datastill.experiments.rates import FOLDER as RATES_FOLDER
 from datastill.experiments.rates import protocol_of
-from datastill.experiments.settings import Settings
+from datastill.experiments.settings import BASELINE, Settings
 from datastill.experiments.sources import RealSets
 from datastill.store.artifact import DistilledSet
 from datastill.store.checkpoint import plain
@@ -61,13 +61,22 @@ class Settled:
 
 @dataclass(frozen=True)
 class Work:
-    """What all units of a comparison share; it can be pickled."""
+    """What all units of a comparison share; it can be pickled.
+
+    Attributes:
+        settled: by the group of a cell.
+        jobs: of cells that are yet to be run, settled in this process; another settles those that it runs.
+    """
 
     out: Path
     reals: RealSets
     settings: Settings
-    settled: Mapping[str, Settled]  #: by the group of a cell
+    settled: Mapping[str, Settled]
     command: str | None
+    jobs: dict[tuple[str, str, int, int], Job] = field(default_factory=dict, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "jobs": {}}
 
     def folder(self, cell: Cell) -> Path:
         """The run folder of a cell."""
@@ -83,8 +92,20 @@ class Work:
         return self.out / RATES_FOLDER / f"{readable(f'{cell.data}-ipc{cell.ipc}')}-{key[:10]}.json"
 
     def job(self, cell: Cell) -> Job:
-        """A cell's job, with the hyper-parameters that were settled for its group."""
-        job = job_of(self.settings, self.reals, cell, self.out)
+        """A cell's job, with the hyper-parameters that were settled for its group; settled once in a process."""
+        key = (cell.data, cell.method, cell.ipc, cell.seed)
+        if key not in self.jobs:
+            self.keep(job_of(self.settings, self.reals, cell, self.out), cell)
+        return self.jobs[key]
+
+    def take(self, cell: Cell) -> Job:
+        """A cell's job, which is not kept any longer: networks that its plan holds go with it."""
+        job = self.job(cell)
+        del self.jobs[cell.data, cell.method, cell.ipc, cell.seed]
+        return job
+
+    def keep(self, job: Job, cell: Cell) -> None:
+        """Keep a job for its cell, with what was settled for the cell's group."""
         settled = self.settled[cell.group]
         now = hyper_of(job.method)
         other = {n: v for n, v in settled.hyper.items() if now.get(n) != v}
@@ -94,11 +115,13 @@ class Work:
                     f"The plan in {self.out} has {cell.method}.{name} {value!r} and this call {now.get(name)!r}; "
                     "use the same settings to go on, or another --out."
                 )
-        return replace(job, method=with_overrides(job.method, other), notes=settled.notes)
+        if other or job.notes != settled.notes:
+            job = replace(job, method=with_overrides(job.method, other), notes=settled.notes)
+        self.jobs[cell.data, cell.method, cell.ipc, cell.seed] = job
 
 
 def job_of(settings: Settings, reals: RealSets, cell: Cell, out: Path) -> Job:
-    """A cell's job as `distill` would settle it; units that it prepares go to `out/prepare`."""
+    """A cell's job as `distill` would settle and begin it; units that it prepares go to `out/prepare`."""
     return prepare_job(
         settings.methods[cell.method],
         reals.get(cell.data),
@@ -109,7 +132,13 @@ def job_of(settings: Settings, reals: RealSets, cell: Cell, out: Path) -> Job:
         runtime=Runtime.of(settings.device, settings.precision, settings.compile),
         folder=out,
         **settings.overrides.get(cell.method, {}),
-    )
+        **changes_of(settings, cell),
+    ).begun()
+
+
+def changes_of(settings: Settings, cell: Cell) -> Mapping[str, Any]:
+    """What a cell's run changes in its method; Random stays what all are compared with."""
+    return {} if cell.method == BASELINE else settings.changes
 
 
 def named(cell: Cell, job: Job, settings: Settings) -> Cell:
@@ -129,6 +158,7 @@ def named(cell: Cell, job: Job, settings: Settings) -> Cell:
                 "device": task.device.type,
                 "precision": settings.precision,
                 "compile": settings.compile,
+                **changes_of(settings, cell),
             }
         )
     )
@@ -144,7 +174,7 @@ def readable(text: str) -> str:
 def prepared_units(job: Job) -> list[Path]:
     """The files that a job's preparation leaves."""
     with threads_for(job.task.network.macs):
-        units = job.method.build(job.task).prepare
+        units = job.plan().prepare
         paths = [prepared_path(unit, job.task, units) for unit in units]
     return [path for path in paths if path is not None]
 
@@ -158,21 +188,21 @@ def prepare(work: Work, cell: Cell, target: Path) -> None:
     """Do the preparation that writes `target`, once for all cells that share it."""
     job = work.job(cell)
     with threads_for(job.task.network.macs):
-        plan = job.method.build(job.task)
+        plan = job.plan()
         unit = next(u for u in plan.prepare if prepared_path(u, job.task, plan.prepare) == target)
         prepare_units(plan, job.task, unit)
 
 
 def run_cell(work: Work, cell: Cell, target: Path) -> None:
     """Distil (or go on from a checkpoint), score, and write the record."""
-    job = work.job(cell)
+    job = work.take(cell)
     watch = Stopwatch()
     distilled = run_job(job, work.folder(cell), (), 15.0)
     made = watch.read()
     protocol, rate = protocol_of(work, cell, distilled)
     result = evaluate(
         distilled,
-        job.task.real,
+        work.reals.get(cell.data),
         protocol=protocol,
         networks=work.settings.networks,
         network=job.task.network,
@@ -182,13 +212,14 @@ def run_cell(work: Work, cell: Cell, target: Path) -> None:
         precision=work.settings.precision,
         compile=work.settings.compile,
     )
+    spent = distilled.record.cost
     cost = {
-        "steps": distilled.manifest["cost"]["steps"],
+        "steps": spent.steps,
         # of a run that was taken up again, this process saw the last part only
-        "distillation_seconds": round(max(made["seconds"], distilled.manifest["cost"]["seconds"]), 3),
+        "distillation_seconds": round(max(made["seconds"], spent.seconds), 3),
         "prepare_seconds": round(sum(_seconds_of(path) for path in prepared_units(job)), 3),
         "evaluation_seconds": round(result.distilled.seconds, 3),
-        "compile": {"distillation": distilled.manifest["cost"]["compile"], "evaluation": result.distilled.compiled},
+        "compile": {"distillation": spent.compile, "evaluation": result.distilled.compiled},
         "cpu_seconds": watch.read()["cpu_seconds"],
         "peak_memory_bytes": peak_memory_bytes(job.task.device),
     }
@@ -200,12 +231,12 @@ def record_of(
     work: Work, cell: Cell, distilled: DistilledSet, result: Evaluation, cost: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything about a cell; but for `cost` it is the same whenever and wherever it is run."""
-    manifest, arm = distilled.manifest, result.distilled.to_dict()
+    made, arm = distilled.record, result.distilled.to_dict()
     return {
         "format": FORMAT,
         "version": 1,
         "method": cell.method,
-        "family": manifest["family"],
+        "family": made.family,
         "data": cell.data,
         "ipc": cell.ipc,
         "seed": cell.seed,
@@ -215,14 +246,15 @@ def record_of(
         "accuracy": arm["mean"],
         "accuracies": arm["accuracies"][0],
         "per_class": arm["per_class"],
-        "hyper": manifest["hyper"],
-        "recipe": manifest["recipe"],
-        "notes": manifest["notes"],
+        "hyper": made.hyper,
+        "recipe": made.recipe.plain(),
+        "notes": made.notes,
         "network": result.network,
         "real": result.data,
-        "skipped_steps": manifest["cost"]["skipped_steps"],
+        "skipped_steps": made.cost.skipped_steps,
         "command": work.command,
         "cell": cell.name,
+        **{kind.option: record for kind, record in made.changes},
         "cost": dict(cost),
     }
 

@@ -60,6 +60,7 @@ def compare(
     precision: str = "float32",
     compile: str = "auto",
     progress: Progress = silent,
+    **changes: str,
 ) -> Comparison:
     """Distil with every method at every size from every seed, and score all under one protocol.
 
@@ -86,6 +87,7 @@ def compare(
         precision: of the networks' arithmetic: "float32", or "bf16" where the processor is fast at it.
         compile: "on", "off" or "auto": compiled code, where a cell's distillation or its scoring is long enough.
         progress: told after every unit.
+        **changes: what runs of all methods but Random change, as `distill` takes it: debias="kde", surrogates="dfa".
 
     Raises:
         InputError: something given cannot be used, or `out` holds another comparison.
@@ -100,6 +102,7 @@ def compare(
     asked = make_settings(
         methods, reals, ipc=ipc, seeds=seeds, network=network, protocol=protocol, networks=networks,
         recipe=recipe, settings=settings, budget=budget, device=device, precision=precision, compile=compile,
+        changes=changes,
     )  # fmt: skip
     if workers != 1:
         if not (network is None or isinstance(network, str)):

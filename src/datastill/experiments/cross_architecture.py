@@ -17,14 +17,13 @@ from datastill.evaluation import evaluate
 from datastill.evaluation.inputs import Distilled, load_sets, real_for
 from datastill.evaluation.protocols import Protocol
 from datastill.evaluation.scores import spread_over, t_interval
-from datastill.experiments.settings import pick_protocol
+from datastill.experiments.settings import BASELINE, pick_protocol
 from datastill.experiments.tuning import tune, validation_of, with_rate
 from datastill.models import resolve_network
 from datastill.report.words import markdown, percent, plural
 from datastill.store.artifact import DistilledSet
 
 FORMAT = "datastill-cross"
-BASELINE = "random"
 
 #: Told (what is trained, how many pairs of method and network are done, how many there are).
 Progress = Callable[[str, int, int], object]
@@ -225,7 +224,7 @@ def cross_architecture(
             rates[key] = rate
             accuracies[key] = _score(sets, data, with_rate(recipe, rate), network, repeats, device, compile)
             progress(f"{method} on {network}", len(accuracies), total)
-    seeds = {method: [int(one.manifest["seed"]) for one in sets] for method, sets in by_method.items()}
+    seeds = {method: [one.record.seed for one in sets] for method, sets in by_method.items()}
     return CrossMatrix(
         list(by_method), list(networks), accuracies, seeds, rates, recipe.name, learning_rates,
         data.name, first.ipc, tried,
@@ -249,7 +248,7 @@ def _score(
             protocol=protocol,
             network=network,
             networks=repeats,
-            seed=int(one.manifest["seed"]),
+            seed=one.record.seed,
             random=False,
             device=device,
             compile=compile,
@@ -266,14 +265,14 @@ def _by_method(given: Sequence[Distilled] | Mapping[str, Sequence[Distilled]]) -
         found = {str(method): load_sets(sets) for method, sets in given.items()}
     else:
         for one in load_sets(given):
-            found.setdefault(str(one.manifest["method"]), []).append(one)
+            found.setdefault(one.record.method, []).append(one)
     if not found:
         raise InputError("There is no distilled set to evaluate.")
     sizes = {one.ipc for sets in found.values() for one in sets}
     if len(sizes) > 1:
         raise InputError(f"The sets have {sorted(sizes)} images per class; compare sets of one size.")
     for method, sets in found.items():
-        seeds = [one.manifest["seed"] for one in sets]
+        seeds = [one.record.seed for one in sets]
         if len(set(seeds)) < len(seeds):
             raise InputError(f"Two sets of {method} have the same seed ({seeds}); give sets from different seeds.")
     return found
@@ -284,15 +283,15 @@ def _random_sets(by_method: Mapping[str, Sequence[DistilledSet]], data: RealSet,
     from datastill.distillation.distill import distill
 
     sets = [one for group in by_method.values() for one in group]
-    seeds = sorted({int(one.manifest["seed"]) for one in sets})
+    seeds = sorted({one.record.seed for one in sets})
     real = data.with_space(sets[0].space)
     return [distill("random", real, ipc=sets[0].ipc, seed=seed, device=device) for seed in seeds]
 
 
 def _own_rate(sets: Sequence[DistilledSet]) -> float | None:
     """The learning rate that the sets learned, where they did: the mean over them."""
-    rates = [one.manifest.get("student", {}).get("lr") for one in sets]
-    known = [float(rate) for rate in rates if rate is not None]
+    rates = [one.record.student.lr for one in sets]
+    known = [rate for rate in rates if rate is not None]
     return sum(known) / len(known) if known else None
 
 

@@ -120,7 +120,7 @@ class DebiasStudy:
         DebiasedSurrogates.parse(cell.own_surrogates)
         settings: dict[str, Any] = {"ipc": cell.ipc, "network": self.network, "runtime": Runtime.of(self.device)}
         job = prepare_job(cell.method, real, recipe=self.recipe, **settings, **cell.values)
-        return Surrogates.fits(job.method.build(job.task)) or cell.own_surrogates == "method"
+        return cell.own_surrogates == "method" or Surrogates.fits(job.own_plan)
 
     def run(
         self,
@@ -182,7 +182,8 @@ class DebiasStudy:
         )
         groups = found.distilled.groups
         assert groups is not None
-        told = made.manifest.get("debias", {})
+        record = made.record
+        told = record.change("debias") or {}
         kept = ("conflict_mass", "effective_samples", "effective_share", "kernel", "rules", "warnings", "extractor")
         return {
             **cell.record,
@@ -194,8 +195,8 @@ class DebiasStudy:
             "weights": {name: told[name] for name in kept if name in told},
             "conflicting_images": conflicting_share(made, real),
             "colour_distance": color_distance(made, real),
-            "seconds": round(made.manifest["cost"]["seconds"] + made.manifest["cost"]["prepare_seconds"], 1),
-            "cost": made.manifest["cost"],
+            "seconds": round(record.cost.seconds + record.cost.prepare_seconds, 1),
+            "cost": record.cost.plain(),
         }
 
     def _made(

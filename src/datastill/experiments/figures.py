@@ -11,7 +11,7 @@ import torch
 
 from datastill.core.errors import InputError
 from datastill.report.pictures import png, sheet
-from datastill.report.views import data_uri
+from datastill.report.section import data_uri
 from datastill.report.words import duration
 from datastill.store.artifact import DistilledSet, load_distilled
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from datastill.core.errors import InputError
 from datastill.distillation.budget import within
-from datastill.distillation.job import hyper_of
+from datastill.distillation.job import Job, hyper_of
 from datastill.experiments.cells import Cell, Settled, Work, job_of, named, prepare, prepared_units, run_cell
 from datastill.experiments.rates import choose_rate, may_come_without
 from datastill.experiments.records import PlanRecord
@@ -37,11 +37,15 @@ def lay_out(settings: Settings, reals: RealSets, out: Path) -> tuple[Work, list[
         Cell(data, method, ipc, settings.seeds[0])
         for data, ipc, method in itertools.product(reals.labels(), settings.ipc, settings.methods)
     ]
-    settled = {}
+    settled: dict[str, Settled] = {}
+    work = Work(out, reals, settings, settled, settings.command(reals))
     for cell in groups:
         kept = (stored or {}).get("settled", {}).get(cell.group)
-        settled[cell.group] = Settled(kept["hyper"], tuple(kept["notes"])) if kept else _settle(settings, reals, cell)
-    work = Work(out, reals, settings, settled, settings.command(reals))
+        if kept:
+            settled[cell.group] = Settled(kept["hyper"], tuple(kept["notes"]))
+        else:
+            job, settled[cell.group] = _settle(settings, reals, cell, out)
+            work.keep(job, cell)
     unnamed = [replace(cell, seed=seed) for seed in settings.seeds for cell in groups]
     cells = [named(cell, work.job(cell), settings) for cell in unnamed]
     if stored is None:
@@ -82,12 +86,11 @@ def _stored(config: dict[str, Any], out: Path) -> dict[str, Any] | None:
     return stored
 
 
-def _settle(settings: Settings, reals: RealSets, cell: Cell) -> Settled:
-    """The method's values; a budget becomes a number of steps."""
-    job = job_of(settings, reals, cell, Path())
-    if settings.budget is not None:
-        job = within(job, settings.budget, None, False)
-    return Settled(hyper_of(job.method), tuple(job.notes))
+def _settle(settings: Settings, reals: RealSets, cell: Cell, out: Path | None = None) -> tuple[Job, Settled]:
+    """A cell's job, and the method's values at its data set and size; a budget becomes a number of steps."""
+    job = job_of(settings, reals, cell, out or Path())
+    scaled = job if settings.budget is None else within(job, settings.budget, None, False)
+    return job, Settled(hyper_of(scaled.method), tuple(scaled.notes))
 
 
 def _record(config: dict[str, Any], work: Work, cells: list[Cell]) -> dict[str, Any]:

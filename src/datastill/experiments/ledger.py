@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from datastill.core.errors import InputError
-from datastill.core.overrides import overrides, recorded
+from datastill.core.overrides import overrides
 from datastill.core.recipes import Recipe, find_recipe
 from datastill.experiments.cells import FORMAT as CELL
 from datastill.experiments.rates import FOLDER as RATES
-from datastill.experiments.records import CellRecord, EvaluationRecord
-from datastill.experiments.result import BASELINE, Row
+from datastill.experiments.records import CellRecord, EvaluationRecord, Made
+from datastill.experiments.result import Row
+from datastill.experiments.settings import BASELINE
 from datastill.report.words import training
 from datastill.store.files import digest, read_json
+from datastill.store.manifest import Changed
 
 #: Settings of the networks that the published numbers of the recipes were measured with.
 _USUAL_WIDTH = 128
@@ -91,49 +93,54 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not isinstance(stored, dict):
         return
     if stored.get("format") == CELL:
-        CellRecord.of(stored, path)
+        changed = _texts(CellRecord.of(stored, path))
+        stored["hyper"] = {**stored["hyper"], **changed}
         alike = ("method", "ipc", "protocol", "hyper", "network")
         key = [*(stored[name] for name in alike), stored["real"]["fingerprint"], len(stored["accuracies"])]
         key += [stored["lr"]] if "lr_tried" in stored else []
         yield digest(key), stored
     elif {"distilled", "made", "protocol", "network", "data"} <= stored.keys() and stored["made"]:
-        EvaluationRecord.of(stored, path)
+        made = EvaluationRecord.of(stored, path).made
         for name in ("distilled", "random"):
             arm = stored.get(name) or {"accuracies": []}
-            for made, accuracies in zip(stored["made"], arm["accuracies"], strict=False):
-                yield f"{path} {name}", _pseudo_cell(stored, arm, made, accuracies, name)
+            for one, accuracies in zip(made, arm["accuracies"], strict=False):
+                yield f"{path} {name}", _pseudo_cell(stored, arm, one, accuracies, name)
 
 
 def _pseudo_cell(
-    stored: Mapping[str, Any], arm: Mapping[str, Any], made: Mapping[str, Any], accuracies: list[float], name: str
+    stored: Mapping[str, Any], arm: Mapping[str, Any], made: Made, accuracies: list[float], name: str
 ) -> dict[str, Any]:
     """One set of an evaluation, written as a cell."""
     learned = name == "distilled"
     return {
-        "method": made["method"] if learned else BASELINE,
+        "method": made.method if learned else BASELINE,
         "data": stored["data"]["name"],
         "real": stored["data"],
-        "ipc": made["ipc"],
-        "seed": made["seed"],
+        "ipc": made.ipc,
+        "seed": made.seed,
         "protocol": stored["protocol"],
         "network": stored["network"],
         "accuracies": accuracies,
         "per_class": arm["per_class"],
-        "hyper": {**(made.get("hyper", {}) if learned else {}), **_beside(stored, made, learned)},
+        "hyper": {**(made.hyper if learned else {}), **_beside(stored, made, learned)},
         "cost": {
-            "steps": made["cost"]["steps"] if learned else 0,
-            "distillation_seconds": made["cost"]["seconds"] if learned else 0.0,
+            "steps": made.cost.steps if learned else 0,
+            "distillation_seconds": made.cost.seconds if learned else 0.0,
             "prepare_seconds": 0.0,
             "evaluation_seconds": arm["seconds"] / len(arm["accuracies"]),
         },
     }
 
 
-def _beside(stored: Mapping[str, Any], made: Mapping[str, Any], learned: bool) -> dict[str, str]:
+def _beside(stored: Mapping[str, Any], made: Made, learned: bool) -> dict[str, str]:
     """What a run changed in its method, and how networks were trained: what is not as usual."""
-    found = {kind.option: kind.text(record) or str(record["how"]) for kind, record in recorded(made)} if learned else {}
+    found = _texts(made) if learned else {}
     trained = stored.get("training")
     return {**({"training": training(trained)} if trained else {}), **found}
+
+
+def _texts(record: Changed) -> dict[str, str]:
+    return {kind.option: kind.text(one) or kind.told(one)[1] for kind, one in record.changes}
 
 
 def _known(path: Path) -> bool:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from datastill._version import __version__
 from datastill.core.errors import InputError
+from datastill.core.overrides import overrides
 from datastill.experiments.figures import charts, image_groups, limits
+from datastill.experiments.settings import BASELINE
 from datastill.experiments.tables import caption, cells, headlines
 from datastill.report import words
 from datastill.report.html import render
@@ -20,7 +22,6 @@ from datastill.store.files import write_text
 if TYPE_CHECKING:
     from datastill.experiments.result import Comparison, Row
 
-BASELINE = "random"
 #: Colors of methods on the page; Random has one of its own, number 0.
 COLORS = 8
 #: Classes in a heat table at most: those on which methods differ most.
@@ -213,6 +214,8 @@ def _settings(comparison: Comparison) -> list[tuple[str, str]]:
         ("Budget", "–" if config["budget"] is None else f"{words.duration(config['budget'])} per set"),
         ("Device", str(config["device"])),
     ]
+    for option, text in config.get("changes", {}).items():
+        found.append((overrides()[option].label.capitalize(), f"{text}, but for {BASELINE}"))
     for name, cell in first.items():
         real = cell["real"]
         shape = "×".join(map(str, real["shape"]))
@@ -227,7 +230,7 @@ def _hyper(comparison: Comparison, method: str) -> list[tuple[str, str, str]]:
     found: dict[str, tuple[str, dict[str, list[str]]]] = {}
     for row in mine:
         cell = next(iter(row.cells.values()))
-        for name, text, meaning in words.hyper_rows({"method": method, "hyper": cell["hyper"]}):
+        for name, text, meaning in words.hyper_rows(method, cell["hyper"]):
             where = f"{row.data}, ipc {row.ipc}" if len(comparison.config["data"]) > 1 else f"ipc {row.ipc}"
             found.setdefault(name, (meaning, {}))[1].setdefault(text, []).append(where)
     return [

@@ -35,7 +35,7 @@ FOLDER = "rates"
 
 def may_come_without(job: Job, protocol: Protocol) -> bool:
     """Whether the protocol takes learned rates and the sets of this job may have none: the rate is not a leaf."""
-    leaves = job.method.build(job.task).shared
+    leaves = job.own_plan.shared
     return protocol.learned_lr and (callable(leaves) or "lr" not in leaves)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from datastill.store.manifest import Changed
 from datastill.store.schema import Count, Fraction, Name, Number, Positive, Record, Seconds, Text, Whole
 
 #: Part of a path: no separator, and no dot in front.
@@ -40,7 +41,7 @@ class CellCost(Record):
     peak_memory_bytes: Number | None = None
 
 
-class CellRecord(Record):
+class CellRecord(Changed):
     """The result of a cell, as the ledger needs it."""
 
     method: Name
@@ -84,14 +85,7 @@ class MadeCost(Record):
     seconds: Seconds
 
 
-class Weighed(Record):
-    """How real images were weighted."""
-
-    how: Text
-    asked: Text | None = None
-
-
-class Made(Record):
+class Made(Changed):
     """How a set was made."""
 
     method: Name
@@ -99,8 +93,12 @@ class Made(Record):
     seed: Whole
     cost: MadeCost
     hyper: dict[str, Any] = Field(default_factory=dict)
-    debias: Weighed | None = None
-    surrogates: Weighed | None = None
+
+
+class Training(Record):
+    """How networks were trained, where not as the protocol says."""
+
+    how: Text
 
 
 class EvaluationRecord(Record):
@@ -112,7 +110,7 @@ class EvaluationRecord(Record):
     made: Annotated[list[Made], Field(min_length=1)]
     distilled: Arm
     random: Arm | None = None
-    training: Weighed | None = None
+    training: Training | None = None
 
     @model_validator(mode="after")
     def _one_made_for_each(self) -> EvaluationRecord:

@@ -18,10 +18,10 @@ from datastill.experiments.cells import CELLS, RESULTS
 from datastill.experiments.grid import FORMAT as PLAN_FORMAT
 from datastill.experiments.grid import PLAN
 from datastill.experiments.records import ComparedCell, PlanRecord
+from datastill.experiments.settings import BASELINE
 from datastill.store.files import member, read_sealed, write_json, write_text
 
 FORMAT = "datastill-comparison"
-BASELINE = "random"
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from datastill.core.cost import pick_device
 from datastill.core.errors import InputError, nearest
-from datastill.core.overrides import taken_from
+from datastill.core.overrides import overrides, taken_from
 from datastill.core.ranges import declared
 from datastill.core.registry import get_method, with_overrides
 from datastill.evaluation.protocols import Protocol, get_protocol
@@ -18,6 +18,8 @@ from datastill.experiments.sources import RealSets
 from datastill.experiments.tuning import RATES
 from datastill.store.checkpoint import plain
 
+#: What every method is compared with.
+BASELINE = "random"
 #: Options of `load_real` that the command line has too.
 _DATA_FLAGS = ("size", "mode", "skip_bad", "space", "follow_links", "train", "test", "val")
 #: Images of at least so many pixels a side can be augmented, so "auto" trains with augmentation.
@@ -40,6 +42,8 @@ class Settings:
     device: str
     precision: str = "float32"
     compile: str = "auto"
+    #: what every method but Random has changed, by the option of an override and its text
+    changes: Mapping[str, str] = field(default_factory=dict)
 
     def config(self, reals: RealSets) -> dict[str, Any]:
         """All that the numbers depend on, JSON-able; a comparison that is taken up again must agree with it."""
@@ -60,6 +64,7 @@ class Settings:
                 "precision": self.precision,
                 "compile": self.compile,
                 **rates,
+                **({"changes": self.changes} if self.changes else {}),
             }
         )
 
@@ -88,6 +93,7 @@ class Settings:
         words += [] if self.budget is None else ["--budget", f"{self.budget:g}s"]
         changes = [f"{m}.{n}={json.dumps(v)}" for m, values in self.overrides.items() for n, v in values.items()]
         words += ["--set", *changes] if changes else []
+        words += [word for name, text in self.changes.items() for word in (f"--{name}", text)]
         words += [] if self.device == "auto" else ["--device", self.device]
         words += [] if self.precision == "float32" else ["--precision", self.precision]
         words += [] if self.compile == "auto" else ["--compile", self.compile]
@@ -114,6 +120,7 @@ def make_settings(
     device: str,
     precision: str = "float32",
     compile: str = "auto",
+    changes: Mapping[str, str] | None = None,
 ) -> Settings:
     """Settings out of what a caller gave.
 
@@ -138,7 +145,16 @@ def make_settings(
         device=device,
         precision=precision,
         compile=compile,
+        changes=_changes(changes or {}),
     )
+
+
+def _changes(given: Mapping[str, str]) -> dict[str, str]:
+    """Those that change something."""
+    asked, unknown = taken_from(dict(given))
+    if unknown:
+        raise InputError(f"compare has no option {next(iter(unknown))!r}. {nearest(next(iter(unknown)), overrides())}")
+    return {one.option: given[one.option] for one in asked}
 
 
 def pick_protocol(protocol: str | Protocol, shapes: Iterable[tuple[int, ...]]) -> Protocol:
@@ -167,7 +183,7 @@ def _methods(given: list[str]) -> dict[str, str]:
         if name in named:
             raise InputError(f"The method {name!r} is given twice; name each once.")
         named[name] = one
-    return named if "random" in named else {"random": "random", **named}
+    return named if BASELINE in named else {BASELINE: BASELINE, **named}
 
 
 def _overrides(given: Mapping[str, Mapping[str, Any]], methods: Mapping[str, str]) -> dict[str, dict[str, Any]]:

@@ -37,7 +37,7 @@ def tune(
                 protocol=with_rate(protocol, rate),
                 network=network,
                 networks=networks,
-                seed=Rng(int(one.manifest["seed"])).derive("tuning"),
+                seed=Rng(one.record.seed).derive("tuning"),
                 random=False,
                 **options,
             ).mean

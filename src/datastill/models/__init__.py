@@ -10,6 +10,7 @@ from datastill.models.resolve import (
     networks,
     resolve_network,
     resolve_recorded,
+    spec_of,
 )
 from datastill.models.wrapped import Wrapped
 from datastill.models.zoo import MLP, VGG11, AlexNet, ConvNet, LeNet
@@ -33,4 +34,5 @@ __all__ = [
     "networks",
     "resolve_network",
     "resolve_recorded",
+    "spec_of",
 ]

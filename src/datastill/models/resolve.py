@@ -120,6 +120,18 @@ def resolve_recorded(spec: Any, holder: object, option: str, **shapes: Any) -> N
     return resolve_network(spec, **shapes)
 
 
+def spec_of(factory: NetworkFactory) -> str | None:
+    """The network as `resolve_network` reads it, or None for an object that only the caller has."""
+    spec = str(factory)
+    if is_built_in(spec):
+        return spec
+    try:
+        resolve_network(spec, channels=factory.channels, classes=factory.classes, size=factory.size)
+    except InputError:
+        return None
+    return spec
+
+
 def narrowed(factory: NetworkFactory, width: int) -> NetworkFactory:
     """The same architecture with `width` channels, where it has a width and is wider; else the factory itself."""
     if not 0 < width < int(factory.options.get("width", 0)) or factory.name not in ZOO:
@@ -204,5 +216,5 @@ def _zoo(name: str, given: Mapping[str, Any], shape: Mapping[str, Any], embed: E
     if embed is not None:
         return factory_of(build, name, **shape, embed=embed, options=options)
     factory = NetworkFactory(name, **shape, build=build, options=options, defaults=defaults)
-    factory(0)  # a wrong option or a size too small speaks here, not at the first step
+    _ = factory.macs  # a wrong option or a size too small speaks here, not at the first step
     return factory

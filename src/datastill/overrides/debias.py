@@ -22,6 +22,7 @@ class Weights(Override):
     option = "debias"
     label = "weights against a bias"
     default = "none"
+    weighs = True
     help = "weigh real images against a bias: none, kde (by density; as in kde:variance=0.05,power=1), or oracle"
 
     asked: str
@@ -70,6 +71,13 @@ class Weights(Override):
         if method.teacher:
             said += ("the teacher was brought as it is: weights against a bias do not reach what it has learned",)
         return said
+
+    @classmethod
+    def schema(cls) -> Any:
+        """The report on the weights."""
+        from datastill.debias.reweight import Weighed
+
+        return Weighed
 
     @classmethod
     def told(cls, record: Mapping[str, Any]) -> tuple[str, str]:

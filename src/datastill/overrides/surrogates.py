@@ -57,6 +57,13 @@ class Surrogates(Override):
         return self.pool.describe()
 
     @classmethod
+    def schema(cls) -> Any:
+        """The way and its options."""
+        from datastill.surrogates.debiased import PoolRecord
+
+        return PoolRecord
+
+    @classmethod
     def told(cls, record: Mapping[str, Any]) -> tuple[str, str]:
         """Networks that were trained in a way."""
         return "Networks matched on", f"trained by {cls.text(record)}"

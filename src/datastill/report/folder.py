@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from datastill.report.card import write_card_and_preview
+from datastill.report.card import CARD, write_card_and_preview
 from datastill.report.html import write_report
 from datastill.report.pictures import animation, comparison, png
 from datastill.report.snapshots import FILE, Snapshots, Timeline, load_snapshots
@@ -36,10 +36,11 @@ def write_run(
     accuracy: Sequence[tuple[int, float]] = (),
     command: str | None = None,
 ) -> Path:
-    """Write report.html, comparison.png (Random beside it), animation.gif, and the card where an artifact lies.
+    """Write report.html, comparison.png (Random beside it), animation.gif, and the card of an artifact.
 
     Args:
-        folder: of the run; losses and snapshots that lie there are taken where none are given.
+        folder: of the run; losses and snapshots that lie there are taken where none are given, and a card that lies
+            there stays where no evaluation is given.
         distilled: the set whose images are shown.
         real: the real set; without it there is no comparison.png and no real image in the report.
         sets: all sets of the evaluation, `distilled` first.
@@ -56,11 +57,11 @@ def write_run(
     timeline = snapshots.timeline if isinstance(snapshots, Snapshots) else snapshots
     everything = list(sets) if sets else [distilled]
     path = write_report(folder / "report.html", everything, evaluation, real, timeline, losses, command, accuracy)
-    if (folder / MANIFEST).is_file():
+    if (folder / MANIFEST).is_file() and (evaluation is not None or not (folder / CARD).is_file()):
         write_card_and_preview(distilled, folder, evaluation)
     if real is not None:
         random = random_selection(distilled, real)
-        picture = comparison(random, distilled, ("random", distilled.manifest["method"]))
+        picture = comparison(random, distilled, ("random", distilled.record.method))
         write_bytes(folder / "comparison.png", png(picture))
     if timeline is not None and len(timeline) > 1:
         write_bytes(folder / "animation.gif", animation(timeline))
@@ -71,5 +72,5 @@ def random_selection(distilled: DistilledSet, real: RealSet) -> tuple[Tensor, Te
     """Pixels, labels and class names of the random selection that a set is compared with."""
     from datastill.sampling.inits import random_indices
 
-    index = random_indices(real, distilled.ipc, int(distilled.manifest["seed"]))
+    index = random_indices(real, distilled.ipc, distilled.record.seed)
     return real.pixels(index), real.labels[index], real.class_names

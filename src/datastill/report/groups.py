@@ -126,7 +126,7 @@ class Palette:
 
 def palette(distilled: DistilledSet, real: RealSet | None) -> Palette | None:
     """Nearest colors of a set whose attribute is color; None for others."""
-    data: Mapping[str, Any] = distilled.manifest["data"] if real is None else real.describe()
+    data: Mapping[str, Any] = distilled.record.data.plain() if real is None else real.describe()
     attribute = attribute_of(data)
     if not attribute.colors:
         return None

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from datastill._version import __version__
 from datastill.core.errors import InputError
-from datastill.report import reproduce, views, words
-from datastill.report.charts import accuracy_panel, curves, draw, training_curves
-from datastill.report.groups import groups
-from datastill.report.pictures import png, preview
+from datastill.report import words
+from datastill.report.section import Page, Reading, Shown, sections
 from datastill.report.snapshots import Snapshots, Timeline
 from datastill.store.artifact import DistilledSet
 from datastill.store.files import write_text
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
+
     from datastill.data.real import RealSet
     from datastill.evaluation.scores import Evaluation
-
-#: Further sets whose pictures are shown.
-SETS = 9
 
 
 def write_report(
@@ -57,12 +55,18 @@ def write_report(
         raise InputError("A report needs at least one distilled set.")
     path = Path(path)
     target = path / "report.html" if path.is_dir() else path
-    write_text(target, render(page(sets, evaluation, real, snapshots, losses, command, accuracy)))
+    reading = Reading(sets, evaluation, real, snapshots, losses, accuracy, command)
+    write_text(target, render(page(reading)))
     return target
 
 
-def render(record: dict[str, Any], template: str = "report.html.j2") -> str:
+def render(record: Mapping[str, Any], template: str = "report.html.j2") -> str:
     """The page of a record in one of the templates here; every text in it is escaped."""
+    return _environment().get_template(template).render(record)
+
+
+@cache
+def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -73,144 +77,59 @@ def render(record: dict[str, Any], template: str = "report.html.j2") -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(duration=words.duration, bytes=words.bytes_, value=words.value)
-    return environment.get_template(template).render(record)
+    return environment
 
 
-def page(
-    sets: Sequence[DistilledSet],
-    evaluation: Evaluation | None,
-    real: RealSet | None,
-    snapshots: Timeline | Snapshots | None,
-    losses: Tensor | Sequence[float] | None,
-    command: str | None,
-    accuracy: Sequence[tuple[int, float]] = (),
-) -> dict[str, Any]:
+def page(reading: Reading) -> dict[str, Any]:
     """Everything that the template names."""
-    first = sets[0]
-    manifest = first.manifest
-    notes = [*manifest.get("notes", []), *manifest["data"].get("notes", [])]
-    if evaluation is not None:
-        notes += evaluation.notes
+    first, record, evaluation = reading.first, reading.record, reading.evaluation
+    shown = [(one.name, found) for one in sections() if (found := one.page(reading)) is not None]
     return {
         "name": first.name,
-        "title": f"{manifest['method']} on {manifest['data']['name']}",
-        "manifest": manifest,
+        "title": f"{record.method} on {record.data.name}",
+        "record": record,
         "images": len(first.targets),
-        "kind": words.kind_of_images(manifest),
-        "sets": [one.manifest["seed"] for one in sets],
-        "outcome": views.outcome(evaluation),
+        "kind": words.kind_of_images(record),
+        "sets": [one.record.seed for one in reading.sets],
+        "outcome": outcome(evaluation),
         "verdict": None if evaluation is None else evaluation.verdict,
         "tiles": _tiles(first, evaluation),
-        "reel": views.reel(snapshots, first.class_names),
-        "gallery": views.gallery(first, real),
-        "more_sets": [(one.manifest["seed"], views.data_uri(png(preview(one)))) for one in sets[1 : SETS + 1]],
-        "evaluation": evaluation,
-        "arms": [] if evaluation is None else views.arm_rows(evaluation),
-        "difference": None if evaluation is None else views.difference(evaluation),
-        "groups": groups(evaluation, first.class_names),
-        "bars": [] if evaluation is None else views.bars(evaluation, first.class_names),
-        "name_width": min(16, max(3, *map(len, first.class_names)) + 1),
-        "charts": _charts(losses, accuracy, evaluation),
-        "hyper": words.hyper_rows(manifest),
-        "facts": _facts(first),
-        "cost": _cost(manifest, evaluation),
-        "notes": list(dict.fromkeys(notes)),
-        "python": reproduce.python_call(manifest),
-        "again": reproduce.command(manifest),
-        "evaluate": None if evaluation is None else reproduce.evaluate_call(evaluation.to_dict()),
-        "command": command,
+        "sections": [{"name": name, "title": found.title, "body": _body(found)} for name, found in shown],
         "version": __version__,
     }
 
 
+def _body(found: Shown | Page) -> str:
+    from markupsafe import Markup
+
+    if isinstance(found, Page):
+        return Markup(render(found.values, found.template))
+    return Markup(render({"parts": found.parts}, "section.html.j2"))
+
+
+def outcome(evaluation: Evaluation | None) -> str:
+    """ "win", "loss" or "open": the color of the headline."""
+    if evaluation is None or evaluation.random is None or math.isnan(evaluation.difference_interval):
+        return "open"
+    if evaluation.difference > evaluation.difference_interval:
+        return "win"
+    return "loss" if evaluation.difference < -evaluation.difference_interval else "open"
+
+
 def _tiles(first: DistilledSet, evaluation: Evaluation | None) -> list[tuple[str, str, str, str]]:
     """(kind, number, unit, meaning) of the few numbers to see first."""
-    manifest = first.manifest
-    tiles = []
+    record, tiles = first.record, []
     if evaluation is not None:
-        tiles.append(("main", words.percent(evaluation.mean), "%", f"test accuracy of {manifest['method']}"))
+        tiles.append(("main", words.percent(evaluation.mean), "%", f"test accuracy of {record.method}"))
         if evaluation.random is not None:
             tiles.append(("other", words.percent(evaluation.random.mean), "%", "test accuracy of Random"))
         if evaluation.ceiling is not None:
             tiles.append(("ceiling", words.percent(evaluation.ceiling.mean), "%", "of the whole real set"))
-    count, real = first.stored, int(manifest["data"].get("images") or 0)
+    count, real = first.stored, record.data.images or 0
     share = f" ({100 * count / real:.2g}\u00a0%)" if real else ""
     meaning = f"stored images in place of {real:,}{share}" if real else "images"
     tiles.append(("plain", f"{count:,}", "", meaning))
-    cost = manifest.get("cost", {})
-    if "seconds" in cost and cost.get("known", True):
-        number, _, unit = words.duration(manifest["cost"]["seconds"]).partition(" ")
+    if "seconds" in record.cost.model_fields_set and record.cost.known:
+        number, _, unit = words.duration(record.cost.seconds).partition(" ")
         tiles.append(("plain", number, unit, "to distil"))
     return tiles
-
-
-def _charts(
-    losses: Tensor | Sequence[float] | None, accuracy: Sequence[tuple[int, float]], evaluation: Evaluation | None
-) -> list[dict[str, str]]:
-    """Each curve drawn twice, for light and for dark pages."""
-    charts = []
-    if losses is not None and torch.as_tensor(losses).numel():
-        pair = [curves(losses, dark=dark) for dark in (False, True)]
-        charts.append(_chart("Distillation: loss of every image update", pair))
-    if accuracy:
-        pair = [draw([accuracy_panel(accuracy)], dark=dark) for dark in (False, True)]
-        charts.append(_chart("Distillation: accuracy of checks on training images", pair))
-    if evaluation is not None:
-        drawn = [training_curves(evaluation, dark=dark) for dark in (False, True)]
-        if drawn[0] is not None:
-            charts.append(_chart("Evaluation: training loss of the fresh networks", [d or b"" for d in drawn]))
-    return charts
-
-
-def _chart(title: str, pair: Sequence[bytes]) -> dict[str, str]:
-    light, dark = (views.data_uri(svg, "image/svg+xml") for svg in pair)
-    return {"title": title, "light": light, "dark": dark}
-
-
-def _facts(first: DistilledSet) -> list[tuple[str, str]]:
-    manifest = first.manifest
-    data = manifest["data"]
-    counts = data.get("counts") or [0]
-    per_class = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
-    recipe = manifest.get("recipe", {})
-    return [
-        ("Method", f"{manifest['method']} ({manifest.get('family') or 'no family'})"),
-        ("Images", f"{words.images(first)} of {_shape(manifest['shape'])}, ipc {first.ipc}"),
-        ("Labels", str(manifest["labels"])),
-        ("Seed", str(manifest["seed"])),
-        ("Recipe", str(recipe.get("published") or recipe.get("asked") or "–")),
-        ("Matched on", words.describe_network(manifest["network"]) if "network" in manifest else "–"),
-        *words.changed(manifest),
-        ("Real set", f"{data['name']}: {data['images']:,} training images, {per_class} per class, {_tests(data)}"),
-        ("Fingerprint", str(data.get("fingerprint", "–"))),
-        ("Space", words.describe_space(manifest)),
-    ]
-
-
-def _shape(shape: Sequence[int]) -> str:
-    channels, height, width = shape
-    return f"{height} × {width}, {words.plural(channels, 'channel')}"
-
-
-def _tests(data: dict[str, Any]) -> str:
-    return f"{data['test_images']:,} test images" if data.get("test_images") else "no test images"
-
-
-def _cost(manifest: dict[str, Any], evaluation: Evaluation | None) -> list[tuple[str, str, str]]:
-    """(what, distillation, evaluation)."""
-    made = manifest.get("cost", {})
-    scored = {} if evaluation is None else evaluation.cost
-
-    def both(name: str, read: Any) -> tuple[str, str]:
-        return read(made[name]) if name in made else "–", read(scored[name]) if name in scored else "–"
-
-    rows = [
-        ("Wall time", *both("seconds", words.duration)),
-        ("CPU time", *both("cpu_seconds", words.duration)),
-        ("Image updates", *both("steps", words.value)),
-        ("Steps skipped as not finite", *both("skipped_steps", words.value)),
-        ("Peak memory of the process", *both("peak_memory_bytes", words.bytes_)),
-        ("Hardware", *both("hardware", str)),
-        ("Versions", *both("versions", lambda v: ", ".join(f"{k} {n}" for k, n in v.items()))),
-    ]
-    return [row for row in rows if row[1:] != ("–", "–")]

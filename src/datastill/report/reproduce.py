@@ -7,50 +7,52 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from datastill.core.overrides import recorded
 from datastill.report import words
+from datastill.store.manifest import Data, Manifest
 
 #: Options of `load_real` that the command line has too.
 _FLAGS = ("size", "mode", "skip_bad", "space", "follow_links", "train", "test", "val")
 _WIDTH = 96
 
 
-def python_call(manifest: Mapping[str, Any]) -> str:
+def python_call(manifest: Manifest | Mapping[str, Any]) -> str:
     """A script that makes the set again, with every hyper-parameter written out."""
-    if "imported" in manifest:
+    record = Manifest.of(manifest, "The manifest")
+    if record.imported is not None:
         return "# this set was made by others and imported with datastill.import_released"
-    hyper, given = _hyper(manifest)
-    arguments = {"ipc": manifest["ipc"], "seed": manifest["seed"], **_engine(manifest), **_exchanged(manifest), **hyper}
+    hyper, given = _hyper(record)
+    arguments = {"ipc": record.ipc, "seed": record.seed, **_engine(record), **_exchanged(record), **hyper}
     lines = ["from datastill import distill, load_real", ""]
     lines += [f"# {name} was a tensor of yours: pass it too" for name in given]
-    if manifest.get("network", {}).get("spec", "") is None:
+    if record.network is not None and record.network.spec is None:
         lines.append("# the network was yours: pass it as network=")
-    lines.append(f"real = {_load(manifest['data'])}")
-    if _weighted_by_hand(manifest):
+    lines.append(f"real = {_load(record.data)}")
+    if _weighted_by_hand(record):
         lines.append("# the images were weighted: real = real.with_weights(...)")
-    lines.append("distilled = " + _call("distill", [_literal(manifest["method"]), "real"], arguments))
+    lines.append("distilled = " + _call("distill", [_literal(record.method), "real"], arguments))
     return "\n".join(lines)
 
 
-def command(manifest: Mapping[str, Any], out: str = "runs/again") -> str | None:
+def command(manifest: Manifest | Mapping[str, Any], out: str = "runs/again") -> str | None:
     """The command that makes the set again, or None where a command line cannot say it."""
-    if "imported" in manifest:
+    record = Manifest.of(manifest, "The manifest")
+    if record.imported is not None:
         return None
-    data = manifest["data"]
-    hyper, given = _hyper(manifest)
-    options = dict(data.get("options", {}))
+    data = record.data
+    hyper, given = _hyper(record)
+    options = dict(data.options)
     if isinstance(options.get("size"), list) and len(set(options["size"])) == 1:
         options["size"] = options["size"][0]
     unsaid = set(options) - set(_FLAGS)
-    if given or unsaid or isinstance(options.get("size"), list) or not data.get("source"):
+    if given or unsaid or isinstance(options.get("size"), list) or not data.source:
         return None
-    if _weighted_by_hand(manifest):
+    if _weighted_by_hand(record):
         return None
-    if manifest.get("network", {}).get("spec", "") is None:
+    if record.network is not None and record.network.spec is None:
         return None
-    settings = {**options, "ipc": manifest["ipc"], "seed": manifest["seed"], **_engine(manifest)}
-    settings |= {**_exchanged(manifest), **hyper}
-    parts = ["datastill", "distill", str(manifest["method"]), "--data", str(data["source"])]
+    settings = {**options, "ipc": record.ipc, "seed": record.seed, **_engine(record)}
+    settings |= {**_exchanged(record), **hyper}
+    parts = ["datastill", "distill", record.method, "--data", data.source]
     for name, item in settings.items():
         parts += _flag(name, item)
     return shlex.join([*parts, "--out", out])
@@ -76,40 +78,34 @@ def evaluate_call(evaluation: Mapping[str, Any], folder: str = "path/of/this/fol
     return f"from datastill import evaluate\n\nprint({call}.verdict)"
 
 
-def _hyper(manifest: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _hyper(record: Manifest) -> tuple[dict[str, Any], list[str]]:
     """Hyper-parameters that can be written down, and the names of those that were tensors."""
-    hyper = dict(manifest.get("hyper", {}))
+    hyper = record.hyper
     given = [n for n, v in hyper.items() if isinstance(v, str) and v.startswith("tensor ")]
     return {n: v for n, v in hyper.items() if n not in given}, given
 
 
-def _network(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    spec = manifest.get("network", {}).get("spec")
-    return {"network": spec} if spec else {}
-
-
-def _engine(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _engine(record: Manifest) -> dict[str, Any]:
     """The network, and precision and compilation where they are not the usual ones."""
-    cost = manifest.get("cost", {})
-    precision = cost.get("precision", "float32")
-    unusual = {"precision": precision} if precision != "float32" else {}
-    return {**_network(manifest), **unusual, **({"compile": "on"} if cost.get("compile") else {})}
+    cost, spec = record.cost, None if record.network is None else record.network.spec
+    unusual = {"precision": cost.precision} if cost.precision != "float32" else {}
+    return {**({"network": spec} if spec else {}), **unusual, **({"compile": "on"} if cost.compile else {})}
 
 
-def _exchanged(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _exchanged(record: Manifest) -> dict[str, Any]:
     """The options of what the run changed in its method."""
-    return {kind.option: text for kind, record in recorded(manifest) if (text := kind.text(record))}
+    return {kind.option: text for kind, one in record.changes if (text := kind.text(one))}
 
 
-def _weighted_by_hand(manifest: Mapping[str, Any]) -> bool:
+def _weighted_by_hand(record: Manifest) -> bool:
     """Whether the images had weights that no option of the run gave them."""
-    return bool(manifest["data"].get("weighted")) and not manifest.get("debias", {}).get("asked")
+    return record.data.weighted and not any(kind.weighs and kind.text(one) for kind, one in record.changes)
 
 
-def _load(data: Mapping[str, Any]) -> str:
-    if not data.get("source"):
+def _load(data: Data) -> str:
+    if not data.source:
         return "load_real((images, labels))  # the arrays or the dataset that you gave"
-    return _call("load_real", [_literal(data["source"])], data.get("options", {}))
+    return _call("load_real", [_literal(data.source)], data.options)
 
 
 def _call(name: str, first: list[str], arguments: Mapping[str, Any]) -> str:

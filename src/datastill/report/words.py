@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from datastill.core.overrides import recorded
 from datastill.core.registry import field_docs, registered
 
 if TYPE_CHECKING:
     from datastill.store.artifact import DistilledSet
+    from datastill.store.manifest import Manifest, SpaceRecord
 
 
 #: An absolute path, or one in somebody's home; and one inside a sentence, which ends at a space.
@@ -98,6 +98,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{ending}"
 
 
+def count(number: int | None) -> str:
+    """A number, or that it is not known."""
+    return f"{number:,}" if number is not None else "an unknown number of"
+
+
 def images(distilled: DistilledSet) -> str:
     """ "10 images", or "10 images (rendered as 40)" where the decoder cuts them."""
     count = len(distilled.targets)
@@ -105,22 +110,21 @@ def images(distilled: DistilledSet) -> str:
     return said if count == distilled.stored else f"{said} (rendered as {count:,})"
 
 
-def hyper_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def hyper_rows(method: str, hyper: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(name, value, meaning) of every hyper-parameter; meanings where the method is known here."""
-    known = registered(str(manifest["method"]))
+    known = registered(method)
     docs = field_docs(known.cls) if known else {}
-    return [(name, value(item), docs.get(name, "")) for name, item in manifest.get("hyper", {}).items()]
+    return [(name, value(item), docs.get(name, "")) for name, item in hyper.items()]
 
 
-def describe_space(manifest: Mapping[str, Any]) -> str:
+def describe_space(space: SpaceRecord) -> str:
     """How stored numbers relate to pixels, in one sentence."""
-    space = manifest["space"]
-    means = ", ".join(f"{v:.4g}" for v in space["mean"])
-    stds = ", ".join(f"{v:.4g}" for v in space["std"])
-    if space["kind"] == "raw":
+    means = ", ".join(f"{v:.4g}" for v in space.mean)
+    stds = ", ".join(f"{v:.4g}" for v in space.std)
+    if space.kind == "raw":
         return "Images are stored as pixels in [0, 1]."
-    if space["kind"] == "normalised":
-        source = f" ({space['source']} constants)" if space.get("source") else ""
+    if space.kind == "normalised":
+        source = f" ({space.source} constants)" if space.source else ""
         return f"Images are stored as (pixel − mean) / std with mean {means} and std {stds}{source}."
     return "Images are stored ZCA-whitened; the whitening matrix lies beside them."
 
@@ -137,11 +141,11 @@ def training(record: Mapping[str, Any]) -> str:
     return f"{record['how']}:{options}" if options else str(record["how"])
 
 
-def kind_of_images(manifest: Mapping[str, Any]) -> str:
+def kind_of_images(record: Manifest) -> str:
     """ "synthetic", or "selected real" for a coreset."""
-    return "selected real" if manifest.get("family") == "coreset" else "synthetic"
+    return "selected real" if record.family == "coreset" else "synthetic"
 
 
-def changed(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+def changed(record: Manifest) -> list[tuple[str, str]]:
     """(what, how) of what a run changed in its method; nothing where it changed nothing."""
-    return [kind.told(record) for kind, record in recorded(manifest)]
+    return [kind.told(one) for kind, one in record.changes]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
 from datastill.core.plan import Decoder
-from datastill.store.manifest import refuse_unfit_space
+from datastill.store.manifest import Manifest, refuse_unfit_space
 from datastill.store.opening import refuse_claim, stored_bytes
 from datastill.store.schema import Shape
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from datastill.store.artifact import DistilledSet
 
 
-def refuse_claims(path: Path, shapes: Mapping[str, Shape], manifest: Mapping[str, Any], decoder: Decoder) -> None:
+def refuse_claims(path: Path, shapes: Mapping[str, Shape], manifest: Manifest, decoder: Decoder) -> None:
     """Compare what the tensors are said to be with each other and with the manifest, before any is read.
 
     Args:
         path: their file.
         shapes: what its header says.
-        manifest: of the set, which fits its schema.
+        manifest: of the set.
         decoder: of the set.
 
     Raises:
@@ -35,11 +35,11 @@ def refuse_claims(path: Path, shapes: Mapping[str, Shape], manifest: Mapping[str
     where = path.with_name("manifest.json")
     labels = shapes.get("labels", Shape("", ()))
     codes = {name.removeprefix("codes/"): shape.sizes for name, shape in shapes.items() if name.startswith("codes/")}
-    n, classes = next(iter(labels.sizes), 0), len(manifest["classes"]["names"])
+    n, classes = next(iter(labels.sizes), 0), len(manifest.classes.names)
     ipc, rest = divmod(n, classes)
-    if rest or ipc != manifest["ipc"]:
+    if rest or ipc != manifest.ipc:
         raise InputError(
-            f"{where} says {manifest['ipc']} images of each of {classes} classes, and {path} holds {n} labels; the "
+            f"{where} says {manifest.ipc} images of each of {classes} classes, and {path} holds {n} labels; the "
             "two do not fit, so the set was changed or damaged."
         )
     if (labels.dtype, len(labels.sizes)) not in (("I64", 1), ("F32", 2)):
@@ -52,11 +52,11 @@ def refuse_claims(path: Path, shapes: Mapping[str, Shape], manifest: Mapping[str
     if {next(iter(sizes), 0) for sizes in codes.values()} != {n}:
         raise InputError(f"The codes and labels in {path} do not fit together: there is not one label for each image.")
     count, *image = decoder.rendered(codes, ipc, classes)
-    if image != manifest["shape"]:
-        raise InputError(f"The images in {path} are {image} and do not fit {where}: {manifest['shape']}.")
+    if image != manifest.shape:
+        raise InputError(f"The images in {path} are {image} and do not fit {where}: {manifest.shape}.")
     refuse_claim(path, 4 * count * math.prod(image), stored_bytes(path), "would be rendered to at most")
     space = {name.removeprefix("space/"): shape.sizes for name, shape in shapes.items() if name.startswith("space/")}
-    refuse_unfit_space(where, manifest["space"], space, image)
+    refuse_unfit_space(where, manifest.space, space, image)
 
 
 def refuse_disagreement(distilled: DistilledSet, folder: Path) -> None:

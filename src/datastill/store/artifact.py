@@ -47,6 +47,21 @@ KINDS = {
 }
 
 
+class _Rendering:
+    """What a decoder made of tensors, and whether any of them has been written to since."""
+
+    def __init__(self, decoder: dict[str, Any], of: list[Tensor], result: Synthetic) -> None:
+        self.decoder, self.of, self.result = decoder, of, result
+        self._versions = self._written()
+
+    def holds(self) -> bool:
+        return self._versions is not None and self._versions == self._written()
+
+    def _written(self) -> list[int] | None:
+        tensors = [*self.of, self.result.x, self.result.y]
+        return None if any(t.is_inference() for t in tensors) else [t._version for t in tensors]
+
+
 @dataclass
 class DistilledSet:
     """A distilled set in memory.
@@ -55,7 +70,7 @@ class DistilledSet:
         codes: what was optimized; `images` renders them.
         labels: of the stored images: class positions (n,) int64, or probabilities (n, C).
         space: how `images` relate to pixels.
-        manifest: method, hyper-parameters, classes, data, cost and versions; JSON-able.
+        manifest: method, hyper-parameters, classes, data, cost and versions; JSON-able. `record` has it typed.
         extra: further named tensors (`selected`: positions in the real set of the real start; `mixed`: of its tiles;
             `classes`: class positions (n,) beside soft labels; `lr`: the leaf of a learned learning rate).
         companions: what belongs beside the set, by the name of its folder: the `teacher` that labels it. A set that was
@@ -70,6 +85,17 @@ class DistilledSet:
     extra: dict[str, Tensor] = field(default_factory=dict)
     companions: Mapping[str, Companion] = field(default_factory=dict)
     folder: Path | None = None
+    _kept: list[_Rendering] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def record(self) -> Manifest:
+        """The manifest as a typed record of what it says at this moment.
+
+        Raises:
+            InputError: it lacks a key, or one is of another type or range.
+        """
+        said = {"space": self.space.to_dict(), **self.manifest}
+        return Manifest.of(said, f"The manifest of {self.folder or 'this set'}")
 
     @property
     def images(self) -> Tensor:
@@ -82,9 +108,20 @@ class DistilledSet:
         return self.rendered().y
 
     def rendered(self, labels: Tensor | None = None) -> Synthetic:
-        """Images and labels in one rendering; `labels` of the stored images stand in for the set's own."""
+        """Images and labels; `labels` of the stored images stand in for the set's own.
+
+        They are rendered once, and anew where codes, labels or the result have changed since.
+        """
+        y, decoder = self.labels if labels is None else labels, self.record.decoder.plain()
+        of = [*self.codes.values(), y]
+        self._kept = [kept for kept in self._kept if kept.holds()]
+        for kept in self._kept:
+            if kept.decoder == decoder and len(of) == len(kept.of) and all(a is b for a, b in zip(of, kept.of)):
+                return kept.result
         with torch.no_grad():
-            return decoder_of(self.manifest["decoder"]).decode(self.codes, self.labels if labels is None else labels)
+            result = decoder_of(decoder).decode(self.codes, y)
+        self._kept = [*self._kept[-1:], _Rendering(decoder, of, result)]
+        return result
 
     @property
     def pixels(self) -> Tensor:
@@ -107,18 +144,18 @@ class DistilledSet:
         """
         if self.labels.ndim == 1:
             return "classes"
-        told = str(self.manifest.get("label_kind", "classes"))
+        told = self.record.label_kind
         return "probabilities" if told == "classes" else told
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, by position."""
-        return tuple(self.manifest["classes"]["names"])
+        return tuple(self.record.classes.names)
 
     @property
     def ipc(self) -> int:
         """Stored images per class."""
-        return int(self.manifest["ipc"])
+        return self.record.ipc
 
     @property
     def stored(self) -> int:
@@ -128,7 +165,8 @@ class DistilledSet:
     @property
     def name(self) -> str:
         """Method, data and size in a few words."""
-        return f"{self.manifest['method']} on {self.manifest['data']['name']}, ipc {self.ipc}"
+        record = self.record
+        return f"{record.method} on {record.data.name}, ipc {record.ipc}"
 
     def as_dataset(self, pixels: bool = False) -> Dataset[tuple[Tensor, Tensor]]:
         """A torch Dataset of (image, label): images in the Space, or as pixels in [0, 1]."""
@@ -150,7 +188,7 @@ class DistilledSet:
         folder = Path(folder)
         _refuse_foreign(folder)
         manifest = {**self.manifest, "format": FORMAT, "version": VERSION, "space": self.space.to_dict(), "files": {}}
-        Manifest.of(manifest, "The manifest of this set")
+        Manifest.of_file(manifest, "The manifest of this set")
         for name, companion in self.companions.items():
             companion.save(folder / name)
         tensors = {f"codes/{n}": t for n, t in self.codes.items()}
@@ -176,12 +214,10 @@ def load_distilled(folder: str | Path) -> DistilledSet:
         raise InputError(
             f"{folder} holds no distilled set (no {MANIFEST}); give the folder that `datastill distill --out` made."
         )
-    manifest = _checked(read_json(folder / MANIFEST), folder)
+    manifest, record = _checked(read_json(folder / MANIFEST), folder)
     path = folder / TENSORS
-    refuse_claims(path, read_shapes(path), manifest, decoder_of(manifest["decoder"]))
-    tensors, _ = read_tensors(path, KINDS)
-    if sha256_of(path) != manifest["files"][TENSORS]:
-        raise InputError(f"{path} is not the file that its manifest describes; it was changed or damaged.")
+    refuse_claims(path, read_shapes(path), record, decoder_of(record.decoder.plain()))
+    tensors, _ = read_tensors(path, KINDS, whole=record.files[TENSORS])
     groups: dict[str, dict[str, Tensor]] = {"codes": {}, "extra": {}, "space": {}}
     for full, tensor in tensors.items():
         group, _, name = full.partition("/")
@@ -196,12 +232,12 @@ def load_distilled(folder: str | Path) -> DistilledSet:
         folder=folder,
     )
     refuse_disagreement(distilled, folder)
-    if manifest["files"].get(MANIFEST, known := _own_checksum(manifest)) != known:
+    if record.files.get(MANIFEST, known := _own_checksum(manifest)) != known:
         raise damaged(folder / MANIFEST)
     return distilled
 
 
-def _checked(manifest: Any, folder: Path) -> dict[str, Any]:
+def _checked(manifest: Any, folder: Path) -> tuple[dict[str, Any], Manifest]:
     """A manifest of ours, complete, that names no file outside its folder."""
     where = folder / MANIFEST
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -220,8 +256,7 @@ def _checked(manifest: Any, folder: Path) -> dict[str, Any]:
     missing = [name for name in needed if name not in manifest]
     if missing or TENSORS not in files:
         raise InputError(f"{where} is incomplete: {', '.join(missing) or TENSORS} is missing.")
-    Manifest.of(manifest, where)
-    return manifest
+    return manifest, Manifest.of_file(manifest, where)
 
 
 def decoder_of(record: Mapping[str, Any]) -> Decoder:

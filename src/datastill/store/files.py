@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
-from datastill.store.opening import open_regular, read_small, refuse_sparse
+from datastill.store.opening import open_regular, read_small, refuse_sparse, sha256_of
 from datastill.store.schema import Kind, Record, Shape, as_record, refuse_not_finite, refuse_other_kinds
 from datastill.store.unfinished import locked_temporary, remove_rests
 
@@ -192,13 +192,14 @@ def read_shapes(path: Path) -> dict[str, Shape]:
 
 
 def read_tensors(
-    path: Path, kinds: Mapping[str, Kind] | None = None, *, resuming: bool = False
+    path: Path, kinds: Mapping[str, Kind] | None = None, *, resuming: bool = False, whole: str | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read named tensors and their metadata; anything but a sound safetensors file is refused.
 
     Args:
         kinds: what they may be, see `refuse_other_kinds`; compared with the header before a tensor is read.
         resuming: a run goes on from them; a file without a checksum, of an older datastill, is taken with a warning.
+        whole: the SHA-256 of the file that another file tells; it stands for the checksum that the file carries.
 
     Raises:
         InputError: there is no such file, it is of another format, or not what was written.
@@ -210,7 +211,8 @@ def read_tensors(
         with safe_open(str(path), framework="pt") as file:
             tensors, meta = {n: file.get_tensor(n) for n in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
         known = meta.pop(CHECKSUM, None)
-        if known is not None and known != _checksum_of(path):
+        sound = sha256_of(path) == whole if whole else known is None or known == _checksum_of(path)
+        if not sound:
             raise damaged(path)
     refuse_not_finite(path, tensors, kinds or {})
     if resuming and known is None:

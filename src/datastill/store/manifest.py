@@ -1,14 +1,19 @@
-"""The manifest of a distilled set, as a typed record. Keys that are not here are kept: later versions add some."""
+"""The manifest of a distilled set, as a typed record. Keys that are not here are kept: later versions add some.
+
+A set in memory may say less than a file must: what has a default here may be left out, and `NEEDED` says what a file
+has.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from datastill.core.errors import InputError
+from datastill.core.overrides import Override, overrides
 from datastill.store.schema import (
     Count,
     Name,
@@ -22,8 +27,8 @@ from datastill.store.schema import (
     Whole,
 )
 
-FORMAT = "datastill-distilled-set"
-VERSION = 1
+FORMAT: Literal["datastill-distilled-set"] = "datastill-distilled-set"
+VERSION: Literal[1] = 1
 
 Means = Annotated[list[Annotated[float, Field(ge=-1e6, le=1e6)]], Field(max_length=4_096)]
 Deviations = Annotated[list[Annotated[float, Field(gt=1e-12, le=1e6)]], Field(max_length=4_096)]
@@ -36,7 +41,7 @@ class SpaceRecord(Record):
     kind: Literal["raw", "normalised", "zca"]
     mean: Means
     std: Deviations
-    source: Text
+    source: Text = ""
 
     @model_validator(mode="after")
     def _one_for_each_channel(self) -> SpaceRecord:
@@ -46,7 +51,7 @@ class SpaceRecord(Record):
 
 
 def refuse_unfit_space(
-    where: object, space: Mapping[str, Any], tensors: Mapping[str, Sequence[int]], image: Sequence[int]
+    where: object, space: SpaceRecord, tensors: Mapping[str, Sequence[int]], image: Sequence[int]
 ) -> None:
     """Refuse a Space that does not fit images (c, h, w).
 
@@ -59,16 +64,16 @@ def refuse_unfit_space(
         InputError: it does not fit.
     """
     size = math.prod(image)
-    wanted = {"centre": (1, *image), "whiten": (size, size), "unwhiten": (size, size)} if space["kind"] == "zca" else {}
+    wanted = {"centre": (1, *image), "whiten": (size, size), "unwhiten": (size, size)} if space.kind == "zca" else {}
     found = {name: tuple(sizes) for name, sizes in tensors.items()}
-    if found != wanted or len(space["mean"]) not in (0, image[0]):
+    if found != wanted or len(space.mean) not in (0, image[0]):
         raise InputError(f"The Space of {where} does not fit images of {list(image)}; it was changed or damaged.")
 
 
 class Classes(Record):
     """Classes by position, and the source's own labels."""
 
-    names: Names
+    names: Annotated[list[Text], Field(min_length=1, max_length=1_000_000)]
     label_ids: list[Whole | Text] | None = None
 
 
@@ -82,16 +87,16 @@ class Data(Record):
     """The real set that it was made from."""
 
     name: Text
-    source: Text
-    options: dict[str, Any]
-    images: Count
-    test_images: Count = 0
+    source: Text = ""
+    options: dict[str, Any] = Field(default_factory=dict)
+    images: Count | None = None
+    test_images: Count | None = None
     counts: list[Count] = Field(default_factory=list)
     class_names: list[Text] = Field(default_factory=list)
-    fingerprint: Text
+    fingerprint: Text = ""
     weighted: bool = False
     attribute: dict[str, Any] | None = None
-    notes: list[Text]
+    notes: list[Text] = Field(default_factory=list)
 
 
 class NetworkRecord(Record):
@@ -105,49 +110,76 @@ class NetworkRecord(Record):
 class Student(Record):
     """How it wants to be trained on."""
 
-    protocol: Name
-    lr: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    protocol: Name = "dc-v1"
+    lr: Annotated[float, Field(le=1e6)] | None = None
     labels: Text | dict[str, Any] | None = None
     patches: Annotated[int, Field(ge=1, le=65_536)] = 1
+
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _rate(cls, value: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < math.inf):
+            raise ValueError("a learning rate is a number, and must be above 0")
+        return value
 
 
 class Versions(Record):
     """Of datastill and of what it rests on."""
 
-    datastill: Text
-    torch: Text
+    datastill: Text = ""
+    torch: Text = ""
 
 
 class Cost(Record):
     """What making it took."""
 
-    steps: Count
-    seconds: Seconds
-    hardware: Text
-    device: Text
-    versions: Versions
+    steps: Count = 0
+    seconds: Seconds = 0.0
+    hardware: Text = ""
+    device: Text = ""
+    versions: Versions = Field(default_factory=Versions)
     known: bool = True
     blocks: Count = 0
     prepare_seconds: Seconds = 0.0
+    cpu_seconds: Seconds | None = None
     precision: Text = "float32"
     compile: bool = False
     skipped_steps: Count = 0
     peak_memory_bytes: Count = 0
 
 
-class Chosen(Record):
-    """A way against a bias, with its options and what it found."""
-
-    how: Name
-    asked: Text | None = None
-    warnings: list[Text] = Field(default_factory=list)
-
-
 class Recipe(Record):
     """Which recipe was asked for and which published one applied."""
 
-    asked: Text
-    published: Text | None
+    asked: Text = ""
+    published: Text | None = None
+
+
+class Changed(Record):
+    """A record that holds those of overrides, each under its option's name."""
+
+    @model_validator(mode="after")
+    def _changes(self) -> Self:
+        for kind, value in self.changes:
+            if (schema := kind.schema()) is not None:
+                try:
+                    schema.model_validate(value)
+                except ValidationError as error:
+                    first = error.errors(include_url=False, include_context=False)[0]
+                    place = ".".join((kind.option, *map(str, first["loc"])))
+                    raise ValueError(f"{place}: {first['msg']}") from error
+        return self
+
+    @property
+    def changes(self) -> list[tuple[type[Override], dict[str, Any]]]:
+        """The overrides whose records are here, with the records."""
+        found = self.model_extra or {}
+        return [(kind, found[option]) for option, kind in overrides().items() if found.get(option)]
+
+    def change(self, option: str) -> dict[str, Any] | None:
+        """The record of one override, by its option's name."""
+        return next((record for kind, record in self.changes if kind.option == option), None)
 
 
 class Imported(Record):
@@ -158,11 +190,11 @@ class Imported(Record):
     stored_space: SpaceRecord
 
 
-class Manifest(Record):
+class Manifest(Changed):
     """What `manifest.json` says; `docs/reference/artifact.md` has every key."""
 
-    format: Literal["datastill-distilled-set"]
-    version: Literal[1]
+    format: Literal["datastill-distilled-set"] = FORMAT
+    version: Literal[1] = VERSION
     method: Name
     ipc: Positive
     seed: Whole
@@ -171,16 +203,40 @@ class Manifest(Record):
     space: SpaceRecord
     decoder: DecoderRecord
     data: Data
-    cost: Cost
-    files: dict[Name, Sha256]
-    family: Text
-    hyper: dict[str, Any]
-    recipe: Recipe
     shape: Annotated[list[Side], Field(min_length=3, max_length=3)]
-    network: NetworkRecord
-    student: Student
-    notes: list[Text]
+    label_kind: Text = "classes"
+    cost: Cost = Field(default_factory=Cost)
+    files: dict[Name, Sha256] = Field(default_factory=dict)
+    family: Text = ""
+    hyper: dict[str, Any] = Field(default_factory=dict)
+    recipe: Recipe = Field(default_factory=Recipe)
+    network: NetworkRecord | None = None
+    student: Student = Field(default_factory=Student)
+    notes: list[Text] = Field(default_factory=list)
     companions: dict[Name, dict[str, Any]] = Field(default_factory=dict)
-    debias: Chosen | None = None
-    surrogates: Chosen | None = None
     imported: Imported | None = None
+
+    @classmethod
+    def of_file(cls, value: Any, where: object) -> Self:
+        """The record of what a file says, which is complete.
+
+        Raises:
+            InputError: a key is missing or of another type or range; the first is named.
+        """
+        record = cls.of(value, where)
+        for section, names in NEEDED.items():
+            missing = [name for name in names if name not in (value[section] if section else value)]
+            if missing:
+                raise InputError(f"{where} is damaged: {'.'.join(filter(None, (section, missing[0])))} is missing.")
+        return record
+
+
+#: What a file says, by section; beside what a set in memory says too.
+NEEDED = {
+    "": ("format", "version", "cost", "files", "family", "hyper", "recipe", "network", "student", "notes"),
+    "space": ("source",),
+    "data": ("source", "options", "images", "fingerprint", "notes"),
+    "cost": ("steps", "seconds", "hardware", "device", "versions"),
+    "recipe": ("asked", "published"),
+    "student": ("protocol",),
+}

@@ -20,6 +20,7 @@ from datastill.core.ranges import Few, check_fields
 from datastill.core.rng import Rng
 from datastill.core.threads import threads_for
 from datastill.data.sources import split_options, typed_option
+from datastill.store.schema import Name, Positive, Record
 from datastill.training.debiased import DebiasedTraining
 from datastill.training.dfa import Disentangled
 
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 
 #: Where no steps are given: enough to learn past the bias on colored digits.
 STEPS = 600
+
+
+class PoolRecord(Record):
+    """How a pool was trained, as manifests have it: options of the way stand beside these."""
+
+    how: Name
+    count: Positive = 1
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,8 @@ def load_teacher(folder: str | Path, network: Any = None, option: str = "network
     load_weights(module, {n.removeprefix("weight/"): t for n, t in tensors.items() if n.startswith("weight/")}, folder)
     whitening = {n.removeprefix("space/"): t for n, t in tensors.items() if n.startswith("space/")}
     told = {name: tensor.shape for name, tensor in whitening.items()}
-    refuse_unfit_space(folder / RECORD, record["space"], told, (record["channels"], *size))
+    said = SpaceRecord.of(record["space"], folder / RECORD)
+    refuse_unfit_space(folder / RECORD, said, told, (record["channels"], *size))
     space = Space.from_dict(record["space"], whitening)
     known = ("format", "version", "id", "network", "space", "classes", "channels", "size", "bytes", CHECKSUM)
     teacher = Teacher(

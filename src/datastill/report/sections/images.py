@@ -1,8 +1,7 @@
-"""What the report's page shows, as plain records: the template lays them out and computes nothing."""
+"""The images class by class, with real ones beside them."""
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,26 +11,42 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
+from datastill.report import words
 from datastill.report.groups import Palette, Swatch, palette
 from datastill.report.neighbors import nearest_real
-from datastill.report.pictures import framed, frames, hard, png, thumbnail, timeline_of
-from datastill.report.snapshots import Snapshots, Timeline
-from datastill.report.words import percent, signed, with_interval
+from datastill.report.pictures import hard, png, preview, thumbnail
+from datastill.report.section import Page, Reading, Section, data_uri
 from datastill.store.artifact import DistilledSet
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
-    from datastill.evaluation.scores import Arm, Evaluation
 
 #: Numbers in all the small images of the page together, about its size in bytes.
 VALUES = 2_500_000
 #: Classes of which images are shown at all, and at once.
 CLASSES, OPEN_CLASSES = 100, 20
+#: Further sets whose pictures are shown.
+SETS = 9
 
 
-def data_uri(content: bytes, kind: str = "image/png") -> str:
-    """Content as an address that stays inside the page."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+class Images(Section):
+    """The first set class by class, the others as they are."""
+
+    name = "images"
+    order = 30
+
+    def page(self, reading: Reading) -> Page:
+        """Small images."""
+        record, sets = reading.record, reading.sets
+        values = {
+            "record": record,
+            "images": len(reading.first.targets),
+            "kind": words.kind_of_images(record),
+            "sets": [one.record.seed for one in sets],
+            "gallery": gallery(reading.first, reading.real),
+            "more_sets": [(one.record.seed, data_uri(png(preview(one)))) for one in sets[1 : SETS + 1]],
+        }
+        return Page("Class by class", "sections/images.html.j2", values)
 
 
 @dataclass(frozen=True)
@@ -104,7 +119,7 @@ def gallery(distilled: DistilledSet, real: RealSet | None) -> Gallery:
     each = max(1, min(10, int(VALUES / (3 * len(present) * c * h * w / shrink**2))))
     rows = {k: (y == k).nonzero().flatten() for k in present}
     kept = torch.cat([index[:each] for index in rows.values()])
-    method = str(distilled.manifest["method"])
+    method = distilled.record.method
     shades = palette(distilled, real)
     swatches = [shades.swatches[i] for i in kept.tolist()] if shades is not None else None
     sources = [(method, _thumbs(pixels[kept], y[kept], method, distilled.class_names, swatches=swatches))]
@@ -148,8 +163,8 @@ def _beside(distilled: DistilledSet, real: RealSet, pixels: Tensor, y: Tensor, e
     from datastill.sampling.inits import random_indices
 
     names, beside = distilled.class_names, []
-    if distilled.manifest["method"] != "random" and int(real.counts.min()) >= distilled.ipc:
-        index = random_indices(real, distilled.ipc, int(distilled.manifest["seed"]))
+    if distilled.record.method != "random" and int(real.counts.min()) >= distilled.ipc:
+        index = random_indices(real, distilled.ipc, distilled.record.seed)
         of = real.labels[index]
         index = torch.cat([index[of == c][:each] for c in y.unique()])
         beside.append(("random", _thumbs(real.pixels(index), real.labels[index], "random selection", names)))
@@ -169,95 +184,4 @@ def _refuse_other(distilled: DistilledSet, real: RealSet, shape: tuple[int, ...]
         )
 
 
-@dataclass(frozen=True)
-class Reel:
-    """The timeline as one picture per moment."""
-
-    pictures: list[str]
-    captions: list[str]
-    width: int  #: on the page
-    classes: str
-    total: int
-
-
-def reel(snapshots: Timeline | Snapshots | None, names: Sequence[str]) -> Reel | None:
-    """The pictures of the slider; None where there are fewer than two moments."""
-    if snapshots is None or (isinstance(snapshots, Snapshots) and snapshots.timeline is None):
-        return None
-    timeline = timeline_of(snapshots)
-    if len(timeline) < 2:
-        return None
-    drawn = frames(timeline, background=(0, 0, 0, 0), gap=1, smallest=1)
-    side = min(timeline.pixels.shape[-2:])
-    factor = max(1, min(math.ceil(96 / side), 720 // drawn[0].width))
-    shown = [names[int(c)] for c in timeline.labels[framed(timeline)].unique()]
-    captions = [f"step {step:,}" if step else "start" for step in timeline.steps]
-    classes = ", ".join(shown[:20]) + (", …" if len(shown) > 20 else "")
-    pictures = [data_uri(png(picture)) for picture in drawn]
-    return Reel(pictures, captions, drawn[0].width * factor, classes, timeline.total)
-
-
-@dataclass(frozen=True)
-class ArmRow:
-    """A line of the table of accuracies, in percent."""
-
-    kind: str
-    name: str
-    accuracy: str
-    networks: str
-    sets: str
-    seconds: float
-    cells: list[list[str]]
-    aligned: str
-    conflicting: str
-
-
-def arm_rows(evaluation: Evaluation) -> list[ArmRow]:
-    """What was scored, best named first: the distilled sets, Random, the whole set."""
-    arms = [("main", evaluation.distilled), ("other", evaluation.random), ("ceiling", evaluation.ceiling)]
-    return [_arm_row(kind, arm) for kind, arm in arms if arm is not None]
-
-
-def _arm_row(kind: str, arm: Arm) -> ArmRow:
-    cells = [[percent(a) for a in row] for row in arm.accuracies.tolist()]
-    accuracy = with_interval(arm.mean, arm.interval)
-    split = [None, None] if arm.groups is None else [arm.groups.aligned, arm.groups.conflicting]
-    spread = percent(arm.std_networks), percent(arm.std_sets)
-    return ArmRow(kind, arm.name, accuracy, *spread, arm.seconds, cells, *map(percent, split))
-
-
-def difference(evaluation: Evaluation) -> str | None:
-    """The paired difference in points, with its interval; None without Random."""
-    if evaluation.random is None:
-        return None
-    width = evaluation.difference_interval
-    return signed(evaluation.difference) + ("" if math.isnan(width) else f" ± {percent(width)}")
-
-
-@dataclass(frozen=True)
-class Bar:
-    """Accuracy of one class, distilled and Random, in percent; None where it has no test images."""
-
-    name: str
-    main: float | None
-    other: float | None
-
-
-def bars(evaluation: Evaluation, names: Sequence[str]) -> list[Bar]:
-    """Accuracy of each class."""
-    main = evaluation.distilled.per_class.tolist()
-    other = evaluation.random.per_class.tolist() if evaluation.random is not None else [math.nan] * len(main)
-    return [Bar(name, _points(a), _points(b)) for name, a, b in zip(names, main, other)]
-
-
-def _points(fraction: float) -> float | None:
-    return None if math.isnan(fraction) else round(100 * fraction, 1)
-
-
-def outcome(evaluation: Evaluation | None) -> str:
-    """ "win", "loss" or "open": the color of the headline."""
-    if evaluation is None or evaluation.random is None or math.isnan(evaluation.difference_interval):
-        return "open"
-    if evaluation.difference > evaluation.difference_interval:
-        return "win"
-    return "loss" if evaluation.difference < -evaluation.difference_interval else "open"
+SECTION = Images()
