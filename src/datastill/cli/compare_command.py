@@ -73,6 +73,7 @@ def main(args: list[str]) -> int:
     if options.sets:
         of_runs = ("seeds", "seed_list", "workers", "recipe", "budget", "set", "ledger", "precision")
         refuse_void(options, of_runs, "with --sets, which makes no sets")
+        refuse_void(parsed.changes, tuple(changes), "with --sets, which makes no sets")
     else:
         refuse_void(options, ("on", "learning_rates"), "without --sets")
     if options.seed_list:

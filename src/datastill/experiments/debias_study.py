@@ -120,7 +120,7 @@ class DebiasStudy:
         DebiasedSurrogates.parse(cell.own_surrogates)
         settings: dict[str, Any] = {"ipc": cell.ipc, "network": self.network, "runtime": Runtime.of(self.device)}
         job = prepare_job(cell.method, real, recipe=self.recipe, **settings, **cell.values)
-        return cell.own_surrogates == "method" or Surrogates.fits(job.own_plan)
+        return Surrogates.fits(job.own_plan) or cell.own_surrogates == "method"
 
     def run(
         self,
@@ -180,9 +180,8 @@ class DebiasStudy:
             device=self.device,
             progress=progress,
         )
-        groups = found.distilled.groups
+        record, groups = made.record, found.distilled.groups
         assert groups is not None
-        record = made.record
         told = record.change("debias") or {}
         kept = ("conflict_mass", "effective_samples", "effective_share", "kernel", "rules", "warnings", "extractor")
         return {

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datastill.report import words
-from datastill.report.markdown import markdown, md
+from datastill.report.markdown import markdown
 from datastill.report.pictures import png, preview
 from datastill.report.section import Reading, Section, Shown, sections
+from datastill.report.words import markdown as md
 from datastill.store.artifact import DistilledSet
 from datastill.store.files import write_bytes, write_text
 

@@ -1,14 +1,11 @@
-"""Markdown that shows any text as it is."""
+"""Sections in Markdown."""
 
 from __future__ import annotations
 
 import re
 
 from datastill.report.section import Code, Items, Paragraph, Part, Shown
-from datastill.report.words import code
 from datastill.report.words import markdown as md
-
-__all__ = ["code", "fence", "markdown", "md"]
 
 
 def markdown(shown: Shown) -> str:

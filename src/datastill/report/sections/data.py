@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datastill.report import words
-from datastill.report.markdown import code, md
 from datastill.report.section import Reading, Section
-from datastill.report.words import count
+from datastill.report.words import code, count
+from datastill.report.words import markdown as md
 
 
 class Source(Section):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from datastill.report.markdown import md
 from datastill.report.section import Reading, Section
+from datastill.report.words import markdown as md
 
 
 class License(Section):

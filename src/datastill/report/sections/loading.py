@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from datastill.report.markdown import fence, md
+from datastill.report.markdown import fence
 from datastill.report.section import Reading, Section
+from datastill.report.words import markdown as md
 
 _LOADING = {
     "artifact": (

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from datastill.report import words
-from datastill.report.markdown import code, md
 from datastill.report.section import Page, Reading, Section
+from datastill.report.words import code
+from datastill.report.words import markdown as md
 from datastill.store.artifact import DistilledSet
 from datastill.store.manifest import Data, Manifest
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from datastill.report import words
 from datastill.report.groups import groups
-from datastill.report.markdown import code, md
 from datastill.report.section import Page, Reading, Section
-from datastill.report.words import percent, signed, with_interval
+from datastill.report.words import code, percent, signed, with_interval
+from datastill.report.words import markdown as md
 
 if TYPE_CHECKING:
     from datastill.evaluation.scores import Arm, Evaluation
