@@ -14,7 +14,8 @@ from datastill.data.spaces import CONVENTIONAL
 from datastill.models import resolve_network
 from datastill.store.files import digest, read_tensors
 from datastill.store.pt_reader import read_pt
-from datastill.surrogates.teachers.teacher import Teacher, load_weights
+from datastill.surrogates.teachers.teacher import Teacher
+from datastill.surrogates.teachers.weights import load_weights
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
