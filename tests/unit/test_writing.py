@@ -424,7 +424,11 @@ class TestHeld:
             "--quiet",
         ]
         command = [sys.executable, "-m", "datastill", *words, "--out", str(tmp_path / "run")]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+
+        def heard() -> None:  # also where the suite runs under nohup or in the background
+            signal.signal(number, signal.SIG_DFL)
+
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:
             while not (tmp_path / "run" / "config.json").is_file() and process.poll() is None:
                 time.sleep(0.05)
             time.sleep(1.0)
