@@ -53,7 +53,7 @@ def a_batch(counts: tuple[int, ...] = (5, 3, 4), seed: int = 0) -> Batch:
 
 def step(objective: str, batch: Batch, network: str) -> Grads:
     """One step in float64 on fixed synthetic images."""
-    real = load_real((torch.zeros(6, 2, 10, 10), [0, 0, 1, 1, 2, 2]), holdout=0.0)
+    real = load_real(((torch.arange(1200) % 251).view(6, 2, 10, 10) / 250, [0, 0, 1, 1, 2, 2]), holdout=0.0)
     factory = resolve_network(network, channels=2, classes=3, size=(10, 10))
     task = Task(real, 2, factory)
     images = torch.rand(6, 2, 10, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

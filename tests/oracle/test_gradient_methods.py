@@ -131,7 +131,7 @@ class TestSchedules:
     def test_the_learning_rate_of_idc_follows_size(self, digits: RealSet) -> None:
         made = IDC(base_lr=5e-3).for_task(task_of(digits, ipc=1))
         assert made.image_lr == pytest.approx(5e-4)
-        large = load_real((torch.zeros(20, 3, 64, 64, dtype=torch.uint8), torch.arange(20) % 2))
+        large = load_real(((torch.arange(20 * 3 * 64 * 64) % 251).view(20, 3, 64, 64).byte(), torch.arange(20) % 2))
         assert IDC(base_lr=5e-3).for_task(task_of(large, ipc=10)).image_lr == pytest.approx(2e-2)
 
 

@@ -76,12 +76,13 @@ def test_a_folder_of_results_has_no_claim_on_a_name(tmp_path: Path, monkeypatch)
 
 def test_a_set_made_of_what_is_built_in_finds_it_beside_a_folder_of_its_name(tmp_path: Path, monkeypatch) -> None:
     from datastill.data.recorded import load_recorded
+    from datastill.store.manifest import Data
 
     real = load_real("digits")
     record = json.loads(json.dumps(real.describe()))
     monkeypatch.chdir(tmp_path)
     folder_of(tmp_path / "digits")
-    assert load_recorded(record, real.space, None).fingerprint == real.fingerprint
+    assert load_recorded(Data.model_validate(record), real.space, None).fingerprint == real.fingerprint
 
 
 @pytest.mark.parametrize("path", ["x" * 300, "a/" + "x" * 300, "/" + "x/" * 3000])

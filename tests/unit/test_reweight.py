@@ -19,6 +19,7 @@ from datastill.core.errors import Diverged, InputError
 from datastill.core.plan import Block, Plan, Task
 from datastill.core.rng import Rng
 from datastill.data import RealSet
+from datastill.data.store import MemoryStore
 from datastill.debias import conflict_mass, debias, effective_samples
 from datastill.debias.diagnosis import describe_weights, warn_of
 from datastill.debias.kde import density, inverse_density
@@ -262,7 +263,8 @@ def test_a_rule_may_choose_the_variance(strokes: RealSet, rule: str) -> None:
 
 
 def test_a_rule_that_finds_nothing_says_so() -> None:
-    same = load_real((torch.full((8, 1, 8, 8), 0.5), [0, 0, 0, 0, 1, 1, 1, 1]), holdout=0.0)
+    varied = load_real(((torch.arange(512) % 251).view(8, 1, 8, 8) / 250, [0, 0, 0, 0, 1, 1, 1, 1]), holdout=0.0)
+    same = dataclasses.replace(varied, store=MemoryStore(torch.full((8, 1, 8, 8), 128, dtype=torch.uint8)))
     with pytest.raises(InputError, match="does not vary"):
         debias(same, variance="median", width=4)
     weighted, report = debias(same, width=4)

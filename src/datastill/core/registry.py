@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from datastill.core.errors import InputError, nearest
 from datastill.core.imports import import_file
-from datastill.core.ranges import CALLED, check_fields, refuse_outside
+from datastill.core.ranges import CALLED, MANY, check_fields, refuse_outside
 
 if TYPE_CHECKING:
     from datastill.core.plan import Plan, Task
@@ -72,7 +72,7 @@ class Method:
 
     def affordable(self, task: Task, seconds: float) -> int:
         """Steps of this method within `seconds` at the nominal speed."""
-        return int(seconds / nominal_seconds(self.macs_per_step(task), task.device.type))
+        return min(MANY, int(seconds / nominal_seconds(self.macs_per_step(task), task.device.type)))
 
     def scaled(self, task: Task, seconds: float) -> Method:
         """This method with fewer or cheaper steps, so that it takes about `seconds` at the nominal speed."""

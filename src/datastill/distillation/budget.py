@@ -217,7 +217,7 @@ def _prepared_within(job: Job, seconds: float) -> Job:
     preparing = preparation * _nominal_preparation(now)
     settled, told = now.method, f"a budget of {seconds:g} seconds became"
     if settled.steps:
-        steps = max(1, int((left() - preparing) / (step * _nominal_step(now))))
+        steps = min(MANY, max(1, int((left() - preparing) / (step * _nominal_step(now)))))
         settled, told = with_overrides(settled, {"steps": steps}), f"{told} {steps} steps"
         told += f" after about {preparing:.0f} seconds of preparation" if preparing else ""
     else:

@@ -110,7 +110,7 @@ def rising(outcome: Outcome, least: int = 40, most: float = 2.0) -> list[str]:
     ]
 
 
-def strayed(made: DistilledSet, most: float = 0.01) -> list[str]:
+def strayed(made: DistilledSet, most: float = 0.05) -> list[str]:
     """A sentence where pixels are farther outside of the range of data than it is wide; whitened ones have no range."""
     if made.space.kind == "zca":
         return []

@@ -34,8 +34,13 @@ class FolderBackgrounds:
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise InputError(f"There is no folder {root} of backgrounds; give one with a sub-folder per category.")
-        files, names = list_classes([f for f in visible(self.root) if f.is_dir()], Links(self.root))
-        self.names = sorted(set(names))
+        folders = [f for f in visible(self.root) if f.is_dir()]
+        if not folders:
+            raise InputError(
+                f"The folder {root} of backgrounds has no sub-folders; give one with a sub-folder per category."
+            )
+        files, names = list_classes(folders, Links(self.root))
+        self.names = sorted(f.name for f in folders)
         self.files: list[list[Path]] = []
         for name in self.names:
             own = [file for file, of in zip(files, names) if of == name]

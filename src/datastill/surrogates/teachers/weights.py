@@ -74,6 +74,7 @@ def _renamed(weights: dict[str, Tensor], wanted: set[str], where: object) -> tup
     fits = [(under(prefix, before), prefix) for prefix in prefixes for before in {"", inside}]
     most = max(len(found.keys() & wanted) for found, _ in fits)
     best = sorted({prefix for found, prefix in fits if len(found.keys() & wanted) == most})
+    best = [one for one in best if not any(one != other and one.startswith(other) for other in best)]
     if most and len(best) > 1:
         which = " and ".join(map(repr, best))
         raise InputError(f"The weights in {where} are those of several networks ({which}); save those of one.")
