@@ -135,7 +135,7 @@ def long_lines() -> Iterator[str]:
 
 
 BRITISH = re.compile(
-    r"(?i)(colour|normalis|optimis|initialis|labell|behaviour|centre|licence|maximis|minimis|"
+    r"(?i)(colour|normalis|optimis|initialis|labell|distil\b|behaviour|centre|licence|maximis|minimis|"
     r"neighbour|grey\b|favour|modell|randomis|regularis|synthesis[ei])"
 )
 

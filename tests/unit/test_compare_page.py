@@ -53,7 +53,7 @@ class Page(HTMLParser):
 
 
 def slower(cells: Mapping[int, Mapping[str, Any]], seconds: float) -> dict[int, dict[str, Any]]:
-    """The cells, with a time to distil that no machine changes."""
+    """The cells, with a time to distill that no machine changes."""
     return {
         seed: {**cell, "cost": {**cell["cost"], "distillation_seconds": seconds, "prepare_seconds": 0.0}}
         for seed, cell in cells.items()

@@ -367,7 +367,7 @@ class TestSources:
             evaluate(run)
 
     def test_the_usual_way_needs_no_word(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """Distil from a folder, score without --data; a colon in its name is no option."""
+        """Distill from a folder, score without --data; a colon in its name is no option."""
         for name in "ab":
             for k in range(8):
                 picture(tmp_path / "my:photos" / name / f"{k}.png", 30 * k)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import importlib
 import os
@@ -10,11 +9,12 @@ import random
 import sys
 
 from datastill._version import __version__
+from datastill.cli.streams import lenient_streams
 from datastill.core.errors import DatastillError, InputError, Interrupted, nearest
 from datastill.core.interrupt import exit_code, stopped_by_signals, was_stopped
 
 COMMANDS = {
-    "demo": "Distil the digits to one image per class in a minute, beside a random selection.",
+    "demo": "Distill the digits to one image per class in a minute, beside a random selection.",
     "distill": "Learn a small synthetic training set from your data.",
     "evaluate": "Score distilled sets on test data, with Random beside them.",
     "compare": "One table over methods, sizes and seeds, with intervals, paired to Random, resumable.",
@@ -35,7 +35,11 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the return value is the exit code (2 for bad input)."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    with lenient_streams():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(args: list[str]) -> int:
     state = random.getstate()  # rich draws from Python's global generator when it is imported
     try:
         with stopped_by_signals():
@@ -48,9 +52,6 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return _stopped()
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
@@ -72,9 +73,7 @@ def _stopped() -> int:
 
 
 def _tell(text: str) -> None:
-    """To a terminal that may have been closed."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)
 
 
 def _run(args: list[str]) -> int:

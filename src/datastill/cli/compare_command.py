@@ -50,9 +50,9 @@ class CompareOptions(RuntimeOptions):
     workers: Few = 1  #: processes to run cells in, one thread each
     protocol: str = "auto"  #: one for all; auto is dsa-quick-v1 from 16 pixels, else dc-v1
     networks: Few = 3  #: fresh networks per distilled set
-    network: str | None = None  #: architecture to distil with and to evaluate on; sized to fit if none
+    network: str | None = None  #: architecture to distill with and to evaluate on; sized to fit if none
     recipe: str = "auto"  #: auto (minutes each on a laptop) or paper (the published settings)
-    budget: str | None = None  #: time to distil each set, such as 60s or 5m, instead of auto's two minutes
+    budget: str | None = None  #: time to distill each set, such as 60s or 5m, instead of auto's two minutes
     set: tuple[str, ...] = ()  #: hyper-parameters of a method, such as dm.steps=60
     #: score these distilled sets, or those of a comparison's folder, on the networks of --on
     sets: tuple[Path, ...] = ()
@@ -209,7 +209,7 @@ def comparison_table(result: Comparison, data: str) -> Table:
     from datastill.experiments.tables import cells
 
     table = Table(title=f"{data}: protocol {result.protocol}", title_justify="left")
-    for column in ("ipc", "method", "test accuracy %", "against Random", "to distil", "to evaluate"):
+    for column in ("ipc", "method", "test accuracy %", "against Random", "to distill", "to evaluate"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for (name, ipc), rows in result.groups().items():
         best = max(row.mean for row in rows)

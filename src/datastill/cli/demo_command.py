@@ -28,13 +28,13 @@ class DemoOptions:
 
 def main(args: list[str]) -> int:
     """Parse and run."""
-    options = parse(DemoOptions, args, "demo", "Distil the digits to one image per class, beside random ones.")
+    options = parse(DemoOptions, args, "demo", "Distill the digits to one image per class, beside random ones.")
     with plain_warnings(options.quiet):
         return demo(options)
 
 
 def demo(options: DemoOptions) -> int:
-    """Distil, evaluate, draw."""
+    """Distill, evaluate, draw."""
     from datastill.cli.progress import Display
     from datastill.store.folders import held
     from datastill.store.outputs import DEMO, refuse_out

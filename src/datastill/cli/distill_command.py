@@ -72,7 +72,7 @@ def main(args: list[str]) -> int:
         )
     with plain_warnings(run.quiet):
         try:
-            return distil(info, run, data, values)
+            return distill(info, run, data, values)
         except ShareDone as done:
             if run.json:
                 print(json.dumps({"share": run.shard, "done": str(done)}, indent=2))
@@ -112,7 +112,7 @@ def parse_options(
     return parsed.run, parsed.data, {**parsed.method, **dataclasses.asdict(parsed.changes)}
 
 
-def distil(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[str, Any]) -> int:
+def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[str, Any]) -> int:
     """The whole run, with its pictures and report."""
     from datastill.cli.progress import Display, LoopProgress
     from datastill.core.runtime import Runtime

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from datastill.cli.options import parse
+
+#: Names of a set that others made could move the cursor.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,7 @@ def main(args: list[str]) -> int:
         "images": f"{words.images(one)} of {'×'.join(map(str, images.shape[1:]))}, {stored / 1024:.1f} KiB",
         "classes": ", ".join(one.class_names[:12]) + (", ..." if len(one.class_names) > 12 else ""),
         "labels": record.labels,
-        "space": f"{record.space.kind} ({record.space.source})",
+        "space": f"{one.space.kind} ({one.space.source})",
         "range": f"{float(images.min()):.3g} to {float(images.max()):.3g} as stored",
         "network": "none" if network is None else network.spec or network.name,
         "hyper-parameters": ", ".join(f"{k}={v}" for k, v in record.hyper.items()) or "none",
@@ -51,5 +55,5 @@ def main(args: list[str]) -> int:
     }
     width = max(map(len, rows))
     for name, value in rows.items():
-        print(f"{name:<{width}}  {value}")
+        print(f"{name:<{width}}  {_CONTROL.sub(lambda found: repr(found[0])[1:-1], value)}")
     return 0

@@ -12,7 +12,7 @@ from datastill.cli.options import DeviceOptions, helped, parse, plain_warnings, 
 from datastill.core.errors import InputError, nearest
 from datastill.core.ranges import Count, Few, Probability
 
-ACTIONS = {"debias": "Distil a biased set by several methods, with and without weights against its bias."}
+ACTIONS = {"debias": "Distill a biased set by several methods, with and without weights against its bias."}
 
 
 @dataclass(frozen=True, kw_only=True)

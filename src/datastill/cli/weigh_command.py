@@ -75,8 +75,8 @@ def weigh(options: WeighOptions) -> int:
     write_bytes(options.out / "crowd_and_odd.png", picture(weighted, options.images))
     display.say(
         f"Look at {options.out / 'crowd_and_odd.png'}: where the images on the left share something that is not the "
-        f"class, and those on the right lack it, distil with --debias {options.debias}. If those on the right are only "
-        f"strange, there is no such bias to weigh against. The weights are in {options.out / 'weights.csv'}."
+        f"class, and those on the right lack it, distill with --debias {options.debias}. If those on the right are "
+        f"only strange, there is no such bias to weigh against. The weights are in {options.out / 'weights.csv'}."
     )
     return 0
 

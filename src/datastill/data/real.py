@@ -44,7 +44,7 @@ class RealSet:
     test: RealSet | None = field(default=None, repr=False)  #: the test split, in the same Space and classes
     notes: tuple[str, ...] = ()  #: what was decided while loading, one sentence each
     #: Bias attribute of each image of a biased set, (n,) int64, else None. For evaluation, diagnosis and tests
-    #: only: what distils must not read it.
+    #: only: what distills must not read it.
     bias: Tensor | None = field(default=None, repr=False)
     attribute: Attribute | None = None  #: what the bias of a biased set is and what its values are called
     places: tuple[str, ...] = ()  #: folders that the images are read from; nothing is written into them

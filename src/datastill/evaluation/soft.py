@@ -156,7 +156,7 @@ def relabel(
         InputError: the set is not saved, has labels already or no teacher; or the protocol takes no soft labels.
     """
     if distilled.folder is None:
-        raise InputError("Labels are stored beside a set; save it first, or distil with out=.")
+        raise InputError("Labels are stored beside a set; save it first, or distill with out=.")
     name = distilled.record.student.protocol if protocol == "auto" else protocol
     recipe = get_protocol(name) if isinstance(name, str) else name
     if not recipe.soft:

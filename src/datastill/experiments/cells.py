@@ -194,7 +194,7 @@ def prepare(work: Work, cell: Cell, target: Path) -> None:
 
 
 def run_cell(work: Work, cell: Cell, target: Path) -> None:
-    """Distil (or go on from a checkpoint), score, and write the record."""
+    """Distill (or go on from a checkpoint), score, and write the record."""
     job = work.take(cell)
     watch = Stopwatch()
     distilled = run_job(job, work.folder(cell), (), 15.0)

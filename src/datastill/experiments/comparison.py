@@ -62,7 +62,7 @@ def compare(
     progress: Progress = silent,
     **changes: str,
 ) -> Comparison:
-    """Distil with every method at every size from every seed, and score all under one protocol.
+    """Distill with every method at every size from every seed, and score all under one protocol.
 
     Random is always among the methods. Methods of one data set, size and seed share the evaluation networks'
     weights and orders with the Random of that seed, so differences to it are paired. A cell that is finished
@@ -74,7 +74,7 @@ def compare(
         real: the real set, as `load_real` takes it; or a list of names, paths or RealSets.
         ipc: images per class, one number or several.
         seeds: how many (0, 1, ...), or which.
-        network: architecture to distil with and to evaluate on; None takes a ConvNet that fits.
+        network: architecture to distill with and to evaluate on; None takes a ConvNet that fits.
         protocol: one for all; "auto" is dsa-quick-v1 where any images have at least 16 pixels a side, else dc-v1.
         networks: fresh networks per distilled set.
         recipe: "auto" scales each method to about two minutes of a laptop, "paper" takes its published setting.

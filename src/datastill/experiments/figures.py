@@ -63,7 +63,7 @@ class Chart:
 
 
 def charts(rows: Sequence[Row], colors: dict[str, int], data: str) -> list[Chart]:
-    """Accuracy over images per class, where there are several, and over the time to distil."""
+    """Accuracy over images per class, where there are several, and over the time to distill."""
     made = []
     sizes = sorted({row.ipc for row in rows})
     if len(sizes) > 1:
@@ -74,8 +74,8 @@ def charts(rows: Sequence[Row], colors: dict[str, int], data: str) -> list[Chart
     if len(rows) > 1 and max(seconds) > 1.5 * min(seconds):
         ticks = [(math.log(s), duration(s)) for s in _decades(min(seconds), max(seconds))]
         places = [(row, math.log(max(row.distillation_seconds, 0.1))) for row in rows]
-        title = f"{data}: accuracy over the time to distil one set"
-        made.append(_chart(title, "time to distil", places, ticks, colors, joined=False))
+        title = f"{data}: accuracy over the time to distill one set"
+        made.append(_chart(title, "time to distill", places, ticks, colors, joined=False))
     return made
 
 

@@ -108,7 +108,7 @@ def _tiles(comparison: Comparison) -> list[tuple[str, str, str, str]]:
         for cell in row.cells.values()
     )
     number, _, unit = words.duration(seconds).partition(" ")
-    tiles.append(("plain", number, unit, "on one thread, to distil and score everything"))
+    tiles.append(("plain", number, unit, "on one thread, to distill and score everything"))
     return tiles
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datastill.evaluation.scores import Evaluation
     from datastill.experiments.result import Comparison, Row
 
-COLUMNS = ("method", "accuracy, %", "against Random, points", "to distil", "to evaluate")
+COLUMNS = ("method", "accuracy, %", "against Random, points", "to distill", "to evaluate")
 
 
 def markdown(comparison: Comparison) -> str:
@@ -37,7 +37,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def cells(row: Row) -> tuple[str, str, str, str, str]:
-    """Method, accuracy, paired difference, time to distil and to evaluate, as text."""
+    """Method, accuracy, paired difference, time to distill and to evaluate, as text."""
     return (
         row.method,
         plus_minus(percent(row.mean), row.interval),
@@ -63,7 +63,7 @@ def caption(comparison: Comparison) -> str:
         f"Test accuracy under protocol {comparison.protocol}: mean over {sets} (seeds) × "
         f"{plural(config['networks'], 'network')}; ± is the half-width of a 95 % t-interval over {over}. "
         "Differences are paired: a method and the Random of its seed share the networks' weights and orders. "
-        "Times are means per set, on one thread; the time to distil includes what methods prepare once and share."
+        "Times are means per set, on one thread; the time to distill includes what methods prepare once and share."
     )
     text += _rates(rows)
     if config.get("budget"):

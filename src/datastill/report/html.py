@@ -131,5 +131,5 @@ def _tiles(first: DistilledSet, evaluation: Evaluation | None) -> list[tuple[str
     tiles.append(("plain", f"{count:,}", "", meaning))
     if "seconds" in record.cost.model_fields_set and record.cost.known:
         number, _, unit = words.duration(record.cost.seconds).partition(" ")
-        tiles.append(("plain", number, unit, "to distil"))
+        tiles.append(("plain", number, unit, "to distill"))
     return tiles

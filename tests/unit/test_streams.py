@@ -1,0 +1,91 @@
+"""Output costs no result: encodings that lack a character, streams that are full, broken or closed."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from datastill import distill, load_real
+from datastill.cli import main
+from datastill.cli.streams import Lenient
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("streams") / "run"
+    distill("random", load_real("digits"), ipc=1, out=out)
+    return out
+
+
+@pytest.mark.parametrize("words", [["inspect"], ["evaluate", "--networks", "1", "--network", "mlp"], ["methods"]])
+def test_every_command_speaks_to_an_ascii_terminal(
+    made: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True) for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    assert main([words[0], *([] if words == ["methods"] else [str(made)]), *words[1:]]) == 0
+    said = b"".join(stream.buffer.getvalue() for stream in streams)  # type: ignore[attr-defined]
+    assert b"1x8x8" in said or words == ["methods"] or b"+/-" in said
+
+
+def test_a_command_in_a_c_locale(made: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "datastill", "inspect", str(made)], env={**os.environ, **ASCII}, capture_output=True
+    )
+    assert (done.returncode, b"1x8x8" in done.stdout) == (0, True), done.stderr
+
+
+class Full(io.StringIO):
+    encoding = "utf-8"  # type: ignore[assignment]
+
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+class Broken(Full):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.mark.parametrize("out", [Full, Broken, io.StringIO, None])
+@pytest.mark.parametrize("err", [Full, Broken, None])
+def test_what_was_made_is_there_whatever_becomes_of_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: type[io.StringIO] | None, err: type[io.StringIO] | None
+) -> None:
+    monkeypatch.setattr(sys, "stdout", out and out())
+    monkeypatch.setattr(sys, "stderr", err and err())
+    words = ["--data", "digits", "--ipc", "1", "--steps", "2", "--network", "mlp", "--out", str(tmp_path / "run")]
+    assert main(["distill", "dm", *words]) == 0
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_full_output_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", Full())
+    monkeypatch.setattr(sys, "stderr", errors)
+    assert main(["methods"]) == 0
+    assert "some of the output could not be written" in errors.getvalue()
+
+
+def test_a_stream_that_failed_is_let_go() -> None:
+    stream = Lenient(Full())
+    assert (stream.write("a"), stream.write("bc")) == (1, 2)
+    assert isinstance(stream.lost, OSError)
+
+
+def test_control_characters_of_a_name_are_spelled_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name in a set that was downloaded could move the cursor or color the terminal."""
+    x = (torch.arange(40 * 64) % 251).view(40, 1, 8, 8).byte()
+    real = load_real((x, torch.arange(40) % 2), class_names=("a\nb\x1b[31m", "c"), holdout=0)
+    distill("random", real, ipc=1, out=tmp_path / "run")
+    assert main(["inspect", str(tmp_path / "run")]) == 0
+    assert r"a\nb\x1b[31m" in capsys.readouterr().out
