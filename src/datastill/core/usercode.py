@@ -36,9 +36,9 @@ def is_theirs(thing: Any) -> bool:
 
 
 def holds_theirs(thing: Any, depth: int = _DEPTH) -> bool:
-    """Whether an object, or one that it holds, is of the user's code."""
-    if isinstance(thing, type):
-        return is_theirs(thing)
+    """Whether an object, or one that it holds, is of the user's code, or finds that by name (`finds_theirs`)."""
+    if isinstance(thing, type) or getattr(thing, "finds_theirs", False):
+        return is_theirs(thing) or not isinstance(thing, type)
     if isinstance(thing, partial):
         return any(holds_theirs(part, depth) for part in (thing.func, *thing.args, *thing.keywords.values()))
     if isinstance(thing, Mapping):
@@ -94,14 +94,14 @@ def _theirs(error: Exception) -> UserCodeFailed | None:
     if not known or owners[known[-1]] == "ours":
         return None
     last = known[-1]
-    first = max((k for k in known if owners[k] == "ours"), default=-1) + 1
+    first = max((k for k in known if owners[k] == "ours"), default=-1)
+    part = [pair for k, pair in enumerate(frames) if (k > first and owners[k] == "theirs") or k > last]
+    part = [(frame, line) for frame, line in part if frame.f_globals.get("__name__") != nn.Module.__module__]
+    shown = [*traceback.StackSummary.extract(iter(part)).format(), *traceback.format_exception_only(error)]
     frame, line = frames[last]
-    part = "".join(traceback.StackSummary.extract(iter(frames[first:])).format()) + "".join(
-        traceback.format_exception_only(error)
-    )
     what = f"{type(error).__name__}: {error}".split("\n")[0]
     name = f"{frame.f_code.co_qualname} ({Path(frame.f_code.co_filename).name}, line {line})"
-    return UserCodeFailed(f"Code that is not datastill's failed: {name}: {what}", part)
+    return UserCodeFailed(f"Code that is not datastill's failed: {name}: {what}", "".join(shown))
 
 
 def _owner(module: str, file: str) -> str:
@@ -119,23 +119,37 @@ def _broken(network: Any) -> UserCodeFailed | None:
     """What a user's network does that none may do, or None."""
     if not isinstance(network, nn.Module):
         return None
-    inner = getattr(network, "module", network)
-    theirs = next((m for m in inner.modules() if is_theirs(m)), None)
-    if theirs is None:
+    inner = _inner(network)
+    if not any(is_theirs(m) for m in inner.modules()):
         return None
     at, classes = next((p.device for p in network.parameters()), torch.device("cpu")), int(network.classes)  # type: ignore[call-overload]
     x = torch.zeros(2, network.channels, *network.size, device=at, requires_grad=True)  # type: ignore[misc]
     try:
         with torch.enable_grad(), isolated(0):
             out = network(x)
+            if isinstance(out, Tensor):
+                refuse_no_graph(out, network)
     except UserCodeFailed as error:
         return error
     except Exception as error:
         return _theirs(error)
-    wrong = wrong_logits(out, 2, classes, inner)
-    if wrong is None and not out.requires_grad:
-        return UserCodeFailed(f"The network {called(inner)} gives logits that {_NO_GRAPH}")
-    return wrong
+    return wrong_logits(out, 2, classes, inner)
+
+
+def refuse_no_graph(logits: Tensor, network: nn.Module) -> None:
+    """Refuse logits of images that need a gradient, where none goes through.
+
+    Raises:
+        UserCodeFailed: none does.
+    """
+    if not logits.requires_grad:
+        raise UserCodeFailed(f"The network {called(_inner(network))} gives logits that {_NO_GRAPH}")
+
+
+def _inner(network: nn.Module) -> nn.Module:
+    """The user's module in our wrapper."""
+    inner = getattr(network, "module", network)
+    return inner if isinstance(inner, nn.Module) else network
 
 
 def wrong_logits(out: Any, count: int, classes: int, network: nn.Module) -> UserCodeFailed | None:

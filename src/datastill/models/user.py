@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -206,6 +206,7 @@ class Named:
     """Finds the user's class, function or module by name, and calls it; so it pickles to any process."""
 
     reference: str
+    finds_theirs: ClassVar[bool] = True
 
     def __call__(self, **given: Any) -> nn.Module:
         found = load_object(self.reference)
