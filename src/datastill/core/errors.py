@@ -19,7 +19,7 @@ class InputError(DatastillError, ValueError):
 
 
 class UserCodeFailed(InputError):
-    """A network, method or callback that the user brought failed; the error that it raised is the cause.
+    """A network or a method that the user brought failed; the error that it raised is the cause.
 
     Args:
         sentence: whose code it was, and what it did.

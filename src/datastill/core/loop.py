@@ -92,9 +92,8 @@ def run_block(
     if stored is not None:
         restore(running, stored)
     else:
-        with blaming(lambda: "before the first step"):
-            for callback in callbacks:
-                callback.start(running.context)
+        for callback in callbacks:
+            callback.start(running.context)
     if stored is None or not stored.meta["finished"]:
         _run_steps(running, checkpointer, stop_after)
     return running
@@ -130,14 +129,14 @@ def _run_steps(running: Running, checkpointer: Checkpoints | None, stop_after: i
 
 def _timed_step(running: Running) -> None:
     """One step, with its loss, its time and those who look on; what the user's code does wrong is told as theirs."""
-    context, step, started = running.context, running.context.step + 1, time.perf_counter()
-    with blaming(lambda: f"at step {step} of {context.steps}", lambda: context.surrogate):
+    context, started = running.context, time.perf_counter()
+    with blaming(lambda: f"at step {context.step + 1} of {context.steps}", lambda: context.surrogate):
         one_step(context, running.steppers, running.guard)
-        running.losses.append(context.loss)
-        context.step += 1
-        running.seconds += time.perf_counter() - started
-        for callback in context.callbacks:
-            callback.after_step(context)
+    running.losses.append(context.loss)
+    context.step += 1
+    running.seconds += time.perf_counter() - started
+    for callback in context.callbacks:
+        callback.after_step(context)  # may end the run by whatever it raises
 
 
 def one_step(context: Context, steppers: dict[str, Stepper], guard: Guard) -> None:

@@ -26,34 +26,49 @@ _NO_GRAPH = "no gradient goes through; take out torch.no_grad and detach."
 _DEPTH = 3
 
 
+class FindsTheirs:
+    """What finds an object of the user's by its name."""
+
+
 def is_theirs(thing: Any) -> bool:
     """Whether a class, a function or the class of an object is in neither datastill, nor torch, nor Python itself."""
+    root = str(_kind(thing).__module__ or "builtins").partition(".")[0]
+    module = sys.modules.get(root)
+    return root != _OURS and root not in _LIBRARIES and not _installed(getattr(module, "__file__", ""))
+
+
+def _kind(thing: Any) -> Any:
+    """A class or function as it is, the class of what else there is."""
     while isinstance(thing, partial):
         thing = thing.func
-    kind = thing if hasattr(thing, "__qualname__") else type(thing)
-    root = str(getattr(kind, "__module__", None) or "builtins").partition(".")[0]
-    return root != _OURS and root not in _LIBRARIES and not _installed(getattr(sys.modules.get(root), "__file__", ""))
+    named = isinstance(thing, type) or inspect.isfunction(thing) or inspect.ismethod(thing) or inspect.isbuiltin(thing)
+    return thing if named else type(thing)
 
 
 def holds_theirs(thing: Any, depth: int = _DEPTH) -> bool:
-    """Whether an object, or one that it holds, is of the user's code, or finds that by name (`finds_theirs`)."""
-    if isinstance(thing, type) or getattr(thing, "finds_theirs", False):
-        return is_theirs(thing) or not isinstance(thing, type)
+    """Whether an object, or one that it holds, is of the user's code, or finds that by name."""
+    if isinstance(thing, type):
+        return is_theirs(thing)
+    if isinstance(thing, FindsTheirs):
+        return True
     if isinstance(thing, partial):
         return any(holds_theirs(part, depth) for part in (thing.func, *thing.args, *thing.keywords.values()))
     if isinstance(thing, Mapping):
         return any(holds_theirs(part, depth) for part in thing.values())
     if isinstance(thing, list | tuple):
         return any(holds_theirs(part, depth) for part in thing)
-    held = vars(thing).values() if depth and hasattr(thing, "__dict__") and not inspect.isroutine(thing) else ()
-    return is_theirs(thing) or any(holds_theirs(part, depth - 1) for part in held)
+    if is_theirs(thing) or not depth or inspect.isroutine(thing):
+        return is_theirs(thing)
+    try:
+        held = vars(thing)
+    except TypeError:  # it has slots, or is no Python object
+        return False
+    return any(holds_theirs(part, depth - 1) for part in held.values())
 
 
 def called(thing: Any) -> str:
     """A user's class or function with the file that it is in."""
-    while isinstance(thing, partial):
-        thing = thing.func
-    kind = thing if hasattr(thing, "__qualname__") else type(thing)
+    kind = _kind(thing)
     try:
         place = Path(inspect.getfile(kind)).name
     except (OSError, TypeError):  # made in an interpreter
@@ -146,10 +161,10 @@ def refuse_no_graph(logits: Tensor, network: nn.Module) -> None:
         raise UserCodeFailed(f"The network {called(_inner(network))} gives logits that {_NO_GRAPH}")
 
 
-def _inner(network: nn.Module) -> nn.Module:
+def _inner(module: nn.Module) -> nn.Module:
     """The user's module in our wrapper."""
-    inner = getattr(network, "module", network)
-    return inner if isinstance(inner, nn.Module) else network
+    inner = getattr(module, "module", module)
+    return inner if isinstance(inner, nn.Module) else module
 
 
 def wrong_logits(out: Any, count: int, classes: int, network: nn.Module) -> UserCodeFailed | None:
