@@ -99,4 +99,4 @@ def test_files_keep_the_spelling_that_they_have_and_old_names_are_taken() -> Non
     assert space.to_dict()["kind"] == "normalised"
     assert Space.from_dict(space.to_dict()) == space
     assert load_real("digits", space="normalised").space == load_real("digits", space="normalized").space
-    assert with_overrides(get_method("herding").cls(), {"normalize": True}).normalize  # type: ignore[attr-defined]
+    assert with_overrides(get_method("herding").cls(), {"normalise": True}).normalize  # type: ignore[attr-defined]

@@ -18,6 +18,32 @@ class InputError(DatastillError, ValueError):
     exit_code = 2
 
 
+class UserCodeFailed(InputError):
+    """A network or a method that the user brought failed; the error that it raised is the cause.
+
+    Args:
+        sentence: whose code it was, and what it did.
+        part: their part of the traceback, or "".
+        at: when it happened, such as "at step 3 of 9"; "" where nobody has said so yet.
+        hint: how to go on.
+    """
+
+    def __init__(self, sentence: str, part: str = "", at: str = "", hint: str = "") -> None:
+        super().__init__(sentence, part, at, hint)
+
+    def told(self, at: str = "", hint: str = "") -> UserCodeFailed:
+        """The same with what is known further out; who said something first stays."""
+        sentence, part, first, said = self.args
+        return UserCodeFailed(sentence, part, first or at, said or hint)
+
+    def __str__(self) -> str:
+        sentence, part, at, hint = self.args
+        happened = f"This was {at}." if at else ""
+        end = "" if str(sentence).endswith((".", "!", "?")) else "."
+        text = " ".join(piece for piece in (f"{sentence}{end}", happened, hint) if piece)
+        return f"{text}\n\n{part.rstrip()}" if part else text
+
+
 class MissingExtra(InputError, ImportError):
     """An optional dependency is needed here; the text names the extra to install."""
 

@@ -18,6 +18,7 @@ from datastill.core.precision import casting
 from datastill.core.rng import isolated
 from datastill.core.running import Running, restore, start
 from datastill.core.snapshot import Checkpoints
+from datastill.core.usercode import blaming, checked_loss
 
 
 @dataclass
@@ -69,7 +70,8 @@ def synthesize(
     done = []
     for block in blocks:
         running = run_block(plan, task, block, callbacks, checkpointer, prepared or {}, stop_after)
-        running.close(release=len(blocks) > 1)
+        with blaming(lambda: "after the last step"):
+            running.close(release=len(blocks) > 1)
         done.append((block, running))
     return _assemble(y, done)
 
@@ -84,7 +86,8 @@ def run_block(
     stop_after: int | None = None,
 ) -> Running:
     """One block, from its checkpoint if there is one, to its end; a function of the plan, the task and the block."""
-    running = start(plan, task, block, callbacks, prepared or {})
+    with blaming(lambda: "before the first step"):
+        running = start(plan, task, block, callbacks, prepared or {})
     stored = checkpointer.read(block.key) if checkpointer is not None else None
     if stored is not None:
         restore(running, stored)
@@ -99,22 +102,19 @@ def run_block(
 def _run_steps(running: Running, checkpointer: Checkpoints | None, stop_after: int | None) -> None:
     context = running.context
     last = context.steps if stop_after is None else min(context.steps, stop_after)
+    keeping = checkpointer is not None and running.runs_theirs()
     with stop_between_steps() as stop:
         while context.step < last:
-            started = time.perf_counter()
+            before = running.kept() if keeping else None
             try:
-                one_step(context, running.steppers, running.guard)
+                _timed_step(running)
             except RanAway:
                 raise  # the last checkpoint is better than what there is now
-            except Diverged:
-                if checkpointer is not None:
-                    checkpointer.write(context.block.key, running.snapshot(finished=False))
+            except Exception as error:
+                good = running.snapshot(finished=False) if isinstance(error, Diverged) else before
+                if checkpointer is not None and good is not None:
+                    checkpointer.write(context.block.key, good)
                 raise
-            running.losses.append(context.loss)
-            context.step += 1
-            running.seconds += time.perf_counter() - started
-            for callback in context.callbacks:
-                callback.after_step(context)
             unfinished = context.step < last
             if checkpointer is not None and unfinished and (stop.requested or checkpointer.due(context.step)):
                 checkpointer.write(context.block.key, running.snapshot(finished=False))
@@ -125,6 +125,18 @@ def _run_steps(running: Running, checkpointer: Checkpoints | None, stop_after: i
             stepper.finish()
     if checkpointer is not None:
         checkpointer.write(context.block.key, running.snapshot(finished=True))
+
+
+def _timed_step(running: Running) -> None:
+    """One step, with its loss, its time and those who look on; what the user's code does wrong is told as theirs."""
+    context, started = running.context, time.perf_counter()
+    with blaming(lambda: f"at step {context.step + 1} of {context.steps}", lambda: context.surrogate):
+        one_step(context, running.steppers, running.guard)
+    running.losses.append(context.loss)
+    context.step += 1
+    running.seconds += time.perf_counter() - started
+    for callback in context.callbacks:
+        callback.after_step(context)  # may end the run by whatever it raises
 
 
 def one_step(context: Context, steppers: dict[str, Stepper], guard: Guard) -> None:
@@ -172,6 +184,7 @@ def gradients(context: Context, record: object) -> tuple[Tensor, Codes]:
                     grads = dict(plan.decoder.backward(codes, y, record, out.x))
                 grads |= {name: g.detach() for name, g in out.leaves.items()}
                 return out.loss.detach(), _complete(grads, moving)
+            out = checked_loss(out, moving, plan.objective, context.surrogate)
             found = torch.autograd.grad(out.sum(), [leaves[n] for n in moving], allow_unused=True)
         return out.detach(), _complete(dict(zip(moving, found, strict=True)), moving)
     finally:

@@ -222,7 +222,7 @@ def _comments(cls: type) -> Mapping[str, str]:
 
 
 #: Spellings of before, in files of runs and in scripts; taken until 1.0.
-_OLD_NAMES = {"normalize": "normalize"}
+_OLD_NAMES = {"normalise": "normalize"}
 
 
 def with_overrides(instance: Method, overrides: dict[str, Any], called: str = CALLED) -> Method:

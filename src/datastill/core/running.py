@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from datastill.core.guard import Guard
 from datastill.core.plan import Block, Callback, Codes, CodesFromContext, LearnedLabels, Plan, Stepper, Task
 from datastill.core.rng import Rng
 from datastill.core.snapshot import Snapshot
+from datastill.core.usercode import holds_theirs
+
+#: Numbers in the leaves of a block (64 MiB), up to which its state is kept before each step of a user's code.
+MOST_KEPT = 2**24
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,18 @@ class Running:
             "seconds": self.seconds,
         }
         return Snapshot(groups, meta)
+
+    def runs_theirs(self) -> bool:
+        """Whether code that the user brought is at work, and the state small enough to be kept at every step."""
+        context = self.context
+        if sum(leaf.numel() for leaf in context.codes.values()) > MOST_KEPT:
+            return False
+        return holds_theirs([context.plan, context.task.network, *context.callbacks])
+
+    def kept(self) -> Snapshot:
+        """A snapshot that later steps do not change."""
+        now = self.snapshot(finished=False)
+        return replace(now, groups={g: {n: t.clone() for n, t in named.items()} for g, named in now.groups.items()})
 
     def restore(self, snapshot: Snapshot) -> None:
         context = self.context

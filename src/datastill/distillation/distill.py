@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datastill.core import compilation
-from datastill.core.errors import Diverged, InputError, Interrupted, ShareDone
+from datastill.core.errors import Diverged, InputError, Interrupted, ShareDone, UserCodeFailed
 from datastill.core.interrupt import Stopped
 from datastill.core.loop import synthesize
 from datastill.core.plan import Callback, Plan, Progress, Task, silent
@@ -25,7 +25,7 @@ from datastill.distillation.budget import within
 from datastill.distillation.job import CONFIG, Job, RunRecord, as_begun, prepare_job
 from datastill.distillation.parallel import Spread, blocks_of, in_processes
 from datastill.distillation.preparation import prepare
-from datastill.distillation.result import artifact_of
+from datastill.distillation.result import artifact_of, onward
 from datastill.report.card import write_card_and_preview
 from datastill.store.artifact import MANIFEST, TENSORS, DistilledSet
 from datastill.store.checkpoint import Checkpointer, plain, refuse_other
@@ -220,6 +220,8 @@ def _run_plan(
         outcome = synthesize(plan, job.task, callbacks=callbacks, checkpointer=checkpointer, prepared=prepared)
     except (Interrupted, Stopped) as stop:
         raise _stopped(stop, folder) from stop
+    except UserCodeFailed as failed:
+        raise failed.told(hint=onward(folder)) from failed.__cause__
     except Diverged as stop:
         hint = f" The last good images are in {folder / 'checkpoints'}." if folder is not None else ""
         raise Diverged(f"{stop}{hint}") from stop
@@ -274,8 +276,7 @@ def check_out(folder: Path, resume: bool, real: Any = None) -> None:
 
 def _stopped(stop: BaseException, folder: Path | None) -> Interrupted:
     """What was done, and how to go on."""
-    hint = f"What was done is in {folder}; add --resume to go on." if folder is not None else "Nothing was saved."
-    return Interrupted(f"{str(stop) or 'Stopped.'} {hint}")
+    return Interrupted(f"{str(stop) or 'Stopped.'} {onward(folder)}")
 
 
 def _forget(folder: Path) -> None:

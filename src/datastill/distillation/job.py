@@ -15,13 +15,14 @@ from torch import Tensor
 
 from datastill.core import compilation
 from datastill.core.allocator import keep_freed_memory
-from datastill.core.errors import InputError
+from datastill.core.errors import InputError, UserCodeFailed
 from datastill.core.overrides import Override, taken_from
 from datastill.core.plan import Plan, Task, chunk_for
 from datastill.core.ranges import Count, Seed, check_fields, checked
 from datastill.core.recipes import Recipe, find_recipe, get_recipe
 from datastill.core.registry import Method, get_method, with_overrides
 from datastill.core.runtime import Runtime
+from datastill.core.usercode import blaming, called, is_theirs
 from datastill.data import check_ipc, load_real
 from datastill.data.spaces import name_of
 from datastill.distillation.preparation import check_plan
@@ -64,7 +65,11 @@ class Job:
     @cached_property
     def own_plan(self) -> Plan:
         """The method's plan as it is without overrides, built once."""
-        return self.method.build(self.task)
+        with blaming(lambda: "before the run began"):
+            plan = self.method.build(self.task)
+        if not isinstance(plan, Plan) and is_theirs(self.method):
+            raise UserCodeFailed(f"build of {called(self.method)} must return a Plan, and returned {plan!r}.")
+        return plan
 
     @cached_property
     def _plan(self) -> Plan:

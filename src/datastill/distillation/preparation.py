@@ -13,6 +13,7 @@ from datastill.core.cost import Stopwatch
 from datastill.core.errors import InputError
 from datastill.core.plan import Decoder, Needs, Plan, Reduces, Task, Unit
 from datastill.core.ranges import MANY
+from datastill.core.usercode import blaming
 from datastill.store.artifact import decoder_of
 from datastill.store.checkpoint import plain
 from datastill.store.files import digest, read_tensors, seconds_of, write_tensors
@@ -46,7 +47,8 @@ def prepare(plan: Plan, task: Task, only: Unit | None = None) -> tuple[Prepared,
 def run_unit(unit: Unit, task: Task, prepared: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """What one unit prepares, given what the units before it did."""
     needed = {name: prepared[name] for name in _needs(unit)}
-    return dict(unit.run(replace(task, prepared=needed) if needed else task))
+    with blaming(lambda: f"while {unit.name} was prepared", lambda: task.network(0)):
+        return dict(unit.run(replace(task, prepared=needed) if needed else task))
 
 
 def in_order(units: Sequence[Unit], only: Unit | None = None) -> list[Unit]:

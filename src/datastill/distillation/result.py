@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -138,3 +139,8 @@ def _student_protocol(job: Job, student: Mapping[str, Any]) -> str:
         return "mtt-quick-v1"
     real = job.task.real
     return "dc-v1" if strategy_for(real.name, real.shape) == "none" else "dsa-quick-v1"
+
+
+def onward(folder: Path | None) -> str:
+    """How a run that was ended goes on."""
+    return f"What was done is in {folder}; add --resume to go on." if folder is not None else "Nothing was saved."

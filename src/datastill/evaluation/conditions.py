@@ -12,6 +12,7 @@ import torch
 from datastill.core import compilation
 from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
+from datastill.core.usercode import blaming
 from datastill.evaluation.metrics import Accuracy, Metric, TestSplit
 from datastill.evaluation.scores import Arm, Groups
 from datastill.training.trainers import Labeled, Trained, Trainer
@@ -41,13 +42,18 @@ class Setup:
 
     def train(self, trainer: Trainer, data: Labeled, s: int, name: str, sets: int) -> Trained:
         """The networks of set s; `name` and the number of sets are told to whoever watches."""
-        total = sets * self.networks
+        total, reached = sets * self.networks, [0.0]
 
         def told(done: float, numbers: dict[str, float]) -> None:
+            reached[0] = done
             self.runtime.progress(name, s * self.networks + done, total, numbers)
 
+        def when() -> str:
+            k, share = divmod(reached[0], 1)
+            return f"in the training on {name}, {share:.0%} into network {int(k) + 1} of {self.networks}"
+
         rngs = [Rng(self.seed).child("evaluation", s, k) for k in range(self.networks)]
-        with self.runtime.computing(self.factory.macs):
+        with self.runtime.computing(self.factory.macs), blaming(when, lambda: self.factory(0)):
             return trainer.train(self.factory, data, rngs, self.runtime, told)
 
     def run(self, name: str, sets: Sequence[Labeled], trainers: Sequence[Trainer]) -> Arm:
@@ -60,7 +66,7 @@ class Setup:
             made, curves = self.train(trainer, data, s, name, len(sets))
             losses += curves
             for k, network in enumerate(made):
-                with self.runtime.computing(self.factory.macs):
+                with self.runtime.computing(self.factory.macs), blaming(lambda: f"in the test of {name}"):
                     score = self.metric.score(network, self.test, self.runtime)
                 accuracies[s, k] = score.accuracy
                 per_class.append(score.per_class)

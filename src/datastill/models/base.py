@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from datastill.core.errors import InputError, nearest
+from datastill.core.usercode import refuse_no_graph
 
 
 class Network(nn.Module, ABC):
@@ -109,10 +110,15 @@ def couples_samples(module: nn.Module) -> bool:
 
 
 def probe_coupling(module: nn.Module, x: Tensor) -> bool:
-    """Whether, in the present mode, the first image's output has a gradient in another image of `x`."""
+    """Whether, in the present mode, the first image's output has a gradient in another image of `x`.
+
+    Raises:
+        UserCodeFailed: the output has no gradient at all.
+    """
     with torch.enable_grad():
         x = x.detach().clone().requires_grad_()
         first: Tensor = module(x)[0].flatten()
+        refuse_no_graph(first, module)
         # Unequal weights: a softmax sums to one, whatever the other images are.
         weights = torch.linspace(1, 2, len(first), dtype=first.dtype, device=first.device)
         (gradient,) = torch.autograd.grad(first @ weights, x, allow_unused=True)

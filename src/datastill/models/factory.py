@@ -13,6 +13,7 @@ import torch
 
 from datastill.core.errors import InputError
 from datastill.core.rng import isolated
+from datastill.core.usercode import blaming
 from datastill.models.anatomy import Size, count_macs, probe_images, shapes_digest
 from datastill.models.base import Network, couples_samples, probe_coupling
 from datastill.models.layers import StackedNetwork
@@ -159,7 +160,7 @@ class NetworkFactory:
         network = self(0)
         couples = couples_samples(network)
         if not couples and not isinstance(network, StackedNetwork):
-            with isolated(0):
+            with isolated(0), blaming(lambda: "in a first look at the network"):
                 couples = probe_coupling(network, probe_images(3, self.channels, self.size))
         return _Facts(
             parameters=sum(p.numel() for p in network.parameters()),

@@ -18,6 +18,7 @@ from torch import nn
 from datastill.core.errors import InputError, nearest
 from datastill.core.imports import import_file
 from datastill.core.rng import isolated
+from datastill.core.usercode import FindsTheirs
 from datastill.models.anatomy import Anatomy, Embed, Size, dissect
 from datastill.models.base import Network
 from datastill.models.factory import NetworkFactory
@@ -202,7 +203,7 @@ def factory_of_module(
 
 
 @dataclass(frozen=True)
-class Named:
+class Named(FindsTheirs):
     """Finds the user's class, function or module by name, and calls it; so it pickles to any process."""
 
     reference: str

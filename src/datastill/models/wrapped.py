@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from datastill.core.errors import InputError
+from datastill.core.usercode import wrong_logits
 from datastill.models.anatomy import Anatomy, Embed, probe_images, run_once
 from datastill.models.base import Network
 
@@ -46,11 +47,9 @@ class Wrapped(Network):
         self._embed = embed
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.module(x)
-        if not isinstance(out, Tensor):
-            raise InputError(
-                f"{type(self.module).__name__} must return one tensor of logits, not {type(out).__name__}."
-            )
+        out: Tensor = self.module(x)
+        if (wrong := wrong_logits(out, len(x), self.classes, self.module)) is not None:
+            raise wrong
         return out
 
     def embed(self, x: Tensor) -> Tensor:
