@@ -205,3 +205,27 @@ def test_source_in_the_manifest_is_enough(random_set: DistilledSet, tmp_path: Pa
     folder = random_set.save(tmp_path / "set")
     result = evaluate(folder, protocol=QUICK, networks=1, random=False)
     assert result.data["name"] == "digits"
+
+
+def test_a_protocol_that_trains_in_a_way_of_its_own_is_not_said_to_train_de_biased() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Mine(Protocol):
+        def trainer(self, *args: object, **kwargs: object):
+            raise AssertionError("nothing is trained")
+
+    real = load_real("digits")
+    made = distill("random", real, ipc=1)
+    with pytest.raises(InputError, match="trains in a way of its own"):
+        evaluate(made, real, protocol=Mine(name="mine-v1", summary="", passes=1), networks=1, training="dfa:steps=2")
+
+
+def test_an_override_that_lacks_what_it_must_say_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from datastill.core import overrides
+    from datastill.overrides import debias
+
+    class Haze(overrides.Override):
+        option, help = "haze", "noise"
+
+    monkeypatch.setattr(debias, "OVERRIDE", Haze)
+    with pytest.raises(TypeError, match=r"Haze in datastill.overrides.debias must set label and default"):
+        overrides.overrides.__wrapped__()

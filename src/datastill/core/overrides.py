@@ -101,6 +101,9 @@ def overrides() -> dict[str, type[Override]]:
     found = {}
     for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
         kind: type[Override] = importlib.import_module(f"{package.__name__}.{module}").OVERRIDE
+        lacking = [name for name in ("option", "label", "default", "help") if not hasattr(kind, name)]
+        if lacking:
+            raise TypeError(f"{kind.__name__} in {package.__name__}.{module} must set {' and '.join(lacking)}.")
         found[kind.option] = kind
     return found
 

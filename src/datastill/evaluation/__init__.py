@@ -1,6 +1,6 @@
 """Train networks on a distilled set, and on random selections of the same size, and compare on test data."""
 
-from datastill.evaluation.evaluate import evaluate
+from datastill.evaluation.evaluate import evaluate, trained
 from datastill.evaluation.scores import Arm, Evaluation
 
-__all__ = ["Arm", "Evaluation", "evaluate"]
+__all__ = ["Arm", "Evaluation", "evaluate", "trained"]

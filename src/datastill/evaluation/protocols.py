@@ -91,8 +91,10 @@ class Protocol:
         """Refuse what de-biased training cannot take over: more than a schedule and simple augmentation.
 
         Raises:
-            InputError: the protocol trains on a teacher's labels, or mixes images.
+            InputError: the protocol trains on a teacher's labels, in a way of its own, or mixes images.
         """
+        if type(self).trainer is not Protocol.trainer:
+            raise InputError(f"{self.name} trains in a way of its own, which de-biased training would replace.")
         if self.soft:
             raise InputError(f"{self.name} trains on a teacher's labels; de-biased training takes a protocol without.")
         if self.cutmix or self.augment_mode != "single":
