@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from datastill import distill, load_real
 from datastill.core.errors import InputError, Interrupted
 from datastill.core.plan import Callback
 from datastill.core.space import Space
-from datastill.report import Snapshots, Timeline, load_snapshots
+from datastill.report import Snapshots, Timeline, load_snapshots, reproduce
 from datastill.report.charts import curves, loss_curve, spans
 from datastill.report.neighbors import nearest_real
 from datastill.report.pictures import animation, frames, grid, sheet, to_bytes
@@ -246,3 +247,19 @@ def test_the_nearest_real_image_is_found_within_the_class(digits):
     few = nearest_real(digits.pixels(index), torch.arange(10), digits, limit=2)
     ends = {int(i) for c in range(10) for i in (digits.class_index(c)[0], digits.class_index(c)[-1])}
     assert {int(i) for i in few.index} <= ends
+
+
+def test_a_method_in_a_file_of_ones_own_is_made_again_from_that_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import dataclass\n"
+        "from datastill.core.registry import method\n"
+        "from datastill.methods.random import Random\n\n\n"
+        '@method("mine", paper="", family="coreset")\n@dataclass(frozen=True, kw_only=True)\nclass Mine(Random):\n'
+        '    """Random by another name."""\n'
+    )
+    made = distill(str(file), load_real("digits"), ipc=1)
+    assert made.manifest["method_file"] == "mine.py"
+    assert 'distill("path/to/mine.py", real' in reproduce.python_call(made.manifest)
+    assert "datastill distill path/to/mine.py --data digits" in (reproduce.command(made.manifest) or "")
+    assert "method_file" not in distill("random", load_real("digits"), ipc=1).manifest

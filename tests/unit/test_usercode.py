@@ -146,6 +146,7 @@ class TestDistill:
         [
             ("None", "The objective Faulty ({file}) must return a tensor (a loss, or one for each class) or Grads, and "
              "returned None. This was at step 4 of 8."),
+            ("context.synthetic.x", "a loss, or one for each class, and returned numbers of shape (10, 1, 8, 8)."),
             ("3.0", "and returned 3.0. This was at step 4 of 8."),
             ("context.synthetic.x.sum().detach()", "The objective Faulty ({file}) returned a loss that no gradient"),
             ("1 / 0", "Faulty.__call__ ({file}, line 12): ZeroDivisionError: division by zero. This was at step 4"),

@@ -186,6 +186,11 @@ def checked_loss(out: Any, moving: Sequence[str], objective: Any, network: Any) 
     Raises:
         UserCodeFailed: it is none, and objective or network are the user's.
     """
+    if isinstance(out, Tensor) and out.ndim > 1 and is_theirs(objective):
+        raise UserCodeFailed(
+            f"The objective {called(objective)} must return a loss, or one for each class, and returned numbers of shape "
+            f"{tuple(out.shape)}."
+        )
     if isinstance(out, Tensor) and (out.requires_grad or not moving):
         return out
     if isinstance(out, Tensor) and not is_theirs(objective) and (failed := _broken(network)) is not None:

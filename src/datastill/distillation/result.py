@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, 
     manifest = {
         "method": job.method_name,
         "family": job.family,
+        **_own_file(job),
         "hyper": hyper_of(job.method),
         "recipe": {"asked": job.recipe, "published": job.published.name if job.published else None},
         "ipc": task.ipc,
@@ -71,6 +73,17 @@ def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, 
     made = DistilledSet(outcome.codes, outcome.y, real.space, plain(manifest), extra)
     made.manifest["notes"] += [*rising(outcome), *strayed(made)]
     return made
+
+
+def _own_file(job: Job) -> dict[str, str]:
+    """The name of the file of a method that is not built in."""
+    kind = type(job.method)
+    if kind.__module__.startswith("datastill."):
+        return {}
+    try:
+        return {"method_file": Path(inspect.getfile(kind)).name}
+    except (OSError, TypeError):  # made in an interpreter
+        return {}
 
 
 def _of_objective(plan: Plan, outcome: Outcome) -> list[str]:

@@ -29,7 +29,9 @@ def python_call(manifest: Manifest | Mapping[str, Any]) -> str:
     lines.append(f"real = {_load(record.data)}")
     if _weighted_by_hand(record):
         lines.append("# the images were weighted: real = real.with_weights(...)")
-    lines.append("distilled = " + _call("distill", [_literal(record.method), "real"], arguments))
+    if record.method_file:
+        lines.append(f"# the method is in the maker's own {record.method_file}: give the path to that")
+    lines.append("distilled = " + _call("distill", [_literal(_method(record)), "real"], arguments))
     return "\n".join(lines)
 
 
@@ -52,10 +54,14 @@ def command(manifest: Manifest | Mapping[str, Any], out: str = "runs/again") -> 
         return None
     settings = {**options, "ipc": record.ipc, "seed": record.seed, **_engine(record)}
     settings |= {**_exchanged(record), **hyper}
-    parts = ["datastill", "distill", record.method, "--data", data.source]
+    parts = ["datastill", "distill", _method(record), "--data", data.source]
     for name, item in settings.items():
         parts += _flag(name, item)
     return shlex.join([*parts, "--out", out])
+
+
+def _method(record: Manifest) -> str:
+    return f"path/to/{record.method_file}" if record.method_file else record.method
 
 
 def evaluate_call(evaluation: Mapping[str, Any], folder: str = "path/of/this/folder") -> str:

@@ -208,6 +208,7 @@ class Manifest(Changed):
     cost: Cost = Field(default_factory=Cost)
     files: dict[Name, Sha256] = Field(default_factory=dict)
     family: Text = ""
+    method_file: Text = ""  #: of a method that is a file of the maker's
     hyper: dict[str, Any] = Field(default_factory=dict)
     recipe: Recipe = Field(default_factory=Recipe)
     network: NetworkRecord | None = None
