@@ -188,8 +188,8 @@ def checked_loss(out: Any, moving: Sequence[str], objective: Any, network: Any) 
     """
     if isinstance(out, Tensor) and out.ndim > 1 and is_theirs(objective):
         raise UserCodeFailed(
-            f"The objective {called(objective)} must return a loss, or one for each class, and returned numbers of shape "
-            f"{tuple(out.shape)}."
+            f"The objective {called(objective)} must return a loss, or one for each class, and returned numbers of "
+            f"shape {tuple(out.shape)}."
         )
     if isinstance(out, Tensor) and (out.requires_grad or not moving):
         return out
