@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from datastill.core.errors import DatastillError, Interrupted
+from datastill.core.errors import DatastillError, Interrupted, UserCodeFailed
 
 #: A pure function: arguments and the file to write. It writes that file whole (`store.files`) or raises.
 Function = Callable[..., object]
@@ -101,6 +101,8 @@ def attempt(function: Function, unit: Unit) -> tuple[Failure | None, float]:
             failure = Failure(unit.name, f"it ended without writing {unit.target}", 1)
     except Interrupted:
         raise
+    except UserCodeFailed as error:
+        failure = Failure(unit.name, str(error).split("\n\n")[0], error.exit_code, traceback.format_exc())
     except DatastillError as error:
         failure = Failure(unit.name, str(error), error.exit_code)
     except Exception as error:
