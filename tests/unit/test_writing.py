@@ -437,3 +437,41 @@ class TestHeld:
             assert process.stderr is not None
             assert "add --resume to go on" in process.stderr.read()
         assert not list((tmp_path / "run").glob(".*"))
+
+
+_SMALL_FILES = """
+import resource, signal, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from datastill.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_a_disk_that_is_full_after_the_set_was_made(tmp_path) -> None:
+    """What is whole stays, and the message says how the rest is made."""
+    words = ["distill", "dm", "--data", "digits", "--ipc", "1", "--steps", "2", "--network", "mlp", "--quiet"]
+    words += ["--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-c", _SMALL_FILES, "60000", *words], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert "report.html: " in done.stderr
+    assert "The set itself is saved in" in done.stderr
+    assert "--resume" in done.stderr
+    assert "Traceback" not in done.stderr
+    before = load_distilled(tmp_path / "run").images
+    assert main([*words, "--resume"]) == 0
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert load_distilled(tmp_path / "run").images.equal(before)
+    assert not list((tmp_path / "run").glob(".*tmp*"))
+
+
+def test_a_card_that_cannot_be_written_does_not_hide_the_set(tmp_path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise InputError("Cannot write README.md: No space left on device.")
+
+    monkeypatch.setattr("datastill.distillation.distill.write_card_and_preview", full)
+    with pytest.raises(InputError, match="The set itself is saved in"):
+        distill("random", load_real("digits"), ipc=1, out=tmp_path / "run")
+    assert load_distilled(tmp_path / "run").stored == 10

@@ -147,15 +147,16 @@ def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[s
             callbacks=hooks,
             spread=Spread(run.workers, parse_shard(run.shard) if run.shard is not None else None),
         )
-    snapshots.save(run.out)
-    write_run(
-        run.out,
-        distilled,
-        real=real,
-        snapshots=snapshots,
-        accuracy=check.accuracies if check is not None else (),
-        command=shlex.join(["datastill", *sys.argv[1:]]),
-    )
+    command = shlex.join(["datastill", *sys.argv[1:]])
+    try:
+        snapshots.save(run.out)
+        watched = check.accuracies if check is not None else ()
+        write_run(run.out, distilled, real=real, snapshots=snapshots, accuracy=watched, command=command)
+    except InputError as error:  # a full disk, most likely
+        raise InputError(
+            f"{error} The set itself is saved in {run.out}; the same command with --resume writes the pictures and the "
+            "report that are missing."
+        ) from error
     _say_done(distilled.record, job, run.out, display)
     if run.json:
         print(json.dumps(distilled.manifest, indent=2))

@@ -45,8 +45,8 @@ class Lenient:
             action()
         except (OSError, ValueError) as error:  # full, broken, closed
             self.lost = error
-            with contextlib.suppress(OSError, ValueError):  # what is buffered would fail again when Python ends
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())  # what is buffered would fail again when Python ends
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -59,7 +59,7 @@ def lenient_streams() -> Iterator[None]:
     with open(os.devnull, "w", encoding="utf-8") as nowhere:  # in place of one that was closed before the start
         out, err = (Lenient(stream or nowhere) for stream in before)
         for stream in before:
-            if stream is not None and not str(stream.encoding or "utf-8").lower().startswith("utf"):
+            if stream is not None and stream.errors in ("strict", None):
                 with contextlib.suppress(AttributeError, ValueError):
                     stream.reconfigure(errors="datastill.spelled")  # type: ignore[union-attr]
         sys.stdout, sys.stderr = out, err

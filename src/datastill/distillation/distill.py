@@ -232,9 +232,13 @@ def _run_plan(
         distilled.manifest["companions"] = plain({n: c.describe() for n, c in distilled.companions.items()})
     if folder is not None:
         distilled.save(folder)
-        if not (folder / "evaluation.json").is_file():  # a card with its results stays
-            write_card_and_preview(distilled, folder)
-        write_tensors(folder / "losses.safetensors", {"losses": outcome.losses})
+        try:
+            write_tensors(folder / "losses.safetensors", {"losses": outcome.losses})
+            if not (folder / "evaluation.json").is_file():  # a card with its results stays
+                write_card_and_preview(distilled, folder)
+        except InputError as error:  # a full disk, most likely
+            hint = f"The set itself is saved in {folder}; the same run with --resume (resume=True) writes the rest."
+            raise InputError(f"{error} {hint}") from error
     return distilled
 
 
