@@ -25,7 +25,7 @@ from datastill.distillation.budget import within
 from datastill.distillation.job import CONFIG, Job, RunRecord, as_begun, prepare_job
 from datastill.distillation.parallel import Spread, blocks_of, in_processes
 from datastill.distillation.preparation import prepare
-from datastill.distillation.result import artifact_of, onward
+from datastill.distillation.result import artifact_of, onward, stopped
 from datastill.report.card import write_card_and_preview
 from datastill.store.artifact import MANIFEST, TENSORS, DistilledSet
 from datastill.store.checkpoint import Checkpointer, plain, refuse_other
@@ -219,7 +219,7 @@ def _run_plan(
             _run_apart(job, plan, prepared, checkpointer, spread)
         outcome = synthesize(plan, job.task, callbacks=callbacks, checkpointer=checkpointer, prepared=prepared)
     except (Interrupted, Stopped) as stop:
-        raise _stopped(stop, folder) from stop
+        raise stopped(stop, folder) from stop
     except UserCodeFailed as failed:
         raise failed.told(hint=onward(folder)) from failed.__cause__
     except Diverged as stop:
@@ -237,8 +237,7 @@ def _run_plan(
             if not (folder / "evaluation.json").is_file():  # a card with its results stays
                 write_card_and_preview(distilled, folder)
         except InputError as error:  # a full disk, most likely
-            hint = f"The set itself is saved in {folder}; the same run with --resume (resume=True) writes the rest."
-            raise InputError(f"{error} {hint}") from error
+            raise InputError(f"{error} The set itself is saved in {folder}; --resume writes the rest.") from error
     return distilled
 
 
@@ -265,7 +264,7 @@ def _prepared(
             _forget(folder)
         raise
     except Stopped as stop:
-        raise _stopped(stop, folder) from stop
+        raise stopped(stop, folder) from stop
 
 
 def check_out(folder: Path, resume: bool, real: Any = None) -> None:
@@ -276,11 +275,6 @@ def check_out(folder: Path, resume: bool, real: Any = None) -> None:
     if (folder / CONFIG).is_file() and not resume:
         raise InputError(f"{folder} holds an unfinished run; add --resume to go on, or choose another --out.")
     refuse_out(folder, places_of(real), RUN)
-
-
-def _stopped(stop: BaseException, folder: Path | None) -> Interrupted:
-    """What was done, and how to go on."""
-    return Interrupted(f"{str(stop) or 'Stopped.'} {onward(folder)}")
 
 
 def _forget(folder: Path) -> None:
@@ -296,8 +290,8 @@ def remove_run(folder: Path) -> None:
     Raises:
         InputError: it is no run, or holds something else; nothing was removed.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
-        raise InputError(f"{folder} is no run of datastill and stays; move it, or choose another --out.")
     if (folder / CONFIG).is_file():
         _stored(folder)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder} is no run of datastill and stays; move it, or choose another --out.")
     remove_made(folder, _RUN_FILES)

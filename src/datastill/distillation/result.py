@@ -11,7 +11,7 @@ import torch
 
 from datastill.augment.strategies import strategy_for
 from datastill.core.cost import environment, peak_memory_bytes
-from datastill.core.errors import Diverged
+from datastill.core.errors import Diverged, Interrupted
 from datastill.core.loop import Outcome
 from datastill.core.plan import Plan, Remarks
 from datastill.distillation.job import Job, hyper_of
@@ -157,3 +157,8 @@ def _student_protocol(job: Job, student: Mapping[str, Any]) -> str:
 def onward(folder: Path | None) -> str:
     """How a run that was ended goes on."""
     return f"What was done is in {folder}; add --resume to go on." if folder is not None else "Nothing was saved."
+
+
+def stopped(stop: BaseException, folder: Path | None) -> Interrupted:
+    """What was done, and how to go on."""
+    return Interrupted(f"{str(stop) or 'Stopped.'} {onward(folder)}")
