@@ -142,7 +142,6 @@ def parse(cls: type[T], args: list[str], prog: str, description: str) -> T:
     return made
 
 
-@functools.cache
 def refuse_void(options: Any, names: Sequence[str], why: str) -> None:
     """Refuse options that were given and would change nothing.
 
@@ -159,6 +158,7 @@ def refuse_void(options: Any, names: Sequence[str], why: str) -> None:
             raise InputError(f"--{f.name.replace('_', '-')} changes nothing {why}; leave it out.")
 
 
+@functools.cache
 def _with_ranges(cls: Any) -> Any:
     """The dataclass with the ranges of its fields in their help."""
     hints, docs, kinds, made = get_type_hints(cls, include_extras=True), field_docs(cls), declared(cls), []
