@@ -245,10 +245,10 @@ class TestRates:
         assert float((leaf - before).square().mean().sqrt()) == pytest.approx(0.02, rel=1e-5)
         for scale in (2000, 3000):
             stepper.after(scale * gradient, 0.0)
-        settled = stepper.rule.rate(stepper.rms)
+        settled = stepper.rule.rate(stepper.measured.rms)
         assert settled == pytest.approx(0.02 / (2000 * float(gradient.square().mean().sqrt())), rel=1e-5)
         stepper.after(1e6 * gradient, 0.0)
-        assert stepper.rule.rate(stepper.rms) == settled
+        assert stepper.rule.rate(stepper.measured.rms) == settled
         assert f"learning rate {settled:.4g}" in stepper.note()
         with pytest.raises(InputError, match="step above 0"):
             Calibrated(0.0)

@@ -316,24 +316,24 @@ class TestRatesThatFit:
     def test_healthy_steps_are_those_of_the_rule(self) -> None:
         gradients = [0.5, -0.3, 0.9, 0.1, 0.2, 7.0]
         plain, _ = self.moved(gradients, Sgd(1.0, 0.5))
-        steady, stepper = self.moved(gradients, Steady(Sgd(1.0, 0.5), 1.0))
+        steady, stepper = self.moved(gradients, Steady(Sgd(1.0, 0.5)))
         assert steady == plain
         assert stepper.note() == ""
 
     def test_steps_far_too_large_fall_to_a_tenth_and_are_told(self) -> None:
-        positions, stepper = self.moved([68.0] * 3, Steady(Sgd(1.0), 1.0))
+        positions, stepper = self.moved([68.0] * 3, Steady(Sgd(1.0)))
         assert positions == pytest.approx([-0.1, -0.2, -0.3])
         assert "0.00147 instead of 1" in stepper.note()
 
     def test_later_gradients_decide_nothing(self) -> None:
-        positions, _ = self.moved([50.0] * 5 + [5.0], Steady(Sgd(1.0), 1.0))
+        positions, _ = self.moved([50.0] * 5 + [5.0], Steady(Sgd(1.0)))
         assert positions[-1] - positions[-2] == pytest.approx(-0.01)
 
     def test_it_goes_on_where_it_was_and_from_checkpoints_of_before_as_they_were(self) -> None:
-        _, one = self.moved([40.0, 30.0], Steady(Sgd(1.0, 0.9), 1.0))
-        other = Steady(Sgd(1.0, 0.9), 1.0).bind(torch.zeros(4))
+        _, one = self.moved([40.0, 30.0], Steady(Sgd(1.0, 0.9)))
+        other = Steady(Sgd(1.0, 0.9)).bind(torch.zeros(4))
         other.load(one.state())
-        old = Steady(Sgd(1.0, 0.9), 1.0).bind(torch.zeros(4))
+        old = Steady(Sgd(1.0, 0.9)).bind(torch.zeros(4))
         old.load({name: value for name, value in one.state().items() if name not in ("seen", "total")})
         for stepper in (one, other, old):
             stepper.after(torch.full((4,), 20.0), 0.0)

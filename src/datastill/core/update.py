@@ -34,6 +34,35 @@ def load_optimizers() -> None:
         raise Stopped
 
 
+class FirstGradients:
+    """Mean RMS of a leaf's first gradients, by which a rule finds its rate or tells whether one fits."""
+
+    names = ("seen", "total")  #: of its state, which is no momentum
+
+    def __init__(self, first: int) -> None:
+        self.first, self.seen, self.total = first, 0, 0.0
+
+    @property
+    def rms(self) -> float:
+        """Of those that were measured so far; 0 before there is one."""
+        return self.total / max(1, self.seen)
+
+    def add(self, grad: Tensor) -> None:
+        """Measure a gradient, if it is one of the first."""
+        if self.seen < self.first:
+            self.seen += 1
+            self.total += float(grad.double().square().mean().sqrt())
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors for a checkpoint."""
+        seen, total = torch.tensor([self.seen, self.total], dtype=torch.float64)
+        return {"seen": seen, "total": total}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        self.seen, self.total = int(state["seen"]), float(state["total"])
+
+
 class OptimizerStepper:
     """A torch optimizer that owns one leaf and is stepped by hand."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
 from datastill.core.plan import Stepper, UpdateRule
+from datastill.core.update import FirstGradients
 
 
 class _Wrapped:
@@ -142,6 +144,13 @@ class _EmaStepper(_Wrapped):
 _HEALTHY, _TOO_LARGE = 0.1, 1.0
 
 
+class Rated(UpdateRule, Protocol):
+    """A rule with a learning rate, linear in the gradient."""
+
+    @property
+    def lr(self) -> float: ...
+
+
 @dataclass(frozen=True)
 class Steady:
     """A rule that is linear in the gradient, with a rate that the first gradients may lower.
@@ -151,8 +160,7 @@ class Steady:
     to work, the rate falls to the one by which they have an RMS of 0.1; where they are not, nothing changes.
     """
 
-    rule: UpdateRule
-    lr: float
+    rule: Rated
     first: int = 5  #: gradients that decide
 
     def bind(self, leaf: Tensor) -> Stepper:
@@ -161,26 +169,25 @@ class Steady:
 
 
 class _SteadyStepper(_Wrapped):
-    lasting: Collection[str] = ("seen", "total")  #: besides those of the inner rule, whose state keeps its names
+    """Its state stands beside the inner rule's, whose names stay."""
 
     def __init__(self, leaf: Tensor, inner: Stepper, rule: Steady) -> None:
         super().__init__(leaf, inner)
-        self.lasting = {"seen", "total", *inner.lasting}
-        self.rule, self.seen, self.total = rule, 0, 0.0
+        self.measured = FirstGradients(rule.first)
+        self.lasting = {*self.measured.names, *inner.lasting}
+        self.lr = rule.rule.lr
 
     @property
     def factor(self) -> float:
         """What the rate is multiplied by."""
-        step = self.rule.lr * self.total / max(1, self.seen)
+        step = self.lr * self.measured.rms
         return _HEALTHY / step if step > _TOO_LARGE else 1.0
 
     def before(self) -> None:
         self.inner.before()
 
     def after(self, grad: Tensor, progress: float) -> None:
-        if self.seen < self.rule.first:
-            self.seen += 1
-            self.total += float(grad.double().square().mean().sqrt())
+        self.measured.add(grad)
         factor = self.factor
         self.inner.after(grad if factor == 1.0 else grad * factor, progress)
 
@@ -191,18 +198,17 @@ class _SteadyStepper(_Wrapped):
         if self.factor == 1.0:
             return self.inner.note()
         told = (
-            f"the pixels moved at a rate of {self.rule.lr * self.factor:.3g} instead of {self.rule.lr:g}, at which the "
-            f"first steps would have had an RMS of {_HEALTHY / self.factor:.3g}: the rate is that of other networks"
+            f"the pixels moved at a rate of {self.lr * self.factor:.3g} instead of {self.lr:g}, at which the first "
+            f"steps would have had an RMS of {_HEALTHY / self.factor:.3g}: the rate is that of other networks"
         )
         return "; ".join(filter(None, (told, self.inner.note())))
 
     def state(self) -> dict[str, Tensor]:
-        measured = {"seen": torch.tensor(self.seen), "total": torch.tensor(self.total, dtype=torch.float64)}
-        return {**self.inner.state(), **measured}
+        return {**self.inner.state(), **self.measured.state()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        inner = {name: value for name, value in state.items() if name not in ("seen", "total")}
-        self.inner.load(inner)
-        if state:  # of before there was this rule: the rate as it was
-            self.seen = int(state.get("seen", self.rule.first))
-            self.total = float(state.get("total", 0.0))
+        self.inner.load({name: value for name, value in state.items() if name not in self.measured.names})
+        if "seen" in state:
+            self.measured.load(state)
+        elif state:  # of before there was this rule: the rate as it was
+            self.measured.seen = self.measured.first

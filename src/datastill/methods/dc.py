@@ -92,7 +92,7 @@ class DC(Method):
             surrogates=surrogates,
             sampler=ClassBatches(self.real_batch),
             augment=augment,
-            update={"images": Steady(Sgd(self.image_lr, self.image_momentum), self.image_lr)},
+            update={"images": Steady(Sgd(self.image_lr, self.image_momentum))},
             steps=self.steps,
             network=task.network,
         )

@@ -66,7 +66,7 @@ class DM(Method):
             surrogates=Fresh(task.network),
             sampler=ClassBatches(self.real_batch),
             augment=make_augment(self.augment, task.real.name, task.real.shape),
-            update={"images": Steady(rule, self.image_lr)},
+            update={"images": Steady(rule)},
             steps=self.steps,
             network=task.network,
         )

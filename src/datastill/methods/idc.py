@@ -21,7 +21,7 @@ from datastill.core.registry import Method, method
 if TYPE_CHECKING:
     from typing import Self
 
-    from datastill.core.plan import Plan, Task, UpdateRule
+    from datastill.core.plan import Plan, Task
 
 
 #: How much longer the pixels' steps are where `auto` cuts their number.
@@ -62,7 +62,7 @@ class IDC(Method):
         from datastill.augment.strategies import strategy_for
         from datastill.core.plan import Plan
         from datastill.core.update import SequentialSgd, Sgd
-        from datastill.core.wrapped import Steady
+        from datastill.core.wrapped import Rated, Steady
         from datastill.decoders.multi_formation import bounded
         from datastill.objectives.gradient_match import GradientMatch
         from datastill.sampling.inits import make_init
@@ -85,7 +85,7 @@ class IDC(Method):
             cutmix=0.0 if strategy == "none" else self.cutmix,
         )
         lr, momentum = self.image_lr, self.image_momentum
-        rule: UpdateRule = SequentialSgd(lr, momentum, rows=task.labels) if self.sequential else Sgd(lr, momentum)
+        rule: Rated = SequentialSgd(lr, momentum, rows=task.labels) if self.sequential else Sgd(lr, momentum)
         return Plan(
             init=make_init(self.init, factor=self.factor, pixels=True),
             decoder=bounded(self.factor, task.real.space, clamp_every=self.outer),
@@ -98,7 +98,7 @@ class IDC(Method):
             surrogates=TrainedOnReal(task.network, outer=self.outer, images=self.net_images, schedule=schedule),
             sampler=ClassEpochs(self.real_batch),
             augment=None if strategy == "none" else Dsa(strategy, mode="composite"),
-            update={"images": Steady(rule, lr)},
+            update={"images": Steady(rule)},
             steps=self.steps,
             network=task.network,
         )

@@ -10,11 +10,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
-from datastill.core.update import OptimizerStepper, Sgd
+from datastill.core.update import FirstGradients, OptimizerStepper, Sgd
 
 #: RMS of healthy first steps of pixels, in units of the Space.
 USUAL = (1e-3, 1e-1)
@@ -82,27 +81,20 @@ class MeasuringStepper:
     """`Calibrated` or `Watched`, bound to a leaf."""
 
     early = False
-    lasting = ("seen", "total")  #: state that is no momentum
+    lasting = FirstGradients.names
 
     def __init__(self, leaf: Tensor, rule: Calibrated | Watched) -> None:
         self.rule = rule
         self.inner: OptimizerStepper = Sgd(0.0, rule.momentum).bind(leaf)
-        self.seen, self.total = 0, 0.0
-
-    @property
-    def rms(self) -> float:
-        """Mean RMS of the gradients that were measured."""
-        return self.total / max(1, self.seen)
+        self.measured = FirstGradients(rule.first)
 
     def before(self) -> None:
         """Nothing: the leaf moves after its gradient is known."""
 
     def after(self, grad: Tensor, progress: float) -> None:
         """One step along `grad`."""
-        if self.seen < self.rule.first:
-            self.seen += 1
-            self.total += float(grad.double().square().mean().sqrt())
-        self.inner.optimizer.param_groups[0]["lr"] = self.rule.rate(self.rms)
+        self.measured.add(grad)
+        self.inner.optimizer.param_groups[0]["lr"] = self.rule.rate(self.measured.rms)
         self.inner.after(grad, progress)
 
     def finish(self) -> None:
@@ -111,15 +103,14 @@ class MeasuringStepper:
 
     def note(self) -> str:
         """What the rule has to say, for the manifest."""
-        return self.rule.note(self.rms) if self.seen else ""
+        return self.rule.note(self.measured.rms) if self.measured.seen else ""
 
     def state(self) -> dict[str, Tensor]:
         """The momentum, and what was measured."""
-        seen, total = torch.tensor([self.seen, self.total], dtype=torch.float64)
-        return {**self.inner.state(), "seen": seen, "total": total}
+        return {**self.inner.state(), **self.measured.state()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
         if state:
-            self.seen, self.total = int(state["seen"]), float(state["total"])
+            self.measured.load(state)
             self.inner.load({n: t for n, t in state.items() if n not in self.lasting})
