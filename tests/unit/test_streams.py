@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from datastill import distill, load_real
 from datastill.cli import main
@@ -107,4 +108,10 @@ def test_control_characters_of_a_name_are_spelled_out(tmp_path: Path, capsys: py
     real = load_real((x, torch.arange(40) % 2), class_names=("a\nb\x1b[31m", "c"), holdout=0)
     distill("random", real, ipc=1, out=tmp_path / "run")
     assert main(["inspect", str(tmp_path / "run")]) == 0
+    assert r"a\nb\x1b[31m" in capsys.readouterr().out
+    for k in range(8):
+        folder = tmp_path / "data" / ("c" if k % 2 else "a\nb\x1b[31m")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x[k, 0].numpy()).save(folder / f"{k}.png")
+    assert main(["data", str(tmp_path / "data")]) == 0
     assert r"a\nb\x1b[31m" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from datastill.cli.options import DataOptions, parse
+from datastill.cli.streams import print_rows
 from datastill.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,10 +48,7 @@ def main(args: list[str]) -> int:
     if options.json:
         print(json.dumps(record, indent=2))
     else:
-        rows = [*told(record), *([("sheet", str(options.out))] if "sheet" in record else [])]
-        width = max(len(name) for name, _ in rows)
-        for name, text in rows:
-            print(f"{name:<{width}}  {text}")
+        print_rows([*told(record), *([("sheet", str(options.out))] if "sheet" in record else [])])
     if found.error is None:
         return 0
     made = " Above, they were made alike for a look (64 pixels, RGB, damaged files left out)." if found.relaxed else ""

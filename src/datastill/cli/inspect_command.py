@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from datastill.cli.options import parse
-
-#: Names of a set that others made could move the cursor.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+from datastill.cli.streams import print_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +50,5 @@ def main(args: list[str]) -> int:
         "made by": f"datastill {cost.versions.datastill}, torch {cost.versions.torch}",
         "notes": "; ".join([*record.data.notes, *record.notes]) or "none",
     }
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        print(f"{name:<{width}}  {_CONTROL.sub(lambda found: repr(found[0])[1:-1], value)}")
+    print_rows(rows.items())
     return 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 _SPELLED = {"×": "x", "±": "+/-", "→": "->", "≠": "!=", "≥": ">=", "≤": "<=", "–": "-", "—": "-", "…": "...", "−": "-"}
@@ -20,6 +21,18 @@ def _spelled(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 codecs.register_error("datastill.spelled", _spelled)
+
+
+#: Names of data and sets that others made could move the cursor or color the terminal.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def print_rows(rows: Iterable[tuple[str, str]]) -> None:
+    """Names and what they say, aligned, a line each; control characters are spelled out."""
+    rows = list(rows)
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        print(f"{name:<{width}}  {_CONTROL.sub(lambda found: repr(found[0])[1:-1], text)}")
 
 
 class Lenient:
