@@ -16,6 +16,9 @@ EXTENSIONS = frozenset(
     for kind in "png jpg jpeg jpe jfif bmp gif webp tif tiff ppm pgm pbm pnm jp2 avif tga".split()  # noqa: SIM905
 )
 
+#: How the names begin of what is none of the owner's: hidden files, and what macOS puts into archives.
+_HIDDEN = (".", "__MACOSX")
+
 
 def is_image(path: Path) -> bool:
     """Whether the name is that of an image file, and not hidden."""
@@ -28,10 +31,7 @@ def visible(folder: Path) -> list[Path]:
     Raises:
         InputError: it cannot be read.
     """
-    try:
-        return sorted(child for child in folder.iterdir() if not child.name.startswith((".", "__MACOSX")))
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read ({error.strerror}); check its permissions.") from error
+    return sorted(Path(entry.path) for entry in _entries(folder) if not entry.name.startswith(_HIDDEN))
 
 
 class Part:
@@ -92,8 +92,7 @@ def _files(folder: Path) -> Iterable[Path]:
 
 def folders_in(folder: Path) -> list[Path]:
     """The folders in a folder that are not hidden, in no order."""
-    hidden = (".", "__MACOSX")
-    return [Path(entry.path) for entry in _entries(folder) if not entry.name.startswith(hidden) and entry.is_dir()]
+    return [Path(entry.path) for entry in _entries(folder) if not entry.name.startswith(_HIDDEN) and entry.is_dir()]
 
 
 def _holds(folder: Path, links: Links, seen: set[str]) -> bool:

@@ -101,7 +101,6 @@ def _points(fraction: float) -> float | None:
 
 
 def _results(evaluation: Evaluation) -> str:
-    arms = [arm for arm in (evaluation.distilled, evaluation.random, evaluation.ceiling) if arm is not None]
     sets, networks = evaluation.distilled.accuracies.shape
     biased = evaluation.distilled.groups is not None
     more = (" aligned | conflicting |", "---:|---:|") if biased else ("", "")
@@ -112,7 +111,7 @@ def _results(evaluation: Evaluation) -> str:
         "",
         "| trained on | test accuracy, % | std over networks | std over sets | seconds |" + more[0],
         "|---|---:|---:|---:|---:|" + more[1],
-        *(_row(arm, biased) for arm in arms),
+        *(_row(row, biased) for row in arm_rows(evaluation)),
         "",
         f"Protocol `{code(evaluation.protocol)}`: {words.plural(sets, 'set')}"
         f"{', of which this is one,' if sets > 1 else ''} × {words.plural(networks, 'fresh network')} "
@@ -138,17 +137,9 @@ _BIASED = (
 )
 
 
-def _row(arm: Arm, biased: bool) -> str:
-    cells = [
-        md(arm.name),
-        words.with_interval(arm.mean, arm.interval),
-        words.percent(arm.std_networks),
-        words.percent(arm.std_sets),
-        f"{arm.seconds:.1f}",
-    ]
-    if biased:
-        split = [None, None] if arm.groups is None else [arm.groups.aligned, arm.groups.conflicting]
-        cells += map(words.percent, split)
+def _row(row: ArmRow, biased: bool) -> str:
+    cells = [md(row.name), row.accuracy, row.networks, row.sets, f"{row.seconds:.1f}"]
+    cells += [row.aligned, row.conflicting] if biased else []
     return f"| {' | '.join(cells)} |"
 
 
