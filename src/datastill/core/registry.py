@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import linecache
 import pkgutil
 import re
 import sys
@@ -204,10 +205,7 @@ def _comments(cls: type) -> Mapping[str, str]:
     for base in reversed(cls.__mro__):
         if base is object or not dataclasses.is_dataclass(base):
             continue
-        try:
-            lines = inspect.getsource(base).splitlines()
-        except OSError:
-            continue
+        lines = _source(base)
         above: list[str] = []
         for line in lines:
             comment = re.match(r"\s*#:\s?(.*)", line)
@@ -219,6 +217,16 @@ def _comments(cls: type) -> Mapping[str, str]:
                 docs[found.group(1)] = " ".join([*above, (found.group(2) or "").strip()]).strip()
             above = []
     return docs
+
+
+def _source(cls: type) -> list[str]:
+    """The lines of a class, or none where there is no file. `inspect.getsource` parses its whole module first."""
+    try:
+        lines = linecache.getlines(inspect.getfile(cls))
+        begins = [k for k, line in enumerate(lines) if re.match(rf"\s*class {cls.__name__}\b", line)]
+        return [*inspect.getblock(lines[begins[0] :])] if len(begins) == 1 else inspect.getsource(cls).splitlines()
+    except (OSError, TypeError):
+        return []
 
 
 #: Spellings of before, in files of runs and in scripts; taken until 1.0.
