@@ -80,7 +80,7 @@ def _synthetic_side(network: Network, real: Tensor, context: Context, record: Ds
     x, y = context.synthetic.x.detach(), context.synthetic.y.to(context.device)
     grads = torch.zeros_like(x)
     losses = []
-    for group in _class_groups(y, len(y) if joint else context.chunk):
+    for group in class_groups(y, len(y) if joint else context.chunk):
         part = torch.isin(y, group).nonzero().squeeze(1)
         leaf = x[part].requires_grad_()
         features = network.embed(augmented(leaf, y[part], context, record)).float()
@@ -91,7 +91,7 @@ def _synthetic_side(network: Network, real: Tensor, context: Context, record: Ds
     return Grads(loss=torch.cat(losses), x=grads)
 
 
-def _class_groups(y: Tensor, limit: int) -> list[Tensor]:
+def class_groups(y: Tensor, limit: int) -> list[Tensor]:
     """Whole classes, as many at a time as `limit` images hold, at least one."""
     classes, counts = y.unique(return_counts=True)
     per_group = max(1, limit // int(counts.max()))

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from datastill.core.errors import InputError, nearest
-from datastill.core.ranges import Numbers, declared
+from datastill.core.ranges import Numbers, Words, declared
 from datastill.core.rng import Rng
 from datastill.training.hard import Images
 
 #: Policies by name, and the class of each, imported when it is asked for.
 POLICIES = {
     "sgd": "datastill.surrogates.experts.policies.sgd:Sgd",
+    "momentum": "datastill.surrogates.experts.policies.momentum:MomentumSgd",
     "selecmix": "datastill.surrogates.experts.policies.selecmix:SelecMixSgd",
 }
 
@@ -119,9 +120,10 @@ def get_policy(spec: str | Policy) -> Policy:
         key, _, value = (p.strip() for p in part.partition("="))
         if key not in known:
             raise InputError(f"The policy {name} has no number {key!r}. {nearest(key, known)}")
-        numbers[key] = _number(
-            f"{name}:{part}", value, whole=any(isinstance(k, Numbers) and k.whole for k in known[key])
-        )
+        numbers[key] = value
+        if not any(isinstance(kind, Words) and value in kind for kind in known[key]):
+            whole = any(isinstance(k, Numbers) and k.whole for k in known[key])
+            numbers[key] = _number(f"{name}:{part}", value, whole)
     made: Policy = kind(**numbers)
     return made
 

@@ -37,13 +37,10 @@ class Sgd:
 
     def epoch(self, network: nn.Module, data: TrainingSet, epoch: Epoch) -> float:
         """One pass over the data, or the epoch's part of them, in a new order."""
-        n = len(data.y)
-        index = torch.arange(n)
-        if self.part < 1:
-            index = torch.randperm(n, generator=epoch.rng.generator("part"))[: max(1, round(self.part * n))]
+        images, index = epoch_images(data, self.part, epoch)
         losses = train(
             network,
-            _rows(data.x, index, n),
+            images,
             data.y[index],
             self._schedule(data.augment),
             epoch.rng,
@@ -59,8 +56,11 @@ class Sgd:
         )
 
 
-def _rows(x: Images, index: Tensor, n: int) -> Images:
-    """The images at `index`; all n of them as they are."""
-    if len(index) == n:
-        return x
-    return x[index.to(x.device)] if isinstance(x, Tensor) else lambda rows: x(index[rows])
+def epoch_images(data: TrainingSet, part: float, epoch: Epoch) -> tuple[Images, Tensor]:
+    """The images of an epoch that passes over a part of them, drawn anew for each, and their positions (m,)."""
+    n = len(data.y)
+    if part >= 1:
+        return data.x, torch.arange(n)
+    index = torch.randperm(n, generator=epoch.rng.generator("part"))[: max(1, round(part * n))]
+    x = data.x
+    return (x[index.to(x.device)] if isinstance(x, Tensor) else lambda rows: x(index[rows])), index

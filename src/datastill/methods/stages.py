@@ -1,0 +1,91 @@
+"""Stage matching: class statistics on early stages of a few networks that are trained on the real set.
+
+L_c = mean_d (m_d(B_c) - m_d(S_c))^2 / v_d + alpha * mean_{s in S_c} CE(h_w(A s), c)
+with m_d the mean of feature d over a class, v_d its variance within classes, and w a snapshot of an expert's training,
+drawn at every step. The means of the real side are taken once for every snapshot, over many augmented images of each
+class, so that a step costs the synthetic images alone.
+
+- Needs: nothing but the real set and a network family; it trains a few narrow networks first, or takes some.
+- Cost: 3 * ipc * factor^2 * C passes of a narrow network a step; before that expert_count * updates * expert_batch * 3
+  passes for the experts, and one for each of statistics_images * C images and snapshot.
+- Departs: a method of our own. DM (arXiv:2302.xxxxx) matches on fresh networks; DANCE, TGDD and NCFM match on trained
+  ones with a fresh real batch in every step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from datastill.core.ranges import AdamRate, Amount, AnyRate, Count, Few, Weight, WidthOrNone
+from datastill.core.registry import method
+from datastill.surrogates.stage_cost import Staged
+
+if TYPE_CHECKING:
+    from datastill.core.plan import Plan, Task
+
+
+@method("stages", paper="ours, after arXiv:2406.01063", family="distribution")
+@dataclass(frozen=True, kw_only=True)
+class StagesMethod(Staged):
+    """Match class statistics on early stages of a few narrow networks, with the real side taken once."""
+
+    expert_schedule: ClassVar[str] = "constant"
+    expert_cutmix: ClassVar[float] = 0.0
+
+    steps: Count = 300  #: image updates
+    image_lr: AdamRate = 0.01  #: Adam learning rate of the images, which falls along a cosine
+    alpha: Weight = 0.1  #: weight of the cross-entropy on the drawn snapshot
+    moment: Literal["means", "spreads", "cf"] = "means"  #: what is matched: means, standard deviations too, or CF
+    snapshots: Few = 4  #: snapshots of each expert, the early ones dense
+    statistics_images: Count = 1000  #: augmented real images per class and snapshot, taken once
+    real: Literal["amortized", "fresh"] = "amortized"  #: statistics taken once, or of a new batch in each step
+    real_batch: Amount = 128  #: real images per class and step where they are fresh
+    augment: str = "auto"  #: DSA strategy of images and experts, "none", or "auto": all operations, no flip for digits
+    width: WidthOrNone = 64  #: channels of the experts, where the network has a width; 0 keeps the network
+    expert_count: Few = 4  #: networks to train on the real set
+    expert_epochs: Few = 12  #: short epochs that their updates are cut into
+    expert_updates: Amount = 1200  #: updates of each of them; 0 trains for expert_epochs passes over the real set
+    expert_lr: AnyRate = 0.02  #: their learning rate, constant
+
+    @property
+    def snapshots_per_expert(self) -> int:
+        """Of how many snapshots statistics are taken before the steps."""
+        return self.snapshots if self.real == "amortized" else 0
+
+    def build(self, task: Task) -> Plan:
+        """Stages of experts, kept statistics, tiles."""
+        from datastill.augment.strategies import make_augment
+        from datastill.core.plan import Plan
+        from datastill.core.update import Adam, cosine
+        from datastill.decoders.multi_formation import MultiFormation
+        from datastill.objectives.stage_match import StageMatch
+        from datastill.sampling.inits import make_init
+        from datastill.sampling.samplers import ClassBatches
+        from datastill.surrogates.stage_statistics import StageStatistics
+        from datastill.surrogates.stages import Stages, spread_out
+
+        unit, augment = self.experts_unit(task), make_augment(self.augment, task.real.name, task.real.shape)
+        epochs = spread_out(self.last_epoch(task), self.snapshots)
+        kept = StageStatistics(unit, epochs, self.statistics_images, augment, self.moment, seed=self.expert_seed)
+        fresh = self.real == "fresh"
+        pad = 0.5 if task.real.space.kind == "raw" else 0.0
+        return Plan(
+            init=make_init(self.init, self.factor),
+            decoder=MultiFormation(self.factor, pad=pad),
+            objective=StageMatch(
+                self.moment, self.alpha, None if fresh else kept, siamese=False, standardized=True, frequencies=1024
+            ),
+            surrogates=Stages(unit, epochs, classify="same" if self.alpha else "none"),
+            sampler=ClassBatches(self.real_batch) if fresh else None,
+            augment=augment,
+            update={"images": Adam(self.image_lr, schedule=cosine)},
+            steps=self.steps,
+            prepare=[unit] if fresh else [unit, kept],
+            network=self.network(task),
+        )
+
+    def macs_per_step(self, task: Task) -> float:
+        """Forward and backward to the pixels, about three passes, per rendered image; fresh real ones beside them."""
+        real = sum(min(self.real_batch, int(n)) for n in task.real.counts) if self.real == "fresh" else 0
+        return self.network(task).macs * (real + 3 * self.decoded(task))

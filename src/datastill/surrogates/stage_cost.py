@@ -1,0 +1,204 @@
+"""What methods share that match on stages of trained networks: the experts, and what of them a time pays for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+
+from datastill.core.ranges import Amount, AnyRate, Count, Few, Seed, Tiles, WidthOrNone
+from datastill.core.registry import NOMINAL_STEP_SECONDS, Method, nominal_seconds, nominal_speed
+
+if TYPE_CHECKING:
+    from datastill.core.plan import Task
+    from datastill.models.factory import NetworkFactory
+    from datastill.surrogates.experts import ExpertsUnit
+
+S = TypeVar("S", bound="Staged")
+
+#: Of a time that does not pay for everything, what goes to the experts.
+EXPERTS_SHARE = 0.6
+#: Whoever says one of these has said which experts to train.
+CHOSEN = frozenset({"experts", "expert_count", "expert_epochs", "expert_updates", "width"})
+#: Updates of an expert, and channels, where not all that the method asks for can be paid.
+_UPDATES, _FEWEST_UPDATES, _WIDTH = 1200, 150, 64
+#: Epochs into which short experts are cut, so that early snapshots are close to each other.
+_EPOCHS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged(Method):
+    """A method that matches on stages of networks which are trained on the real set before its steps."""
+
+    voids: ClassVar[dict[str, tuple[str, ...]]] = {
+        "experts": ("expert_count", "expert_updates", "expert_lr", "expert_batch", "expert_seed"),
+    }
+    compiles: ClassVar[bool] = False
+    settled_by_budget: ClassVar[frozenset[str]] = frozenset(
+        {"steps", "real_batch", "width", "expert_count", "expert_updates", "expert_epochs"}
+    )
+
+    factor: Tiles = 2  #: a stored image holds factor x factor smaller ones (multi-formation, arXiv:2205.14959)
+    init: str = "mix"  #: start: every tile a real image ("mix"), whole ones ("real"), or "noise"
+    width: WidthOrNone = 0  #: channels of the experts, where the network has a width; 0 keeps the network
+    experts: str = ""  #: folder of expert trajectories (`datastill experts train`) to take; none trains them
+    expert_count: Few = 20  #: networks to train on the real set
+    expert_epochs: Few = 60  #: their epochs; each ends with a snapshot
+    #: updates of each of them, in `expert_epochs` short epochs where those are shorter than whole ones; 0 trains for
+    #: expert_epochs passes over the real set
+    expert_updates: Amount = 0
+    expert_lr: AnyRate = 0.01  #: their learning rate at the start
+    expert_batch: Count = 64  #: real images per step of an expert
+    expert_seed: Seed = 0  #: of the experts; not the run's, so that runs of all seeds share them
+    real_batch: Amount = 128  #: real images per class and step
+
+    #: Schedule of the experts' rate and CutMix probability, see `policies.momentum`.
+    expert_schedule: ClassVar[str] = "steps"
+    expert_cutmix: ClassVar[float] = 0.5
+
+    @property
+    def snapshots_per_expert(self) -> int:
+        """Of how many snapshots statistics are taken before the steps; 0 where none are."""
+        return 0
+
+    def network(self, task: Task) -> NetworkFactory:
+        """The experts' network."""
+        from datastill.models import narrowed
+
+        return narrowed(task.network, self.width)
+
+    def epochs_and_part(self, n: int) -> tuple[int, float]:
+        """Epochs of an expert on n real images, and the part of them that an epoch passes over."""
+        if not self.expert_updates:
+            return self.expert_epochs, 1.0
+        part = min(1.0, max(1, self.expert_updates // self.expert_epochs) * self.expert_batch / n)
+        return max(1, round(self.expert_updates / math.ceil(part * n / self.expert_batch))), part
+
+    def experts_unit(self, task: Task) -> ExpertsUnit:
+        """The experts that are trained, or taken from their folder."""
+        from datastill.surrogates.experts import ExpertsUnit
+        from datastill.surrogates.experts.policies.momentum import MomentumSgd
+
+        epochs, part = self.epochs_and_part(len(task.real))
+        policy = MomentumSgd(
+            lr=self.expert_lr,
+            batch=self.expert_batch,
+            part=part,
+            schedule=self.expert_schedule,  # type: ignore[arg-type]
+            cutmix=self.expert_cutmix,
+        )
+        return ExpertsUnit(
+            experts=self.expert_count,
+            epochs=epochs,
+            policy=policy,
+            seed=self.expert_seed,
+            span=1,
+            path=self.experts or None,
+            network=self.network(task),
+        )
+
+    def last_epoch(self, task: Task) -> int:
+        """The last snapshot of the experts: as given, or of their folder."""
+        last, _ = self.epochs_and_part(len(task.real))
+        if not self.experts:
+            return last
+        from datastill.surrogates.experts import open_buffer
+
+        return min(last, open_buffer(self.experts).epochs)
+
+    def decoded(self, task: Task) -> int:
+        """Images that a step renders."""
+        return len(task.labels) * self.factor**2
+
+    def macs_per_step(self, task: Task) -> float:
+        """One pass per real image of a batch; forward and backward to the pixels, about three, per rendered one."""
+        real = sum(min(self.real_batch, int(n)) for n in task.real.counts)
+        return self.network(task).macs * (real + 3 * self.decoded(task))
+
+    def scaled(self, task: Task, seconds: float) -> Self:
+        """Fewer, shorter, narrower experts for three fifths of the time, and as many steps as the rest pays for."""
+        return affordable(self, task, seconds, 1.0, 1.0)
+
+    def at_pace(self, task: Task, seconds: float, preparation: float, step: float) -> Self:
+        """As `scaled`, where each nominal second of experts and of steps takes so many."""
+        return affordable(self, task, seconds, preparation, step)
+
+    def with_cheap_preparation(self, task: Task, seconds: float, given: Collection[str]) -> Self:
+        """Short, narrow experts where all would take more than `seconds`; not where `given` names which to train."""
+        if CHOSEN & set(given) or expert_seconds(self, task) <= seconds:
+            return self
+        return with_short_experts(self, task, seconds)
+
+    def nominal_preparation(self, task: Task) -> float:
+        """Seconds of all experts, and of the statistics on their stages, at the nominal speed."""
+        return expert_seconds(self, task) + statistics_seconds(self, task)
+
+    @contextmanager
+    def rehearse(self, task: Task) -> Iterator[tuple[Self, float]]:
+        """This method on experts that are good for timing its steps alone, and the seconds that its own would take."""
+        taken = dataclasses.replace(self, expert_epochs=1, expert_updates=0)
+        if self.experts:
+            yield self, statistics_seconds(self, task)
+            return
+        with self.experts_unit(task).rehearse(task) as (path, seconds):
+            pace = seconds / max(1e-9, expert_seconds(self, task))
+            yield dataclasses.replace(taken, experts=str(path)), seconds + pace * statistics_seconds(self, task)
+
+
+def expert_seconds(method: Staged, task: Task) -> float:
+    """Of all experts at the nominal speed, with what a step costs beside its arithmetic; 0 where they are given."""
+    if method.experts:
+        return 0.0
+    epochs, part = method.epochs_and_part(len(task.real))
+    images = part * len(task.real)
+    work = 3.0 * images * method.network(task).macs / nominal_speed(task.device.type)
+    return method.expert_count * epochs * (work + math.ceil(images / method.expert_batch) * NOMINAL_STEP_SECONDS)
+
+
+def statistics_seconds(method: Staged, task: Task) -> float:
+    """Of the statistics that are taken once, at the nominal speed."""
+    plan = method.build(task)
+    units = [unit for unit in plan.prepare if unit.name != "experts"]
+    return sum(unit.macs(task) for unit in units) / nominal_speed(task.device.type)
+
+
+def step_seconds(method: Staged, task: Task) -> float:
+    """Of an image update, at the nominal speed."""
+    return nominal_seconds(method.macs_per_step(task), task.device.type)
+
+
+def affordable(method: S, task: Task, seconds: float, preparation: float, step: float) -> S:
+    """The method within a time, where each nominal second of experts and of steps takes so many."""
+    whole = preparation * method.nominal_preparation(task) + method.steps * step * step_seconds(method, task)
+    if whole <= seconds:
+        return method
+    cheap: Any = dataclasses.replace(method, real_batch=min(method.real_batch, 32))
+    cheap = with_short_experts(cheap, task, EXPERTS_SHARE * seconds / preparation)
+    left = seconds - preparation * cheap.nominal_preparation(task)
+    steps = int(max(left, (1 - EXPERTS_SHARE) * seconds / 2) / (step * step_seconds(cheap, task)))
+    found: S = dataclasses.replace(cheap, steps=max(20, min(method.steps, steps)))
+    return found
+
+
+def with_short_experts(method: S, task: Task, seconds: float) -> S:
+    """Narrow experts of up to 1,200 updates, at least two and as many as the time pays for; then fewer updates."""
+    if method.experts:
+        return method
+    width = min(method.width or _WIDTH, _WIDTH)
+    most = min(method.expert_updates or _UPDATES, _UPDATES)
+
+    def of(count: int, updates: int) -> Any:
+        epochs = min(method.expert_epochs, _EPOCHS)
+        return dataclasses.replace(
+            method, width=width, expert_count=count, expert_updates=updates, expert_epochs=epochs
+        )
+
+    least = min(2, method.expert_count)
+    one = of(1, most).nominal_preparation(task)
+    count = min(method.expert_count, int(seconds / one))
+    if count >= least:
+        return of(count, most)  # type: ignore[no-any-return]
+    return of(least, max(_FEWEST_UPDATES, int(most * seconds / (least * one))))  # type: ignore[no-any-return]
