@@ -21,10 +21,14 @@ from datastill.store.files import digest, read_tensors, seconds_of, write_tensor
 Prepared = dict[str, dict[str, Tensor]]
 
 
-def prepare(plan: Plan, task: Task, only: Unit | None = None) -> tuple[Prepared, float]:
+def prepare(plan: Plan, task: Task, only: Unit | None = None, found: list[str] | None = None) -> tuple[Prepared, float]:
     """Run the units that are missing, of all or of one with those that it needs; each is one file.
 
-    Returns their tensors by name, and the seconds that they took, whenever that was.
+    Args:
+        found: takes the names of those that were there already.
+
+    Returns:
+        Their tensors by name, and the seconds that they took, whenever that was.
     """
     prepared: Prepared = {}
     total = 0.0
@@ -34,6 +38,8 @@ def prepare(plan: Plan, task: Task, only: Unit | None = None) -> tuple[Prepared,
         if path is not None and path.is_file():
             prepared[name], meta = read_tensors(path, resuming=True)
             total += seconds_of(meta)
+            if found is not None:
+                found.append(name)
             continue
         watch = Stopwatch()
         prepared[name] = run_unit(unit, task, prepared)

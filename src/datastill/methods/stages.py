@@ -8,7 +8,7 @@ class, so that a step costs the synthetic images alone.
 - Needs: nothing but the real set and a network family; it trains a few narrow networks first, or takes some.
 - Cost: 3 * ipc * factor^2 * C passes of a narrow network a step; before that expert_count * updates * expert_batch * 3
   passes for the experts, and one for each of statistics_images * C images and snapshot.
-- Departs: a method of our own. DM (arXiv:2302.xxxxx) matches on fresh networks; DANCE, TGDD and NCFM match on trained
+- Departs: a method of our own. DM (arXiv:2110.04181) matches on fresh networks; DANCE, TGDD and NCFM match on trained
   ones with a fresh real batch in every step.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @method("stages", paper="ours, after arXiv:2406.01063", family="distribution")
 @dataclass(frozen=True, kw_only=True)
-class StagesMethod(Staged):
+class StageMatching(Staged):
     """Match class statistics on early stages of a few narrow networks, with the real side taken once."""
 
     expert_schedule: ClassVar[str] = "constant"

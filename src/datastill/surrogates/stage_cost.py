@@ -200,5 +200,5 @@ def with_short_experts(method: S, task: Task, seconds: float) -> S:
     one = of(1, most).nominal_preparation(task)
     count = min(method.expert_count, int(seconds / one))
     if count >= least:
-        return of(count, most)  # type: ignore[no-any-return]
-    return of(least, max(_FEWEST_UPDATES, int(most * seconds / (least * one))))  # type: ignore[no-any-return]
+        return of(count, most)
+    return of(least, max(_FEWEST_UPDATES, int(most * seconds / (least * one))))

@@ -113,7 +113,8 @@ class StageStatistics:
     def _on_stage(self, network: Network, task: Task, rng: Rng, stage: tuple[int, int]) -> Reference:
         classes, macs = task.classes, (self.unit.network or task.network).macs
         size = chunk_for(macs, task.device)
-        rows, variances = [], []
+        rows: list[Tensor | None] = []
+        variances = []
         for c in range(classes):
             batch = task.real.of_classes([c], self.per_class, rng.generator("real", c)).to(task.device)
             features = self._features(network, batch, task, rng.generator("augment", c), size)
@@ -127,9 +128,7 @@ class StageStatistics:
         empty = torch.zeros_like(next(row for row in rows if row is not None))
         return Reference(torch.stack([empty if r is None else r for r in rows]), torch.stack(variances).mean(0))
 
-    def _features(
-        self, network: Network, batch: Batch, task: Task, generator: torch.Generator, size: int
-    ) -> Tensor:
+    def _features(self, network: Network, batch: Batch, task: Task, generator: torch.Generator, size: int) -> Tensor:
         images = batch.x
         if self.augment is not None and len(images):
             images = self.augment.apply(images, self.augment.draw(len(images), task.real.shape, generator))

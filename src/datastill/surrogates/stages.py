@@ -68,8 +68,7 @@ class Stages:
     law: Law = "snapshots"
     classify: Literal["none", "same", "final", "window"] = "none"
     window: int = 1
-    _buffer: ExpertBuffer | None = field(default=None, repr=False)
-    _networks: tuple[Network, Network] | None = field(default=None, repr=False)
+    _opened: tuple[ExpertBuffer, Network, Network] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.law not in get_args(Law):
@@ -84,15 +83,15 @@ class Stages:
             InputError: they do not fit the task, there are none, or they end before the last snapshot.
         """
         task = context.task
-        self._buffer = open_experts(self.unit, task, context.prepared.get(self.unit.name, {}), self.epochs)
+        buffer = open_experts(self.unit, task, context.prepared.get(self.unit.name, {}), self.epochs)
         factory = self.unit.network or task.network
         first, second = (factory(0).to(context.device).requires_grad_(False).eval() for _ in range(2))
-        self._networks = first, second
+        self._opened = buffer, first, second
 
     def draw(self, context: Context) -> Stage:
         """The stage of this step."""
-        assert self._buffer is not None and self._networks is not None, "begin comes first"
-        buffer, (network, other) = self._buffer, self._networks
+        assert self._opened is not None, "begin comes first"
+        buffer, network, other = self._opened
         generator = context.generator("stage")
         expert = int(torch.randint(len(buffer), (), generator=generator))
         if self.law == "interpolated":
@@ -115,7 +114,9 @@ class Stages:
 
     def state(self) -> dict[str, Tensor]:
         """Which experts they are."""
-        return {} if self._buffer is None else {"id": torch.tensor(list(self._buffer.id.encode()), dtype=torch.uint8)}
+        if self._opened is None:
+            return {}
+        return {"id": torch.tensor(list(self._opened[0].id.encode()), dtype=torch.uint8)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Make sure that the experts are those that the run began with.
@@ -123,17 +124,15 @@ class Stages:
         Raises:
             InputError: they are others, or there are more or fewer of them.
         """
-        mine, theirs = self.state().get("id"), state.get("id")
-        if self._buffer is not None and theirs is not None and not torch.equal(mine, theirs):  # type: ignore[arg-type]
+        mine = self.state()
+        if self._opened is not None and "id" in state and not torch.equal(mine["id"], state["id"]):
             raise InputError(
-                f"The experts in {self._buffer.path} are not those that this run began with: some were added, removed "
-                "or trained again; put them back, or start again in another --out."
+                f"The experts in {self._opened[0].path} are not those that this run began with: some were added, "
+                "removed or trained again; put them back, or start again in another --out."
             )
 
 
-def open_experts(
-    unit: ExpertsUnit, task: Task, prepared: Mapping[str, Tensor], epochs: Sequence[int]
-) -> ExpertBuffer:
+def open_experts(unit: ExpertsUnit, task: Task, prepared: Mapping[str, Tensor], epochs: Sequence[int]) -> ExpertBuffer:
     """The experts that a unit prepared, which are to have snapshots after all of `epochs`.
 
     Raises:
