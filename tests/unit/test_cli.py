@@ -242,9 +242,9 @@ class TestBadInput:
         refused(["dmm"], "'dmm'", "'dm'")
 
     def test_no_method(self, refused) -> None:
-        refused([], "Name a method")
+        refused([], "Name the data")
 
-    def test_a_time_without_a_method_takes_the_fast_one(self, tmp_path: Path, capsys) -> None:
+    def test_a_time_without_a_method_takes_the_fast_one_for_small_images(self, tmp_path: Path, capsys) -> None:
         code, _, _ = run(
             ["distill", "--budget", "1s", "--data", "digits", "--out", str(tmp_path / "x"), "--quiet"], capsys
         )

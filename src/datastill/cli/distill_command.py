@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from datastill.store.manifest import Manifest
 
 
-#: What a time without a method takes.
-IN_A_HURRY = "dm-fast"
+#: What is taken where no method is named.
+UNNAMED = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,18 +58,17 @@ class RunOptions(RuntimeOptions):
 def main(args: list[str]) -> int:
     """Parse and run."""
     name, rest = positional_first(args)
-    named = name is not None
     if name is None:
         if helped(args, usage):
             return 0
-        name = IN_A_HURRY
+        if not args:
+            raise InputError(
+                "Name the data: `datastill distill --data PATH` (and a method, `datastill distill dm --data PATH`; "
+                "`datastill methods` lists them)."
+            )
+        name = UNNAMED
     info = get_method(name)
     run, data, values = parse_options(info, rest)
-    if not named and run.budget is None:
-        raise InputError(
-            "Name a method: `datastill distill dm --data PATH`; `datastill methods` lists them. "
-            "With a time alone (`--budget 60s`) dm-fast is taken."
-        )
     with plain_warnings(run.quiet):
         try:
             return distill(info, run, data, values)
@@ -85,9 +84,9 @@ def usage() -> str:
     """What `datastill distill --help` prints."""
     lines = "\n".join(f"  {i.name:<11} {i.summary}" for i in methods().values())
     return (
-        "usage: datastill distill METHOD [options]\n\n"
+        "usage: datastill distill [METHOD] [options]\n\n"
         f"Learn a small synthetic training set from your data.\n\nmethods:\n{lines}\n\n"
-        "`datastill distill --budget 60s` without a METHOD takes dm-fast.\n"
+        "Without a METHOD the strongest for the data and the size is taken (auto), and the run says which.\n"
         "`datastill distill METHOD --help` shows the options of a method, `datastill methods METHOD` its recipes.\n"
         "A file of your own works too: `datastill distill my_method.py`."
     )

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
 
 from datastill.core.errors import InputError, nearest
 from datastill.core.imports import import_file
@@ -88,6 +88,15 @@ class Method:
             given: hyper-parameters that the caller named; none of them changes.
         """
         return self
+
+
+@runtime_checkable
+class Chooses(Protocol):
+    """A method that stands for another one, which it names once it has seen the task."""
+
+    def choose(self, task: Task) -> tuple[str, dict[str, Any], str]:
+        """A method's name, values of its own for this task, and the reason in words."""
+        ...
 
 
 # What `recipe="auto"` takes a device to do: fixed numbers, so that one seed gives one result everywhere.

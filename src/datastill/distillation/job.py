@@ -20,7 +20,7 @@ from datastill.core.overrides import Override, taken_from
 from datastill.core.plan import Plan, Task, chunk_for
 from datastill.core.ranges import Count, Seed, check_fields, checked
 from datastill.core.recipes import Recipe, find_recipe, get_recipe
-from datastill.core.registry import Method, get_method, with_overrides
+from datastill.core.registry import Chooses, Method, get_method, with_overrides
 from datastill.core.runtime import Runtime
 from datastill.core.usercode import blaming, called, is_theirs
 from datastill.data import check_ipc, load_real
@@ -170,8 +170,14 @@ def prepare_job(
         network = usual.usual_network()
     factory = resolve_network(network, channels=data.shape[0], classes=data.classes, size=data.shape[1:])
     task = Task(data, ipc, factory, seed, runtime or Runtime.of(), folder)
+    chosen: tuple[str, ...] = ()
+    if isinstance(start, Chooses):
+        wanted, hyper, why = start.choose(task)
+        start, name, family = _instance(wanted)
+        chosen = (f"{name} was chosen: {why}",)
     settled, unscaled, found, notes = _settle(start, name, data.name, task, recipe, hyper)
     changed = (*overrides, *asked)
+    notes = (*chosen, *notes)
     job = Job(settled, name, family, task, recipe, found, notes, overrides=changed, unscaled=unscaled, given=hyper)
     counted = task.runtime.compile == "auto" and task.device.type == "cpu"
     return compiled_for(job, planned_macs(job) if counted else 0.0)

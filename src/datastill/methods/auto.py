@@ -1,0 +1,43 @@
+"""The method that the library takes where none is named, by a rule that is written on its page.
+
+Stage matching (`stages`) where networks can be trained on the real set: at least 16 pixels a side and 20 real images
+per class; with tiles from 28 pixels on. Else `dm-fast`, which trains nothing.
+
+- Needs: what the chosen method needs.
+- Cost: that of the chosen method.
+- Departs: a rule of our own; the run says what it chose and why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from datastill.core.registry import Method, method
+
+if TYPE_CHECKING:
+    from datastill.core.plan import Task
+
+#: Pixels of the shorter side, and images of the smallest class, from which stages are matched; pixels for tiles.
+SIDE, IMAGES, TILED_SIDE = 16, 20, 28
+
+
+@method("auto", paper="ours", family="choice")
+@dataclass(frozen=True, kw_only=True)
+class Auto(Method):
+    """The strongest method for the data and the size at hand, by a written rule."""
+
+    def choose(self, task: Task) -> tuple[str, dict[str, Any], str]:
+        """A method's name, values of its own for this task, and the reason in words.
+
+        Args:
+            task: the data and the size.
+        """
+        side, images = min(task.real.shape[1:]), int(task.real.counts.min())
+        if side < SIDE:
+            return "dm-fast", {}, f"images of {side} pixels are too small for stages of trained networks"
+        if images < IMAGES:
+            return "dm-fast", {}, f"a class of {images} images is too small to train networks on"
+        if side < TILED_SIDE:
+            return "stages", {"factor": 1, "init": "real"}, f"images of {side} pixels are stored whole"
+        return "stages", {}, "the most accurate of the library in minutes, at every size that was measured"
