@@ -18,6 +18,7 @@ COMMANDS = {
     "distill": "Learn a small synthetic training set from your data.",
     "evaluate": "Score distilled sets on test data, with Random beside them.",
     "compare": "One table over methods, sizes and seeds, with intervals, paired to Random, resumable.",
+    "frontier": "Accuracy against the time that a set costs, for many methods at several budgets, as a figure.",
     "weigh": "Weigh images against a bias, and show the crowd of each class and its odd ones.",
     "study": "Measure what weights against a bias do, over methods, sizes and seeds.",
     "results": "Print measured results beside the published numbers.",

@@ -111,7 +111,7 @@ def run(options: CompareOptions, changes: dict[str, str]) -> int:
                 out=out,
                 workers=options.workers,
                 **options.engine,
-                progress=_teller(display),
+                progress=teller(display),
                 **changes,
             )
     except CellsFailed as error:
@@ -150,7 +150,7 @@ def parse_settings(given: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     return settings
 
 
-def _teller(display: Display) -> Any:
+def teller(display: Display) -> Any:
     """Bars in a terminal, else a line for every unit."""
     import sys
 

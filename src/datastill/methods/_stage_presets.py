@@ -22,9 +22,8 @@ class StagePreset(Staged):
     """A published method of the family."""
 
     alpha: Weight = 1.0  #: weight of the cross-entropy
-    image_lr: RateOrAuto = (
-        0.0  #: SGD learning rate of the pixels in [0, 1]; 0 is .01 * ipc, from 128 pixels on .1 * ipc
-    )
+    #: SGD learning rate of the pixels in [0, 1]; 0 is .01 * ipc, from 128 pixels on .1 * ipc
+    image_lr: RateOrAuto = 0.0
     image_momentum: Momentum = 0.5  #: SGD momentum of the pixels, class after class
     augment: str = "auto"  #: operations of both sides, "none", or "auto": color, crop and cutout
 

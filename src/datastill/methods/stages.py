@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from datastill.core.errors import InputError
 from datastill.core.ranges import AdamRate, Amount, AnyRate, Count, Few, Weight, WidthOrNone
 from datastill.core.registry import method
 from datastill.surrogates.stage_cost import Staged
@@ -36,6 +37,8 @@ class StageMatching(Staged):
     steps: Count = 300  #: image updates
     image_lr: AdamRate = 0.01  #: Adam learning rate of the images, which falls along a cosine
     alpha: Weight = 0.1  #: weight of the cross-entropy on the drawn snapshot
+    #: networks: "snapshots" of training, or "interpolated" between initialization and last one, which takes fresh images
+    law: Literal["snapshots", "interpolated"] = "snapshots"
     moment: Literal["means", "spreads", "cf"] = "means"  #: what is matched: means, standard deviations too, or CF
     snapshots: Few = 4  #: snapshots of each expert, the early ones dense
     statistics_images: Count = 1000  #: augmented real images per class and snapshot, taken once
@@ -65,6 +68,11 @@ class StageMatching(Staged):
         from datastill.surrogates.stage_statistics import StageStatistics
         from datastill.surrogates.stages import Stages, spread_out
 
+        if self.law == "interpolated" and self.real == "amortized":
+            raise InputError(
+                "Weights between two snapshots are new in every step, so nothing can be taken of them once: give "
+                "real=fresh (--real fresh) with law=interpolated."
+            )
         unit, augment = self.experts_unit(task), make_augment(self.augment, task.real.name, task.real.shape)
         epochs = spread_out(self.last_epoch(task), self.snapshots)
         kept = StageStatistics(unit, epochs, self.statistics_images, augment, self.moment, seed=self.expert_seed)
@@ -76,7 +84,7 @@ class StageMatching(Staged):
             objective=StageMatch(
                 self.moment, self.alpha, None if fresh else kept, siamese=False, standardized=True, frequencies=1024
             ),
-            surrogates=Stages(unit, epochs, classify="same" if self.alpha else "none"),
+            surrogates=Stages(unit, epochs, self.law, "same" if self.alpha else "none"),
             sampler=ClassBatches(self.real_batch) if fresh else None,
             augment=augment,
             update={"images": Adam(self.image_lr, schedule=cosine)},

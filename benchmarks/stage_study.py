@@ -1,0 +1,139 @@
+"""What brings what in stage matching: one factor at a time around a base, and a table of its four switches.
+
+    python benchmarks/stage_study.py table --data fashion_mnist --ipc 1 --out results/stages-table-fashion_mnist.json
+    python benchmarks/stage_study.py factors --data cifar10 --ipc 10 --out results/stages-factors-cifar10.json
+    python benchmarks/stage_study.py show results/stages-table-fashion_mnist.json
+
+Every setting is scored with ConvNet-3/128 under idc-quick-v1 on a tenth of the training images that it never saw. The
+test split is read once, for the settings named by --test. CPU seconds are those of one thread; networks and statistics
+are kept in --units, trained once, and their seconds are told apart from those of the steps. Safe to stop and start
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datastill import distill, evaluate, load_real
+from datastill.core.allocator import keep_freed_memory
+from datastill.core.cost import environment
+from datastill.data import RealSet
+from datastill.store.files import write_json
+
+#: The mosaic start stands beside all of them.
+START: dict[str, Any] = {"method": "mosaic"}
+FACTORS: dict[str, dict[str, Any]] = {
+    "start": START,
+    "base": {},
+    "alpha 0": {"alpha": 0.0},
+    "alpha .03": {"alpha": 0.03},
+    "alpha .5": {"alpha": 0.5},
+    "means and spreads": {"moment": "spreads"},
+    "characteristic functions": {"moment": "cf"},
+    "no augmentation": {"augment": "none"},
+    "100 steps": {"steps": 100},
+    "lr .03": {"image_lr": 0.03},
+    "200 real images a class": {"statistics_images": 200},
+    "two networks": {"expert_count": 2},
+    "width 32": {"width": 32},
+    "600 updates": {"expert_updates": 600},
+    "whole images": {"factor": 1, "init": "real"},
+}
+
+
+def table() -> dict[str, dict[str, Any]]:
+    """Law of stages x moment x cross-entropy x where the real side comes from; weights between are always fresh."""
+    found = {"start": START, "random": {"method": "random"}}
+    laws, moments, alphas, reals = ("snapshots", "interpolated"), ("means", "cf"), (0.0, 0.1), ("amortized", "fresh")
+    for law, moment, alpha, real in itertools.product(laws, moments, alphas, reals):
+        if (law, real) != ("interpolated", "amortized"):
+            found[f"{law}, {moment}, alpha {alpha:g}, {real}"] = {
+                "law": law,
+                "moment": moment,
+                "alpha": alpha,
+                "real": real,
+            }
+    return found
+
+
+def cell(real: RealSet, ipc: int, seed: int, networks: int, units: Path, **hyper: Any) -> dict[str, Any]:
+    """One set, its seconds, and its accuracy on `real.test`."""
+    method = hyper.pop("method", "stages")
+    started = time.process_time()
+    more = {"recipe": "paper", "compile": "off"}
+    made = distill(method, real, ipc=ipc, seed=seed, units=units, **more, **hyper)
+    spent = time.process_time() - started
+    result = evaluate(made, real, protocol="idc-quick-v1", networks=networks, seed=seed, random=False, compile="off")
+    cost = made.manifest["cost"]
+    return {
+        "process_seconds": round(spent, 2),
+        "prepare_seconds": cost["prepare_seconds"],
+        "steps_seconds": cost["seconds"],
+        "accuracies": result.distilled.accuracies.flatten().tolist(),
+    }
+
+
+def study(settings: dict[str, dict[str, Any]], tested: list[str], args: argparse.Namespace) -> None:
+    """Fill in what is missing."""
+    whole = load_real(args.data)
+    train, validation = whole.split(0.1)
+    validating = dataclasses.replace(train, test=dataclasses.replace(validation, test=None))
+    fresh = {"data": args.data, "ipc": args.ipc, "settings": settings, "cells": {}}
+    record: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else fresh
+    jobs = [("validation", validating, name) for name in settings] + [("test", whole, name) for name in tested]
+    for (split, real, name), seed in itertools.product(jobs, range(args.seeds)):
+        key = f"{split}|{name}|{seed}"
+        if key not in record["cells"]:
+            record["cells"][key] = cell(real, args.ipc, seed, args.networks, args.units, **settings[name])
+            record["environment"] = environment(torch.device("cpu"))
+            write_json(args.out, record)
+            print(key, record["cells"][key], flush=True)
+
+
+def show(path: Path) -> None:
+    """Mean, range over seeds and seconds of every setting, as Markdown."""
+    record = json.loads(path.read_text())
+    found: dict[str, list[dict[str, Any]]] = {}
+    for key, one in record["cells"].items():
+        found.setdefault(key.rpartition("|")[0], []).append(one)
+    print("| split, setting | accuracy % | over sets | seconds of steps |\n|---|---|---|---|")
+    for key, cells in found.items():
+        means = [100 * sum(c["accuracies"]) / len(c["accuracies"]) for c in cells]
+        steps = sum(c["steps_seconds"] for c in cells) / len(cells)
+        print(f"| {key.replace('|', ', ')} | {sum(means) / len(means):.1f} | {min(means):.1f} to {max(means):.1f} "
+              f"| {steps:.0f} |")  # fmt: skip
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("factors", "table", "show"))
+    parser.add_argument("path", nargs="?", type=Path, help="with show: the file of a study")
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--ipc", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--networks", type=int, default=2)
+    parser.add_argument("--units", type=Path, default=Path("runs/stage-units"))
+    parser.add_argument("--only", nargs="*", default=None, help="names of settings")
+    parser.add_argument("--test", nargs="*", default=[], help="names of settings that are scored on test images too")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    if args.what == "show":
+        show(args.path)
+        return
+    settings = FACTORS if args.what == "factors" else table()
+    study({n: s for n, s in settings.items() if args.only is None or n in args.only}, args.test, args)
+
+
+if __name__ == "__main__":
+    main()

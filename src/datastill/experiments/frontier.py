@@ -1,0 +1,231 @@
+"""Accuracy against the time that a distilled set costs: every method at several budgets, baselines as lines.
+
+Each budget is a comparison of its own in a folder of its own, so all of it can be stopped at any time and goes on. What
+a method prepares (experts, a teacher) is part of its time.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datastill.core.errors import InputError
+from datastill.core.recipes import find_recipe
+from datastill.core.registry import Chooses, get_method, methods
+from datastill.experiments.comparison import Progress, compare, silent
+from datastill.experiments.result import Comparison, Row
+from datastill.experiments.sources import RealSets
+from datastill.report.words import duration
+from datastill.store.files import atomic_path, write_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FORMAT = "datastill-frontier"
+#: What stands as a line: it takes no time that a budget could change.
+LINES = ("random", "mosaic", "herding")
+_TICKS = (1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 18_000, 36_000, 86_400)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method at one budget. Accuracies are fractions."""
+
+    method: str
+    budget: float
+    seconds: float  #: of one set, with all that was prepared for it
+    mean: float
+    interval: float  #: half-width of its 95 % interval; NaN where there is one network
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """What `frontier` returns.
+
+    Attributes:
+        data, ipc, protocol: what was compared.
+        lines: mean accuracy of the baselines.
+        points: of every other method, by budget.
+        published: accuracy and source by method, where a recipe has one for this data and size.
+    """
+
+    data: str
+    ipc: int
+    protocol: str
+    lines: Mapping[str, float]
+    points: Sequence[Point]
+    published: Mapping[str, tuple[float, str]]
+
+    @property
+    def best(self) -> list[Point]:
+        """The points that no cheaper one reaches, by time."""
+        found: list[Point] = []
+        for point in sorted(self.points, key=lambda p: (p.seconds, -p.mean)):
+            if not found or point.mean > found[-1].mean:
+                found.append(point)
+        return found
+
+    def table(self) -> str:
+        """In Markdown: a row for each method, a column for each budget, accuracies in percent."""
+        budgets = sorted({p.budget for p in self.points})
+        head = ["method", *(duration(b) for b in budgets), "published"]
+        rows = [[name, *[f"{100 * mean:.1f}"] * len(budgets), "–"] for name, mean in self.lines.items()]
+        for name in dict.fromkeys(p.method for p in self.points):
+            by_budget = {p.budget: p for p in self.points if p.method == name}
+            cells = [_cell(by_budget.get(b)) for b in budgets]
+            told = self.published.get(name)
+            rows.append([name, *cells, f"{100 * told[0]:.1f}" if told else "–"])
+        rule = ["---"] * len(head)
+        text = "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
+        sources = "\n".join(f"- {name}: {source}" for name, (_, source) in self.published.items())
+        return f"{text}\n" + (
+            f"\nPublished numbers, under the protocols of their papers:\n\n{sources}\n" if sources else ""
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, NaN as None."""
+        points = [
+            {**vars(p), "interval": None if math.isnan(p.interval) else round(p.interval, 6)} for p in self.points
+        ]
+        return {
+            "format": FORMAT,
+            "version": 1,
+            "data": self.data,
+            "ipc": self.ipc,
+            "protocol": self.protocol,
+            "lines": dict(self.lines),
+            "points": points,
+            "published": {name: {"accuracy": a, "source": s} for name, (a, s) in self.published.items()},
+        }
+
+    def figure(self, format: str = "svg") -> bytes:
+        """Accuracy over seconds on a logarithmic axis: a curve for each method, a line for each baseline.
+
+        Args:
+            format: "svg" or "png".
+        """
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8.5, 5.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        self._draw(axes)
+        out = io.BytesIO()
+        figure.savefig(out, format=format, dpi=150, metadata={"Date": None} if format == "svg" else {})
+        return out.getvalue()
+
+    def _draw(self, axes: Axes) -> None:
+        names = list(dict.fromkeys(p.method for p in self.points))
+        for k, name in enumerate(names):
+            mine = sorted((p for p in self.points if p.method == name), key=lambda p: p.seconds)
+            color, marker = f"C{k % 10}", "osD^vP*X"[k // 10 % 8]
+            axes.plot([p.seconds for p in mine], [100 * p.mean for p in mine], marker + "-", color=color, label=name)
+            if name in self.published:
+                axes.plot(1.0, 100 * self.published[name][0], "<", color=color, transform=axes.get_yaxis_transform(),
+                          clip_on=False)  # fmt: skip
+        for k, (name, mean) in enumerate(self.lines.items()):
+            axes.axhline(100 * mean, color="0.4", linestyle=("-", "--", ":")[k % 3], linewidth=1, label=name)
+        axes.set_xscale("log")
+        ends = [p.seconds for p in self.points]
+        ticks = [t for t in _TICKS if 0.5 * min(ends) <= t <= 2 * max(ends)]
+        axes.set_xticks(ticks, [duration(t) for t in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("seconds for one set, with all that is prepared for it")
+        axes.set_ylabel(f"test accuracy in %, {self.protocol}")
+        marks = "; ◂ published, under its paper's protocol" if self.published else ""
+        axes.set_title(f"{self.data}, {self.ipc} image{'s' * (self.ipc > 1)} per class{marks}", fontsize=10)
+        axes.grid(color="0.92")
+        axes.legend(fontsize=8, ncols=2)
+
+    def save(self, folder: Path) -> None:
+        """Write frontier.json, frontier.md, frontier.svg and frontier.png."""
+        write_json(folder / "frontier.json", self.to_dict())
+        write_text(folder / "frontier.md", self.table())
+        for format in ("svg", "png"):
+            with atomic_path(folder / f"frontier.{format}") as temporary:
+                temporary.write_bytes(self.figure(format))
+
+
+def frontier(
+    names: Sequence[str],
+    real: RealSets | Any,
+    *,
+    ipc: int,
+    budgets: Sequence[float],
+    out: str | Path,
+    progress: Progress = silent,
+    **options: Any,
+) -> Frontier:
+    """Compare methods at several budgets under one protocol.
+
+    Args:
+        names: methods; "all" stands for all that need nothing but the real set.
+        real: one real set, as `compare` takes it.
+        ipc: images per class.
+        budgets: seconds, ascending or not.
+        out: a folder for the comparisons, one for each budget, and the results; what is finished in it is kept.
+        progress: told after every unit.
+        options: further arguments of `compare`, such as seeds, networks and protocol.
+
+    Raises:
+        InputError: something given cannot be used.
+        CellsFailed: some cells failed; the others are kept.
+    """
+    if not budgets or any(not 0 < b < math.inf for b in budgets):
+        raise InputError("Give at least one budget, a time above 0 seconds: --budgets 30s 2m 10m.")
+    wanted = every_method() if list(names) == ["all"] else list(names)
+    timed = [name for name in wanted if name not in LINES]
+    if not timed:
+        raise InputError("Name a method that takes time: random, mosaic and herding stand beside it in any case.")
+    folder = Path(out)
+    first = compare(list(LINES), real, ipc=ipc, out=folder / "baselines", progress=progress, **options)
+    done = {
+        budget: compare(timed, real, ipc=ipc, budget=budget, out=folder / f"{budget:g}s", progress=progress, **options)
+        for budget in sorted(set(budgets))
+    }
+    found = gathered(first, done)
+    found.save(folder)
+    return found
+
+
+def every_method() -> list[str]:
+    """All methods but those that stand for another; coresets come once, since a budget changes nothing in them."""
+    return [name for name, info in methods().items() if not isinstance(info.cls(), Chooses)]
+
+
+def gathered(baselines: Comparison, budgets: Mapping[float, Comparison]) -> Frontier:
+    """One frontier out of comparisons."""
+    rows = list(baselines.rows)
+    data, ipc = rows[0].data, rows[0].ipc
+    points = [
+        Point(row.method, budget, row.distillation_seconds, row.mean, row.interval)
+        for budget, comparison in budgets.items()
+        for row in comparison.rows
+        if row.method not in LINES
+    ]
+    return Frontier(data, ipc, baselines.protocol, _lines(rows), points, _published(points, data, ipc))
+
+
+def _lines(rows: Sequence[Row]) -> dict[str, float]:
+    return {row.method: row.mean for row in rows if row.method in LINES}
+
+
+def _published(points: Sequence[Point], data: str, ipc: int) -> dict[str, tuple[float, str]]:
+    found = {}
+    for name in dict.fromkeys(p.method for p in points):
+        recipe = find_recipe(get_method(name).name, data, ipc)
+        if recipe is not None and recipe.accuracy is not None:
+            found[name] = (recipe.accuracy, recipe.source)
+    return found
+
+
+def _cell(point: Point | None) -> str:
+    if point is None:
+        return "–"
+    spread = "" if math.isnan(point.interval) else f" ± {100 * point.interval:.1f}"
+    return f"{100 * point.mean:.1f}{spread} ({duration(point.seconds)})"
