@@ -1,6 +1,6 @@
 """Networks with features and taps, and the factories that build them fresh."""
 
-from datastill.models.base import Network, couples_samples, freeze_statistics, functional
+from datastill.models.base import Network, couples_samples, functional
 from datastill.models.factory import NetworkFactory
 from datastill.models.resnet import ResNet18, ResNet18AP
 from datastill.models.resolve import (
@@ -28,7 +28,6 @@ __all__ = [
     "Wrapped",
     "couples_samples",
     "default_options",
-    "freeze_statistics",
     "functional",
     "is_built_in",
     "narrowed",

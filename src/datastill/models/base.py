@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from datastill.core.errors import InputError, nearest
 from datastill.core.usercode import refuse_no_graph
-
-T = TypeVar("T")
 
 
 class Network(nn.Module, ABC):
@@ -109,24 +107,6 @@ def couples_samples(module: nn.Module) -> bool:
         isinstance(m, _BatchNorm) and (m.training or (m.running_mean is None and m.running_var is None))
         for m in module.modules()
     )
-
-
-def freeze_statistics(network: nn.Module, forward: Callable[[], T]) -> T:
-    """What `forward` returns, which runs real images through the network; batch norm keeps their exact statistics.
-
-    Afterwards its layers are in evaluation mode. (A momentum of 0.1 from (0, 1), as in released code, keeps a tenth of
-    what was measured.) Without batch norm nothing but `forward` happens.
-    """
-    layers = [m for m in network.modules() if isinstance(m, _BatchNorm)]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a cumulative average: of one batch, that batch's statistics
-    found = forward()
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-        layer.eval()
-    return found
 
 
 def probe_coupling(module: nn.Module, x: Tensor) -> bool:

@@ -16,7 +16,7 @@ from datastill.core.batch import Batch
 from datastill.core.context import Context, class_means
 from datastill.core.plan import Grads
 from datastill.engines.weight_gradients import compilable
-from datastill.models import couples_samples, freeze_statistics
+from datastill.models import couples_samples
 from datastill.objectives.siamese import augmented, draw_siamese
 
 if TYPE_CHECKING:
@@ -34,10 +34,9 @@ class FeatureMeans:
     """Class means of the input of the last linear layer, on one network for both sides.
 
     Where no layer couples samples, the real side runs in chunks without a graph and the synthetic side in
-    groups of classes, each with its own short backward pass: the same numbers in a bounded memory. With batch norm all
-    classes of the real side share one forward pass, and the synthetic side takes the statistics of that batch: those of
-    a few images per class would push every feature to a variance that class means do not have. Compiled code, where the
-    task asks for it, serves the real side.
+    groups of classes, each with its own short backward pass: the same numbers in a bounded memory. With
+    batch statistics all classes must share one forward pass per side, and do. Compiled code, where the task asks
+    for it, serves the real side.
     """
 
     reduces: ClassVar[bool] = True
@@ -50,7 +49,7 @@ class FeatureMeans:
         record = draw_siamese(context)
         batch = context.real_batch()
         with torch.no_grad():
-            features = freeze_statistics(network, lambda: _real_features(network, batch, context, record, joint))
+            features = _real_features(network, batch, context, record, joint)
             real = context.reduce(features, batch.y, batch.weight)
         return _synthetic_side(network, real, context, record, joint)
 
