@@ -96,5 +96,5 @@ def _demo(options: DemoOptions, display: Display) -> int:
         display.table(evaluation_table(result))
         display.out.print(result.verdict)
         display.say(f"Pictures: {options.out / 'comparison.png'} and {options.out / 'report.html'}.")
-        display.say("Next: datastill distill dm --data YOUR_FOLDER --ipc 10 --out runs/mine")
+        display.say("Next: datastill distill --data YOUR_FOLDER --ipc 10 --out runs/mine")
     return 0
