@@ -27,7 +27,7 @@ from datastill.objectives.stage_match import StageMatch
 from datastill.sampling.inits import RandomReal
 from datastill.sampling.samplers import ClassBatches
 from datastill.surrogates.experts import ExpertsUnit, open_buffer
-from datastill.surrogates.experts.policies import Epoch, TrainingSet
+from datastill.surrogates.experts.policies import Epoch, TrainingSet, get_policy
 from datastill.surrogates.experts.policies.momentum import MomentumSgd
 from datastill.surrogates.stage_statistics import StageStatistics
 from datastill.surrogates.stages import Stage, Stages, load_between, spread_out
@@ -301,6 +301,17 @@ def test_epochs_of_an_expert_are_one_training_with_momentum(digits: RealSet) -> 
     assert len(torch.cat(rows[:per_epoch]).unique()) == round(0.7 * len(digits))
     for a, b in zip(network.parameters(), literal.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_between_snapshots_have_no_statistics_to_keep(digits: RealSet) -> None:
+    with pytest.raises(InputError, match="real=fresh"):
+        distill("stages", digits, ipc=1, law="interpolated")
+
+
+def test_words_of_a_policy_are_read_from_its_text() -> None:
+    assert get_policy("momentum:schedule=constant,lr=0.1") == MomentumSgd(lr=0.1, schedule="constant")
+    with pytest.raises(InputError, match="schedule=later"):
+        get_policy("momentum:schedule=later")
 
 
 def test_experts_that_end_too_early_are_refused(

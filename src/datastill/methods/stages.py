@@ -14,7 +14,7 @@ class, so that a step costs the synthetic images alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from datastill.core.errors import InputError
@@ -23,6 +23,8 @@ from datastill.core.registry import method
 from datastill.surrogates.stage_cost import Staged
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from datastill.core.plan import Plan, Task
 
 
@@ -37,7 +39,7 @@ class StageMatching(Staged):
     steps: Count = 300  #: image updates
     image_lr: AdamRate = 0.01  #: Adam learning rate of the images, which falls along a cosine
     alpha: Weight = 0.1  #: weight of the cross-entropy on the drawn snapshot
-    #: networks: "snapshots" of training, or "interpolated" between initialization and last one, which takes fresh images
+    #: networks: "snapshots" of training, or "interpolated" between its beginning and its end, which takes fresh images
     law: Literal["snapshots", "interpolated"] = "snapshots"
     moment: Literal["means", "spreads", "cf"] = "means"  #: what is matched: means, standard deviations too, or CF
     snapshots: Few = 4  #: snapshots of each expert, the early ones dense
@@ -51,10 +53,9 @@ class StageMatching(Staged):
     expert_updates: Amount = 1200  #: updates of each of them; 0 trains for expert_epochs passes over the real set
     expert_lr: AnyRate = 0.02  #: their learning rate, constant
 
-    @property
-    def snapshots_per_expert(self) -> int:
-        """Of how many snapshots statistics are taken before the steps."""
-        return self.snapshots if self.real == "amortized" else 0
+    def stand_in(self, experts: str) -> Self:
+        """On other experts, with statistics of a few images."""
+        return replace(super().stand_in(experts), statistics_images=min(8, self.statistics_images))
 
     def build(self, task: Task) -> Plan:
         """Stages of experts, kept statistics, tiles."""

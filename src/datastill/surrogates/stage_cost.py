@@ -59,11 +59,6 @@ class Staged(Method):
     expert_schedule: ClassVar[str] = "steps"
     expert_cutmix: ClassVar[float] = 0.5
 
-    @property
-    def snapshots_per_expert(self) -> int:
-        """Of how many snapshots statistics are taken before the steps; 0 where none are."""
-        return 0
-
     def network(self, task: Task) -> NetworkFactory:
         """The experts' network."""
         from datastill.models import narrowed
@@ -136,16 +131,19 @@ class Staged(Method):
         """Seconds of all experts, and of the statistics on their stages, at the nominal speed."""
         return expert_seconds(self, task) + statistics_seconds(self, task)
 
+    def stand_in(self, experts: str) -> Self:
+        """This method on other experts, of which the first epoch alone is used: its steps cost what they will."""
+        return dataclasses.replace(self, experts=experts, expert_epochs=1, expert_updates=0)
+
     @contextmanager
     def rehearse(self, task: Task) -> Iterator[tuple[Self, float]]:
         """This method on experts that are good for timing its steps alone, and the seconds that its own would take."""
-        taken = dataclasses.replace(self, expert_epochs=1, expert_updates=0)
         if self.experts:
-            yield self, statistics_seconds(self, task)
+            yield self.stand_in(self.experts), statistics_seconds(self, task)
             return
         with self.experts_unit(task).rehearse(task) as (path, seconds):
             pace = seconds / max(1e-9, expert_seconds(self, task))
-            yield dataclasses.replace(taken, experts=str(path)), seconds + pace * statistics_seconds(self, task)
+            yield self.stand_in(str(path)), seconds + pace * statistics_seconds(self, task)
 
 
 def expert_seconds(method: Staged, task: Task) -> float:

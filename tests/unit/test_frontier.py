@@ -1,0 +1,66 @@
+"""Accuracy against the time of a set: what is compared, and what is made of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from datastill.cli import main
+from datastill.core.errors import InputError
+from datastill.experiments.frontier import Frontier, Point, every_method, frontier
+
+
+def test_a_method_at_two_budgets_beside_its_baselines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "frontier",
+        "--data",
+        "digits",
+        "--methods",
+        "dm-fast",
+        "--ipc",
+        "1",
+        "--budgets",
+        "1s",
+        "2s",
+        "--seeds",
+        "1",
+    ]
+    words += ["--networks", "1", "--network", "convnet:width=4,depth=1", "--out", str(tmp_path / "f"), "--json"]
+    assert main(words) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told["lines"]) == {"random", "mosaic", "herding"}
+    assert [(p["method"], p["budget"]) for p in told["points"]] == [("dm-fast", 1.0), ("dm-fast", 2.0)]
+    assert all(0 < p["mean"] < 1 and p["seconds"] > 0 for p in told["points"])
+    assert json.loads((tmp_path / "f" / "frontier.json").read_text()) == told
+    for name in ("frontier.md", "frontier.svg", "frontier.png"):
+        assert (tmp_path / "f" / name).stat().st_size > 100
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "f").rglob("results/*.json")}
+    assert main(words) == 0
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "f").rglob("results/*.json")} == before, "finished cells stay"
+
+
+def test_the_frontier_is_what_no_cheaper_point_reaches_and_published_numbers_have_their_source() -> None:
+    points = [
+        Point("dm", 10, 10.0, 0.5, math.nan), Point("idc", 10, 12.0, 0.4, math.nan), Point("idc", 60, 60.0, 0.6, 0.01)
+    ]  # fmt: skip
+    made = Frontier("cifar10", 10, "dc-v1", {"random": 0.3}, points, {"idc": (0.675, "README of IDC")})
+    assert [(p.method, p.budget) for p in made.best] == [("dm", 10), ("idc", 60)]
+    table = made.table()
+    assert "| random | 30.0 | 30.0 | – |" in table
+    assert "| idc | 40.0 (12 s) | 60.0 ± 1.0 (60 s) | 67.5 |" in table
+    assert "- idc: README of IDC" in table
+    assert made.figure().startswith(b"<?xml")
+
+
+def test_what_stands_for_another_method_is_not_among_all() -> None:
+    assert "auto" not in every_method()
+    assert {"dm", "stages"} <= set(every_method())
+
+
+@pytest.mark.parametrize(("names", "budgets", "words"), [(["dm"], [], "budget"), (["random"], [1.0], "takes time")])
+def test_nothing_to_compare_is_refused(names: list[str], budgets: list[float], words: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        frontier(names, "digits", ipc=1, budgets=budgets, out=tmp_path)
