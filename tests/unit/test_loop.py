@@ -320,14 +320,14 @@ class TestRatesThatFit:
         assert steady == plain
         assert stepper.note() == ""
 
-    def test_steps_far_too_large_fall_to_a_tenth_and_are_told(self) -> None:
+    def test_steps_far_too_large_fall_to_a_hundredth_and_are_told(self) -> None:
         positions, stepper = self.moved([68.0] * 3, Steady(Sgd(1.0)))
-        assert positions == pytest.approx([-0.1, -0.2, -0.3])
-        assert "0.00147 instead of 1" in stepper.note()
+        assert positions == pytest.approx([-0.01, -0.02, -0.03])
+        assert "0.000147 instead of 1" in stepper.note()
 
     def test_later_gradients_decide_nothing(self) -> None:
         positions, _ = self.moved([50.0] * 5 + [5.0], Steady(Sgd(1.0)))
-        assert positions[-1] - positions[-2] == pytest.approx(-0.01)
+        assert positions[-1] - positions[-2] == pytest.approx(-0.001)
 
     def test_it_goes_on_where_it_was_and_from_checkpoints_of_before_as_they_were(self) -> None:
         _, one = self.moved([40.0, 30.0], Steady(Sgd(1.0, 0.9)))
