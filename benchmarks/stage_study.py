@@ -59,7 +59,7 @@ def table() -> dict[str, dict[str, Any]]:
                 "law": law,
                 "moment": moment,
                 "alpha": alpha,
-                "real": real,
+                "statistics": real,
             }
     return found
 

@@ -304,7 +304,7 @@ def test_epochs_of_an_expert_are_one_training_with_momentum(digits: RealSet) -> 
 
 
 def test_weights_between_snapshots_have_no_statistics_to_keep(digits: RealSet) -> None:
-    with pytest.raises(InputError, match="real=fresh"):
+    with pytest.raises(InputError, match="statistics=fresh"):
         distill("stages", digits, ipc=1, law="interpolated")
 
 

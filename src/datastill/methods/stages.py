@@ -44,7 +44,7 @@ class StageMatching(Staged):
     moment: Literal["means", "spreads", "cf"] = "means"  #: what is matched: means, standard deviations too, or CF
     snapshots: Few = 4  #: snapshots of each expert, the early ones dense
     statistics_images: Count = 1000  #: augmented real images per class and snapshot, taken once
-    real: Literal["amortized", "fresh"] = "amortized"  #: statistics taken once, or of a new batch in each step
+    statistics: Literal["amortized", "fresh"] = "amortized"  #: of real images: taken once, or of a batch in each step
     real_batch: Amount = 128  #: real images per class and step where they are fresh
     augment: str = "auto"  #: DSA strategy of images and experts, "none", or "auto": all operations, no flip for digits
     width: WidthOrNone = 64  #: channels of the experts, where the network has a width; 0 keeps the network
@@ -69,15 +69,15 @@ class StageMatching(Staged):
         from datastill.surrogates.stage_statistics import StageStatistics
         from datastill.surrogates.stages import Stages, spread_out
 
-        if self.law == "interpolated" and self.real == "amortized":
+        if self.law == "interpolated" and self.statistics == "amortized":
             raise InputError(
                 "Weights between two snapshots are new in every step, so nothing can be taken of them once: give "
-                "real=fresh (--real fresh) with law=interpolated."
+                "statistics=fresh (--statistics fresh) with law=interpolated."
             )
         unit, augment = self.experts_unit(task), make_augment(self.augment, task.real.name, task.real.shape)
         epochs = spread_out(self.last_epoch(task), self.snapshots)
         kept = StageStatistics(unit, epochs, self.statistics_images, augment, self.moment, seed=self.expert_seed)
-        fresh = self.real == "fresh"
+        fresh = self.statistics == "fresh"
         pad = 0.5 if task.real.space.kind == "raw" else 0.0
         return Plan(
             init=make_init(self.init, self.factor),
@@ -96,5 +96,5 @@ class StageMatching(Staged):
 
     def macs_per_step(self, task: Task) -> float:
         """Forward and backward to the pixels, about three passes, per rendered image; fresh real ones beside them."""
-        real = sum(min(self.real_batch, int(n)) for n in task.real.counts) if self.real == "fresh" else 0
+        real = sum(min(self.real_batch, int(n)) for n in task.real.counts) if self.statistics == "fresh" else 0
         return self.network(task).macs * (real + 3 * self.decoded(task))
