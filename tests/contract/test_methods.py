@@ -173,6 +173,10 @@ class TestEveryMethod:
         missing = [f.name for f in dataclasses.fields(info.cls) if not documented.get(f.name)]
         assert not missing, f"no #: comment on {missing}"
 
+    def test_hyper_parameters_have_names_that_distill_has_not(self, name: str) -> None:
+        known = {f.name for f in dataclasses.fields(get_method(name).cls)}
+        assert not known & set(inspect.signature(distill).parameters)
+
     def test_recipes_fit_the_fields(self, name: str) -> None:
         known = {f.name for f in dataclasses.fields(get_method(name).cls)}
         for recipe in recipes(name):
