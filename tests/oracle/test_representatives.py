@@ -19,6 +19,7 @@ from datastill.core.plan import Callback, Plan, Task
 from datastill.core.rng import Rng
 from datastill.core.running import start
 from datastill.data import RealSet
+from datastill.decoders.pixels import Pixels
 from datastill.distillation.job import prepare_job
 from datastill.methods.dm import DM
 from datastill.methods.dream import Dream
@@ -336,6 +337,7 @@ class TestSettings:
             ("nope", "no host"),
             ("random", "no host"),
             ("dream", "no host"),
+            ("acc-dd", "no host"),
             ("idc:nope=1", "no hyper-parameter 'nope'"),
             ("idc:outer=x", "a whole number"),
             ("idc:outer=0", "outer of the host idc"),
@@ -346,9 +348,10 @@ class TestSettings:
         with pytest.raises(InputError, match=said):
             Dream(host=host)
 
-    def test_a_host_that_prepares_is_refused(self, digits: RealSet) -> None:
+    def test_a_host_without_class_batches_is_refused(self, digits: RealSet, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(DM, "build", lambda self, task: Plan(RandomReal(), Pixels(), steps=1))
         with pytest.raises(InputError, match="as the host of dream"):
-            distill("dream", digits, ipc=1, network=NETWORK, host="acc-dd", steps=1)
+            distill("dream", digits, ipc=1, network=NETWORK, host="dm", steps=1)
 
     def test_scaled_settings_are_read_back(self, digits: RealSet) -> None:
         task = task_of(digits, network="convnet:width=32,depth=2")

@@ -132,6 +132,12 @@ class Dream(Method):
         return with_overrides(host, taken).for_task(task)
 
 
+def _may_host(cls: type[Method]) -> bool:
+    """Whether a method draws batches of real images, and prepares nothing that a time would have to pay for."""
+    prepares = cls.with_cheap_preparation is not Method.with_cheap_preparation
+    return "real_batch" in {f.name for f in fields(cls)} and not prepares and not issubclass(cls, Dream)
+
+
 def _read(text: str) -> Method:
     """A host out of "idc:outer=20,net_images=200".
 
@@ -141,8 +147,7 @@ def _read(text: str) -> Method:
     from datastill.core.registry import methods
 
     name, _, settings = text.partition(":")
-    known = {n: info for n, info in methods().items() if "real_batch" in {f.name for f in fields(info.cls)}}
-    known = {n: info for n, info in known.items() if not issubclass(info.cls, Dream)}
+    known = {name: info for name, info in methods().items() if _may_host(info.cls)}
     if name not in known:
         raise InputError(f"dream has no host {name!r}. {nearest(name, known)}")
     host = known[name].cls()
