@@ -24,10 +24,12 @@ CEILINGS = {
     "bodies above 60 lines": 0,
     "files above 300 lines": 2,
     "docstrings whose Args are not the arguments": 0,
+    "docstrings whose Args leave arguments out": 51,
     "imports of another file's private names": 0,
     "public names that only tests use": 0,
     "getattr with a default on names of ours": 0,
     "docs lines above 120 characters": 0,
+    "words that the glossary lacks": 0,
     "British spelling": 0,
 }
 
@@ -74,17 +76,41 @@ def long_files() -> Iterator[str]:
             yield str(path.relative_to(ROOT))
 
 
+def args_sections() -> Iterator[tuple[str, set[str], set[str]]]:
+    """Of every docstring that has one: where it stands, what it names, and what there is to name."""
+    for path, tree in trees().items():
+        for node in ast.walk(tree):
+            if not isinstance(node, Function | ast.ClassDef):
+                continue
+            section = re.search(r"^Args:\n((?:[ ]{4}.*\n?|\n)+)", ast.get_docstring(node) or "", re.M)
+            if section:
+                rows = re.findall(r"^    ((?:\*{0,2}\w+(?:, )?)+):", section[1], re.M)
+                yield where(path, node, node.name), set(re.findall(r"\w+", " ".join(rows))), known_to(node)
+
+
+def known_to(node: Function | ast.ClassDef) -> set[str]:
+    """What can be given: arguments of a function, or of a class's `__init__`, or the public fields of a dataclass."""
+    if isinstance(node, ast.ClassDef):
+        inits = [f for f in node.body if isinstance(f, Function) and f.name == "__init__"]
+        if inits:
+            return known_to(inits[0])
+        fields = [f.target.id for f in node.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)]
+        return {name for name in fields if not name.startswith("_")}
+    return {*arguments(node), *(a.arg for a in (node.args.vararg, node.args.kwarg) if a)}
+
+
 def wrong_args() -> Iterator[str]:
-    """Args of a docstring name arguments that exist, in their order."""
-    for path, node in functions():
-        text = ast.get_docstring(node) or ""
-        section = re.search(r"^Args:\n((?:[ ]{4}.*\n?|\n)+)", text, re.M)
-        if not section:
-            continue
-        told = re.findall(r"^    \*{0,2}(\w+)(?:, \*{0,2}\w+)*:", section[1], re.M)
-        known = {*arguments(node), *(a.arg for a in (node.args.vararg, node.args.kwarg) if a)}
-        if not set(told) <= known:
-            yield where(path, node, f"{node.name}: {sorted(set(told) - known)}")
+    """Args of a docstring name arguments that exist."""
+    for place, told, known in args_sections():
+        if not told <= known:
+            yield f"{place}: {sorted(told - known)}"
+
+
+def args_left_out() -> Iterator[str]:
+    """A docstring that tells of arguments tells of all."""
+    for place, told, known in args_sections():
+        if known - told:
+            yield f"{place}: {sorted(known - told)}"
 
 
 def private_imports() -> Iterator[str]:
@@ -134,6 +160,27 @@ def long_lines() -> Iterator[str]:
                 yield f"{path.relative_to(ROOT)}:{number}"
 
 
+#: What a reader of the docs may not know, or knows in another sense; as it is searched for, whatever its case.
+VOCABULARY = """
+    surrogate, student, teacher, expert, trajectory, segment, span, buffer, leaf, block, unit, codes, decoder,
+    objective, sampler, canvas, multi-formation, representative, host, bank, label bank, squeeze, recover, relabel,
+    override, reweight, DSA, siamese, CutMix, ZCA, Space, artifact, manifest, hold-out, protocol, recipe, condition,
+    paired, coreset, aligned, conflicting, budget, ledger, profile
+"""
+
+
+def not_in_glossary() -> Iterator[str]:
+    """Words of the house that the docs use and the glossary does not explain."""
+    glossary = ROOT / "docs" / "reference" / "glossary.md"
+    entries = " ".join(re.findall(r"(?m)^(\*.+)\n:", glossary.read_text(encoding="utf-8"))).lower()
+    pages = [ROOT / "README.md", *(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)]
+    texts = [p.read_text(encoding="utf-8").lower() for p in pages if p != glossary]
+    for word in (w.strip().lower() for w in VOCABULARY.split(",")):
+        pattern = re.compile(rf"\b{re.escape(word)}\b")
+        if not pattern.search(entries) and any(pattern.search(text) for text in texts):
+            yield word
+
+
 BRITISH = re.compile(
     r"(?i)(colour|normalis|optimis|initialis|labell|distil\b|behaviour|centre|licence|maximis|minimis|"
     r"neighbour|grey\b|favour|modell|randomis|regularis|synthesis[ei])"
@@ -156,10 +203,12 @@ CHECKS = {
     "bodies above 60 lines": long_bodies,
     "files above 300 lines": long_files,
     "docstrings whose Args are not the arguments": wrong_args,
+    "docstrings whose Args leave arguments out": args_left_out,
     "imports of another file's private names": private_imports,
     "public names that only tests use": for_tests_only,
     "getattr with a default on names of ours": probing,
     "docs lines above 120 characters": long_lines,
+    "words that the glossary lacks": not_in_glossary,
     "British spelling": british,
 }
 

@@ -28,6 +28,9 @@ from datastill.core.errors import DatastillError, InputError
 from datastill.core.ranges import SWITCH, TEXT, Kind, Numbers, Several, Words, declared, kinds_of
 from datastill.core.registry import Method, with_overrides
 from datastill.debias.reweight import Kernel, way_of
+from datastill.methods.dc import DC
+from datastill.methods.dream import Dream
+from datastill.methods.idc import IDC
 from datastill.surrogates.debiased import DebiasedSurrogates
 from datastill.surrogates.experts.policies import POLICIES, get_policy
 from datastill.training.debiased import DebiasedTraining
@@ -291,6 +294,8 @@ SPECS: dict[str, tuple[Callable[[str], object], list[type]]] = {
     "dfa": (DebiasedTraining.parse, [Dfa]),
     "selecmix": (DebiasedTraining.parse, [SelecMix]),
     "dfa ": (DebiasedSurrogates.parse, [Dfa, DebiasedSurrogates]),
+    "idc": (lambda host: Dream(host=host), [IDC]),
+    "dc": (lambda host: Dream(host=host), [DC]),
 }
 
 

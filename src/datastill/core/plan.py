@@ -228,6 +228,15 @@ class PerClass(Protocol):
         ...
 
 
+@runtime_checkable
+class DrawsByWeight(Protocol):
+    """A sampler of its own kind that can take the weights of real images as frequencies itself."""
+
+    def by_weight(self) -> Sampler:
+        """The same sampler, which draws real images in proportion to their weights."""
+        ...
+
+
 class Augment(Protocol):
     """Augmentation as explicit records (see `augment.dsa`)."""
 

@@ -47,11 +47,13 @@ class Weights(Override):
 
     def apply(self, plan: Plan, method: str, task: Task) -> Plan:
         """Real images drawn in proportion to their weights, where `draw` asks for that; weights need no exchange."""
-        from datastill.core.plan import PerClass
+        from datastill.core.plan import DrawsByWeight, PerClass
         from datastill.sampling.weighted import WeightedClassBatches
 
         if not self.report.get("draw") or task.real.weights is None or not plan.steps:
             return plan
+        if isinstance(plan.sampler, DrawsByWeight):
+            return replace(plan, sampler=plan.sampler.by_weight())
         count = plan.sampler.per_class if isinstance(plan.sampler, PerClass) else None
         if count is None:
             raise InputError(f"{method} does not draw class batches of real images; leave draw=true out of debias.")

@@ -47,10 +47,11 @@ class WeightedClassBatches:
     def draw(self, real: RealSet, context: Context) -> Batch:
         """Images of the block's classes at this step."""
         unweighted = real.with_weights(None)
-        index = [self._of_class(real, c, context.generator("real", c)) for c in context.block.classes]
+        index = [self.of_class(real, c, context.generator("real", c)) for c in context.block.classes]
         return unweighted.batch(torch.cat(index))
 
-    def _of_class(self, real: RealSet, c: int, generator: torch.Generator) -> Tensor:
+    def of_class(self, real: RealSet, c: int, generator: torch.Generator) -> Tensor:
+        """Positions of `n` images of class position c, some of them more than once."""
         members, weights = weights_of_class(real, c)
         reach = weights.cumsum(0)
         at = torch.rand(self.n, dtype=torch.float64, generator=generator) * reach[-1]

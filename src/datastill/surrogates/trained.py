@@ -6,19 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from datastill.core.context import Context
 from datastill.core.precision import casting
+from datastill.training.frozen_norm import freeze_batch_norm
 
 if TYPE_CHECKING:
     from datastill.models.base import Network
     from datastill.models.factory import NetworkFactory
-
-#: Real images per class from which the statistics of batch norm are taken before they are frozen.
-_STATISTICS_IMAGES = 16
 
 
 class Trajectory(ABC):
@@ -71,26 +67,3 @@ class Trajectory(ABC):
         """The inverse of `state`."""
         self.network = None
         self._stored = {n.removeprefix("weight/"): t for n, t in state.items() if n.startswith("weight/")}
-
-
-def freeze_batch_norm(network: Network, context: Context) -> None:
-    """Give batch norm the exact statistics of some real images of every class, and keep them for the match.
-
-    The released code does the same with a momentum of 0.1 from (0, 1), which keeps a tenth of what was measured.
-    """
-    layers = [m for m in network.modules() if isinstance(m, _BatchNorm)]
-    network.train()
-    if not layers:
-        return
-    batch = context.task.real.of_classes(context.block.classes, _STATISTICS_IMAGES, context.generator("batch-norm")).to(
-        context.device
-    )
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a cumulative average: of one batch, that batch's statistics
-    with torch.no_grad():
-        network(batch.x)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-        layer.eval()

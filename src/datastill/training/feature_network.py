@@ -1,7 +1,8 @@
-"""A network trained once on the whole real set, for selections by features (a prepared unit)."""
+"""Networks trained once on the real set and kept as prepared units: what they share, and that of selections."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,64 @@ from datastill.training.hard import Schedule, train
 
 if TYPE_CHECKING:
     from datastill.models.base import Network
+
+
+def origin(task: Task) -> dict[str, Any]:
+    """What the weights of a network depend on beside how it was trained, for the key of a unit."""
+    return {
+        "network": task.network.describe(),
+        "data": task.real.fingerprint,
+        "device": task.device.type,
+        "threads": torch.get_num_threads(),
+        **({"compile": True} if task.compile else {}),
+    }
+
+
+def trained_weights(
+    task: Task,
+    schedule: Schedule,
+    rng: Rng,
+    called: str,
+    on_batch: Callable[[Tensor, Tensor], None] | None = None,
+) -> dict[str, Tensor]:
+    """Train a network of the task on its real set, weighted where that is: `weight/<name>` for its state.
+
+    Args:
+        task: whose network, real set and runtime.
+        schedule: of the training.
+        rng: of all draws, the initial weights among them.
+        called: the network, where progress is told.
+        on_batch: as for `train`.
+    """
+    real, seen = task.real, 0
+    network = task.network(rng.derive("network")).to(task.device)
+
+    def told(index: Tensor, logits: Tensor) -> None:
+        nonlocal seen
+        seen += len(index)
+        task.progress(called, seen / len(real), schedule.passes, {})
+        if on_batch is not None:
+            on_batch(index, logits)
+
+    train(
+        network,
+        lambda index: real.batch(index).x,
+        real.labels,
+        schedule,
+        rng,
+        weight=real.weights,
+        on_batch=told,
+        device=task.device,
+        compiled=task.compile,
+        chunk=chunk_for(task.network.macs, task.device),
+    )
+    return {f"weight/{name}": value.detach().cpu() for name, value in network.state_dict().items()}
+
+
+def load_weights(network: Network, prepared: Mapping[str, Tensor]) -> None:
+    """Put what `trained_weights` gave into a network, on whatever device that is."""
+    kept = {name.removeprefix("weight/"): t for name, t in prepared.items() if name.startswith("weight/")}
+    network.load_state_dict(kept)
 
 
 @dataclass(frozen=True)
@@ -31,12 +90,8 @@ class FeatureNetwork:
         return {
             "unit": self.name,
             "schedule": asdict(self),
-            "network": task.network.describe(),
-            "data": task.real.fingerprint,
             "seed": task.seed,
-            "device": task.device.type,
-            "threads": torch.get_num_threads(),
-            **({"compile": True} if task.compile else {}),
+            **origin(task),
         }
 
     def macs(self, task: Task) -> float:
@@ -45,40 +100,19 @@ class FeatureNetwork:
 
     def run(self, task: Task) -> dict[str, Tensor]:
         """`weight/<name>` for the state of the network, and `forgetting` (n,)."""
-        real = task.real
-        rng = Rng(task.seed).child("feature-network")
-        network = task.network(rng.derive("network")).to(task.device)
-        counter = ForgettingCounter(len(real))
-
-        seen = 0
+        counter = ForgettingCounter(len(task.real))
 
         def on_batch(index: Tensor, logits: Tensor) -> None:
-            nonlocal seen
-            seen += len(index)
-            task.progress("feature network", seen / len(real), self.passes, {})
-            counter.visit(index, logits.argmax(1).cpu() == real.labels[index])
+            counter.visit(index, logits.argmax(1).cpu() == task.real.labels[index])
 
-        train(
-            network,
-            lambda index: real.batch(index).x,
-            real.labels,
-            Schedule(passes=self.passes, lr=self.lr, batch=self.batch),
-            rng,
-            weight=real.weights,
-            on_batch=on_batch,
-            device=task.device,
-            compiled=task.compile,
-            chunk=chunk_for(task.network.macs, task.device),
-        )
-        state = {f"weight/{name}": value.detach().cpu() for name, value in network.state_dict().items()}
-        return {**state, "forgetting": counter.counts()}
+        schedule = Schedule(passes=self.passes, lr=self.lr, batch=self.batch)
+        weights = trained_weights(task, schedule, Rng(task.seed).child("feature-network"), "feature network", on_batch)
+        return {**weights, "forgetting": counter.counts()}
 
     def load(self, task: Task, prepared: dict[str, Tensor]) -> Network:
         """The trained network, frozen, in eval mode."""
         network = task.network(0)
-        network.load_state_dict(
-            {name.removeprefix("weight/"): t for name, t in prepared.items() if name.startswith("weight/")}
-        )
+        load_weights(network, prepared)
         return network.to(task.device).requires_grad_(False).eval()
 
     def features(self, network: Network, task: Task, index: Tensor) -> Tensor:
