@@ -18,6 +18,8 @@ from datastill.core.usercode import holds_theirs
 
 #: Numbers in the leaves of a block (64 MiB), up to which its state is kept before each step of a user's code.
 MOST_KEPT = 2**24
+#: Numbers in the state of its surrogates (256 MiB), above which it is not: a pool would be there twice.
+MOST_KEPT_OF_NETWORKS = 2**26
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,11 @@ class Running:
             return False
         return holds_theirs([context.plan, context.task.network, *context.callbacks])
 
-    def kept(self) -> Snapshot:
-        """A snapshot that later steps do not change."""
+    def kept(self) -> Snapshot | None:
+        """A snapshot that later steps do not change; None where the surrogates' state is too large."""
         now = self.snapshot(finished=False)
+        if sum(t.numel() for t in now.group("surrogates").values()) > MOST_KEPT_OF_NETWORKS:
+            return None
         return replace(now, groups={g: {n: t.clone() for n, t in named.items()} for g, named in now.groups.items()})
 
     def restore(self, snapshot: Snapshot) -> None:
