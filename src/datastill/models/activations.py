@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from datastill.models.anatomy import evaluating, probe_images, run_once
-from datastill.models.base import Network
 from datastill.models.factory import NetworkFactory
 from datastill.models.layers import StackedNetwork
 from datastill.models.wrapped import Wrapped

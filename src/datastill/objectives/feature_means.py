@@ -16,8 +16,8 @@ from datastill.core.batch import Batch
 from datastill.core.context import Context, class_means
 from datastill.core.plan import Grads
 from datastill.engines.weight_gradients import compilable
-from datastill.objectives.sides import GroupLoss, share_a_pass, synthetic_side
 from datastill.objectives.siamese import augmented, draw_siamese
+from datastill.objectives.sides import GroupLoss, share_a_pass, synthetic_side
 
 if TYPE_CHECKING:
     from datastill.augment.dsa import DsaRecord

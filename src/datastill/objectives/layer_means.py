@@ -18,8 +18,8 @@ from datastill.core.batch import Batch
 from datastill.core.context import Context, class_means
 from datastill.core.plan import Grads
 from datastill.objectives.feature_means import squared_distance
-from datastill.objectives.sides import GroupLoss, class_groups, share_a_pass, synthetic_side
 from datastill.objectives.siamese import augmented, draw_siamese
+from datastill.objectives.sides import class_groups, share_a_pass, synthetic_side
 
 if TYPE_CHECKING:
     from datastill.augment.dsa import DsaRecord
@@ -133,9 +133,7 @@ class LayerMeans:
         return part
 
 
-def discriminative(
-    features: Tensor, means: Tensor, y: Tensor, weight: Tensor | None, classes: list[int]
-) -> Tensor:
+def discriminative(features: Tensor, means: Tensor, y: Tensor, weight: Tensor | None, classes: list[int]) -> Tensor:
     """sum_{x of class c} CE(<f(x), mean f(S_j)>_j, c) per class c, (C,): real features against synthetic class means.
 
     Args:

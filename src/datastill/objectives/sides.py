@@ -1,4 +1,4 @@
-"""The two sides of a match of class statistics: when images must share a pass, and the gradient of the synthetic side."""
+"""The sides of a match of class statistics: when images must share a pass, and gradients of the synthetic side."""
 
 from __future__ import annotations
 
