@@ -136,6 +136,7 @@ class TestPool:
     def test_first_in_first_out(self, digits: RealSet) -> None:
         task = task_of(digits, network="convnet:width=4,depth=1")
         pool, context = self.pool(task, trained=0), self.context(task, 40)
+        pool.begin(context)
         for step in range(30):
             context.step = step
             pool.draw(context)
@@ -147,6 +148,7 @@ class TestPool:
     def test_every_network_is_drawn_and_trained(self, digits: RealSet) -> None:
         task = task_of(digits, network="convnet:width=4,depth=1")
         pool, context = self.pool(task, interval=1000), self.context(task, 100)
+        pool.begin(context)
         drawn, untrained = set(), []
         for step in range(40):
             context.step = step
@@ -162,6 +164,7 @@ class TestPool:
         """A script of the network's answers: all wrong at first, then right in a quarter of the images."""
         task = task_of(digits, network="convnet:width=4,depth=1")
         pool, context = self.pool(task, start=0, trained=1), self.context(task, 100)
+        pool.begin(context)
         labels = digits.labels
 
         network = pool.draw(context)
@@ -188,6 +191,7 @@ class TestPool:
     def test_a_checkpoint_holds_what_was_trained_and_copies_nothing(self, digits: RealSet) -> None:
         task = task_of(digits)
         pool, context = self.pool(task, trained=1), self.context(task, 100)
+        pool.begin(context)
         pool.draw(context)
         assert set(pool.state()) == {"born", "accuracy"}
         pool.advance(context)
@@ -229,6 +233,15 @@ class StopAt(Callback):
     def after_step(self, context: Context) -> None:
         if context.step == self.step:
             raise Stop
+
+
+def test_a_plan_runs_twice(digits: RealSet) -> None:
+    """As estimates and budgets have it: the pool begins anew."""
+    task = task_of(digits)
+    plan = IDM(steps=4, **SMALL).build(task)  # type: ignore[arg-type]
+    synthesize(plan, task, stop_after=2)
+    again, once = (synthesize(p, task).codes["images"] for p in (plan, IDM(steps=4, **SMALL).build(task)))  # type: ignore[arg-type]
+    assert torch.equal(again, once)
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])

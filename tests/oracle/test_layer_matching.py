@@ -332,6 +332,15 @@ class TestStopRules:
         assert [step for step, _ in told if step == 10]
 
 
+def test_a_plan_runs_twice(digits: RealSet) -> None:
+    """As estimates and budgets have it: the first step begins with a network of its own."""
+    task, method = task_of(digits), CAFE(steps=3, real_batch=8, query=2, inner=2)
+    plan = method.build(task)
+    synthesize(plan, task, stop_after=2)
+    again, once = (synthesize(p, task).codes["images"] for p in (plan, method.build(task)))
+    assert torch.equal(again, once)
+
+
 @pytest.mark.parametrize("name", ["cafe", "datadam"])
 def test_stopped_and_resumed(name: str, digits: RealSet, tmp_path: Any) -> None:
     class Stop(Exception):

@@ -55,6 +55,10 @@ class AdaptivelyTrained(TrainedOnSynthetic):
         self.accuracies: list[float] = []  #: after the matches on this network
         self._over = True
 
+    def begin(self, context: Context) -> None:
+        """The first step begins with a new network."""
+        self._over = True
+
     def begins(self, context: Context) -> bool:
         """At the first step, and where the network before was at rest."""
         return self._over

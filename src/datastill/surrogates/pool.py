@@ -49,8 +49,9 @@ class Pool:
         schedule: Schedule,
     ) -> None:
         self.factory, self.schedule = factory, schedule
-        self.most, self.interval, self.trained, self.updates = most, interval, trained, updates
-        self.members = [_Member(-k) for k in range(min(start, most), 0, -1)]
+        self.start, self.most, self.interval = min(start, most), most, interval
+        self.trained, self.updates = trained, updates
+        self.members: list[_Member] = []
         self._drawn: _Member | None = None
 
     @property
@@ -64,7 +65,8 @@ class Pool:
         return [member.born for member in self.members]
 
     def begin(self, context: Context) -> None:
-        """Nothing to begin: networks are made when they are needed."""
+        """The networks of the beginning, each of which is made when it is needed."""
+        self.members, self._drawn = [_Member(-k) for k in range(self.start, 0, -1)], None
 
     def draw(self, context: Context) -> Network:
         """A random network of the pool, which a fresh one may have joined, in evaluation mode."""
