@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from datastill import distill, load_real
 from datastill.augment.dsa import Dsa
 from datastill.core import running
 from datastill.core.context import Context
+from datastill.core.errors import InputError
 from datastill.core.loop import synthesize
 from datastill.core.plan import Block, Callback, Task
 from datastill.core.rng import Rng
@@ -23,6 +25,8 @@ from datastill.decoders.multi_formation import MultiFormation
 from datastill.methods.idm import IDM
 from datastill.models import resolve_network
 from datastill.sampling.inits import MixReal
+from datastill.store import checkpoint
+from datastill.store.checkpoint import read_snapshot
 from datastill.surrogates.pool import Pool
 from datastill.training.hard import Schedule
 
@@ -193,15 +197,17 @@ class TestPool:
         pool, context = self.pool(task, trained=1), self.context(task, 100)
         pool.begin(context)
         pool.draw(context)
-        assert set(pool.state()) == {"born", "accuracy"}
+        assert set(pool.state()) == {"born", "trainings", "accuracy"}
+        assert pool.parts == []
         pool.advance(context)
         state = pool.state()
-        (member,) = {name.split("/")[0] for name in state} - {"born", "accuracy"}
+        (member,) = {name.split("/")[0] for name in state if "/" in name}
+        assert pool.parts == [member]
         weights = task.network(0).state_dict()
         assert {name.removeprefix(f"{member}/") for name in state if "/" in name} == {
             f"{kind}/{name}" for kind in ("weight", "momentum") for name in weights
         }
-        trained = next(m for m in pool.members if str(m.born) == member)
+        trained = next(m for m in pool.members if m.part == member)
         assert trained.network is not None
         assert state[f"{member}/weight/head.weight"].data_ptr() == trained.network.head.weight.data_ptr()  # type: ignore[union-attr]
 
@@ -219,7 +225,7 @@ class TestPool:
                 return None
 
         synthesize(IDM(steps=3, **SMALL).build(task), task, checkpointer=Kept())  # type: ignore[arg-type]
-        assert written == [2 + 2 * 20, 2 + 3 * 20, 2]
+        assert written == [3 + 2 * 20, 3 + 3 * 20, 3]
 
 
 class Stop(Exception):
@@ -253,6 +259,74 @@ def test_stopped_and_resumed(digits: RealSet, tmp_path: Any, norm: str, step: in
         distill("idm", digits, out=tmp_path / "run", callbacks=[StopAt(step)], checkpoint_seconds=0.0, **shared)
     again = distill("idm", digits, out=tmp_path / "run", resume=True, **shared)
     assert torch.equal(whole.images, again.images)
+
+
+class TestCheckpoints:
+    def stopped(self, real: RealSet, out: Path, step: int, **changes: Any) -> dict[str, Any]:
+        """A run with a checkpoint after every step, up to this one; the rest of it as keywords."""
+        shared = {"ipc": 1, "network": NETWORK, "steps": 12, "pool": 4, "interval": 2, "trained": 1, **SMALL, **changes}
+        with pytest.raises(Stop):
+            distill("idm", real, out=out, callbacks=[StopAt(step)], checkpoint_seconds=0.0, **shared)
+        return {**shared, "out": out, "resume": True}
+
+    def test_each_network_is_written_once(self, digits: RealSet, tmp_path: Path, monkeypatch: Any) -> None:
+        """After a step one network is new; what is left of others goes."""
+        written: list[str] = []
+        write = checkpoint.write_tensors
+
+        def told(path: Path, *args: Any) -> None:
+            written.append(path.name)
+            write(path, *args)
+
+        monkeypatch.setattr(checkpoint, "write_tensors", told)
+        shared = self.stopped(digits, tmp_path / "run", 8)
+        parts = [name for name in written if "surrogates" in name]
+        assert len(parts) == 7 == len(set(parts))  # the eighth step ended before its checkpoint
+        there = {path.name for path in (tmp_path / "run" / "checkpoints").glob("block-00000.*.safetensors")}
+        named = read_snapshot(tmp_path / "run" / "checkpoints" / "block-00000.safetensors").meta["parts"]["surrogates"]
+        assert there == {f"block-00000.surrogates.{name}.safetensors" for name in named}
+        written.clear()
+        distill("idm", digits, **shared, checkpoint_seconds=0.0)
+        assert not set(parts) & {name for name in written if "surrogates" in name} - {parts[-1]}
+        left = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+        assert [name for name in left if name.endswith(".safetensors")] == ["block-00000.safetensors"]
+
+    def test_a_kill_between_a_part_and_its_checkpoint(
+        self, digits: RealSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write, count = checkpoint.write_snapshot, [0]
+
+        def killed(path: Path, snapshot: Snapshot) -> None:
+            count[0] += 1
+            if count[0] == 6:
+                raise Stop
+            write(path, snapshot)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "write_snapshot", killed)
+            shared = self.stopped(digits, tmp_path / "run", 99)
+        again = distill("idm", digits, **shared)
+        whole = distill("idm", digits, **{k: v for k, v in shared.items() if k not in ("out", "resume")})
+        assert torch.equal(again.images, whole.images)
+
+    @pytest.mark.parametrize("damage", ["gone", "other"])
+    def test_a_part_that_is_not_what_was_written(self, digits: RealSet, tmp_path: Path, damage: str) -> None:
+        shared = self.stopped(digits, tmp_path / "run", 5)
+        part = next((tmp_path / "run" / "checkpoints").glob("block-00000.surrogates.*.safetensors"))
+        if damage == "gone":
+            part.unlink()
+        else:
+            part.write_bytes(part.read_bytes()[:-4] + b"\0\1\2\3")
+        with pytest.raises(InputError, match=part.name):
+            distill("idm", digits, **shared)
+
+    def test_a_part_lies_beside_its_checkpoint(self, tmp_path: Path) -> None:
+        checkpointer = checkpoint.Checkpointer(tmp_path, {})
+        meta = {"step": 1, "finished": False, "skipped": 0, "in_a_row": 0, "seconds": 0.0, "config": {}}
+        hostile = Snapshot({"codes": {"images": torch.zeros(1)}}, {**meta, "parts": {"surrogates": ["../../x"]}})
+        checkpoint.write_snapshot(checkpointer.path(0), hostile)
+        with pytest.raises(InputError, match="parts"):
+            checkpointer.read(0)
 
 
 def test_a_large_pool_is_not_kept_twice(digits: RealSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

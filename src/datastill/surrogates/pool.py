@@ -24,8 +24,8 @@ class Pool:
     """Networks of all ages: each step matches on one of them, then trains a few.
 
     A fresh network joins at the first of every `interval` steps, and the oldest leaves where there are `most`. The
-    optimizer of a network lives as long as it does. A checkpoint holds weights and momentum of those that were trained;
-    the others are drawn again.
+    optimizer of a network lives as long as it does. A checkpoint holds weights and momentum of those that were trained,
+    and writes only what is new; the others are drawn again.
 
     Args:
         factory: builds the networks.
@@ -116,6 +116,7 @@ class Pool:
             chunk=context.chunk,
         )
         member.accuracy = float(right) / count
+        member.trainings += 1
 
     def _network(self, member: _Member, context: Context) -> Network:
         if member.network is None:
@@ -130,19 +131,27 @@ class Pool:
         """Who is there, and weights and momentum of who was trained; nothing is copied."""
         kept = {
             "born": torch.tensor(self.born, dtype=torch.int64),
+            "trainings": torch.tensor([member.trainings for member in self.members], dtype=torch.int64),
             "accuracy": torch.tensor([member.accuracy for member in self.members], dtype=torch.float64),
         }
         for member in self.members:
-            kept |= {f"{member.born}/{name}": value for name, value in member.state().items()}
+            kept |= {f"{member.part}/{name}": value for name, value in member.state().items()}
         return kept
+
+    @property
+    def parts(self) -> list[str]:
+        """One for each network that was trained."""
+        return [member.part for member in self.members if member.trainings]
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
         self.members, self._drawn = [], None
-        for born, accuracy in zip(state["born"].tolist(), state["accuracy"].tolist(), strict=True):
-            prefix = f"{born}/"
-            stored = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-            self.members.append(_Member(born, accuracy, stored))
+        known = (state[name].tolist() for name in ("born", "trainings", "accuracy"))
+        for born, trainings, accuracy in zip(*known, strict=True):
+            member = _Member(born, trainings, accuracy)
+            prefix = f"{member.part}/"
+            member.stored = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+            self.members.append(member)
 
 
 class _Member:
@@ -150,14 +159,20 @@ class _Member:
 
     Args:
         born: the step at which it joined, from which its first weights are drawn.
+        trainings: how often it was trained.
         accuracy: see `Pool.accuracy`.
-        stored: its state in a checkpoint, until it is needed; empty where it is as it was drawn.
     """
 
-    def __init__(self, born: int, accuracy: float = 0.0, stored: Mapping[str, Tensor] | None = None) -> None:
-        self.born, self.accuracy, self.stored = born, accuracy, dict(stored or {})
+    def __init__(self, born: int, trainings: int = 0, accuracy: float = 0.0) -> None:
+        self.born, self.trainings, self.accuracy = born, trainings, accuracy
+        self.stored: dict[str, Tensor] = {}  #: its state in a checkpoint, until it is needed
         self.network: Network | None = None
         self.optimizer: torch.optim.SGD | None = None
+
+    @property
+    def part(self) -> str:
+        """A name of its state until another training; statistics of batch norm may change: each match sets them."""
+        return f"network{self.born}-{self.trainings}"
 
     def optimizer_of(self, network: Network, schedule: Schedule) -> torch.optim.SGD:
         """Its optimizer, with the momentum that it had."""
