@@ -334,3 +334,18 @@ class TestSqueezes:
         assert job.method.r_bn == "auto"
         assert prepare_job("sre2l", named, ipc=10, network=self.NET, recipe="paper").method.r_bn == 0.01
         assert prepare_job("sre2l", named, ipc=10, network=self.NET, r_bn=0.3).method.r_bn == 0.3
+
+
+def test_what_torch_loads_is_no_part_of_the_first_step(digits: RealSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took longer than the steps that were timed after it, and a step seemed to cost nothing."""
+    order: list[str] = []
+    run = estimation.run_block
+
+    def told(*args: Any, **options: Any) -> Any:
+        order.append("run")
+        return run(*args, **options)
+
+    monkeypatch.setattr(estimation, "run_block", told)
+    monkeypatch.setattr(estimation, "load_optimizers", lambda: order.append("load"))
+    estimate("dm", digits, ipc=1, network=NETWORK, steps=3, real_batch=4)
+    assert order == ["load", "run", "run"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,11 +13,13 @@ from datastill.core.errors import InputError
 from datastill.core.guard import Guard
 from datastill.core.plan import Block, Callback, Codes, CodesFromContext, LearnedLabels, Plan, Stepper, Task
 from datastill.core.rng import Rng
-from datastill.core.snapshot import Snapshot
+from datastill.core.snapshot import Parted, Snapshot
 from datastill.core.usercode import holds_theirs
 
 #: Numbers in the leaves of a block (64 MiB), up to which its state is kept before each step of a user's code.
 MOST_KEPT = 2**24
+#: Numbers in the state of its surrogates (256 MiB), above which it is not: a pool would be there twice.
+MOST_KEPT_OF_NETWORKS = 2**26
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,12 @@ class Running:
         }
         for name, stepper in self.steppers.items():
             groups[f"update:{name}"] = stepper.state()
-        if context.plan.surrogates is not None:
-            groups["surrogates"] = dict(context.plan.surrogates.state())
+        surrogates = context.plan.surrogates
+        parts: dict[str, Collection[str]] = {}
+        if surrogates is not None:
+            groups["surrogates"] = dict(surrogates.state())
+        if isinstance(surrogates, Parted):
+            parts["surrogates"] = surrogates.parts
         for callback in context.callbacks:
             if callback.name:
                 groups[f"callback:{callback.name}"] = callback.state()
@@ -77,7 +83,7 @@ class Running:
             "in_a_row": self.guard.in_a_row,
             "seconds": self.seconds,
         }
-        return Snapshot(groups, meta)
+        return Snapshot(groups, meta, parts)
 
     def runs_theirs(self) -> bool:
         """Whether code that the user brought is at work, and the state small enough to be kept at every step."""
@@ -86,9 +92,11 @@ class Running:
             return False
         return holds_theirs([context.plan, context.task.network, *context.callbacks])
 
-    def kept(self) -> Snapshot:
-        """A snapshot that later steps do not change."""
+    def kept(self) -> Snapshot | None:
+        """A snapshot that later steps do not change; None where the surrogates' state is too large."""
         now = self.snapshot(finished=False)
+        if sum(t.numel() for t in now.group("surrogates").values()) > MOST_KEPT_OF_NETWORKS:
+            return None
         return replace(now, groups={g: {n: t.clone() for n, t in named.items()} for g, named in now.groups.items()})
 
     def restore(self, snapshot: Snapshot) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -14,10 +15,21 @@ class Snapshot:
 
     groups: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, Collection[str]] = field(default_factory=dict)  #: of groups, see `Parted`
 
     def group(self, name: str) -> dict[str, Tensor]:
         """A group's tensors; empty when nothing was stored."""
         return self.groups.get(name, {})
+
+
+@runtime_checkable
+class Parted(Protocol):
+    """Surrogates of whose state most stays as it is from one step to the next: a pool of networks."""
+
+    @property
+    def parts(self) -> Collection[str]:
+        """First words of names in `state`, up to a slash. What stands under one never changes and is written once."""
+        ...
 
 
 class Checkpoints(Protocol):

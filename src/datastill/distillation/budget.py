@@ -17,6 +17,7 @@ from datastill.core.ranges import MANY, Count, Seed, checked
 from datastill.core.registry import NOMINAL_MACS_PER_SECOND, Method, nominal_seconds, with_overrides
 from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
+from datastill.core.update import load_optimizers
 from datastill.distillation.job import CONFIG, Job, RunRecord, changes, compiled_for, prepare_job
 from datastill.distillation.preparation import Prepared, in_order, run_unit
 from datastill.store.files import read_sealed
@@ -141,6 +142,7 @@ def measure(job: Job, seconds: float = 2.0) -> tuple[float, float]:
 
 def _timed(plan: Plan, task: Task, seconds: float) -> float:
     """Seconds of a step of all blocks, from those of the first block."""
+    load_optimizers()  # else the first step of a process would take seconds more, if it trains a network
     block = next(iter(plan.partition.blocks(task.labels)))
     prepared: Prepared = {}
     for unit in in_order(plan.prepare):

@@ -113,7 +113,7 @@ def check_plan(plan: Plan, method: str) -> Plan:
     if plan.reduce is not None and not (isinstance(objective, Reduces) and objective.reduces):
         raise InputError(
             f"{method} does not take all that it sees of real images through one reduction, so none can replace it; "
-            "of the methods here dm and dm-fast do."
+            "of the methods here dm, dm-fast and idm do."
         )
     return plan
 

@@ -16,8 +16,8 @@ from datastill.core.batch import Batch
 from datastill.core.context import Context, class_means
 from datastill.core.plan import Grads
 from datastill.engines.weight_gradients import compilable
-from datastill.models import couples_samples
 from datastill.objectives.siamese import augmented, draw_siamese
+from datastill.objectives.sides import GroupLoss, share_a_pass, synthetic_side
 
 if TYPE_CHECKING:
     from datastill.augment.dsa import DsaRecord
@@ -44,14 +44,22 @@ class FeatureMeans:
     def __call__(self, context: Context) -> Grads:
         """Loss per class of the block, and its gradient for every synthetic image."""
         network = cast("Network", context.surrogate)
-        family = context.plan.network or context.task.network
-        joint = couples_samples(network) or family.couples_samples
+        joint = share_a_pass(context)
         record = draw_siamese(context)
         batch = context.real_batch()
         with torch.no_grad():
             features = _real_features(network, batch, context, record, joint)
             real = context.reduce(features, batch.y, batch.weight)
-        return _synthetic_side(network, real, context, record, joint)
+        return synthetic_side(context, record, joint, self.loss_of(network, real, context))
+
+    def loss_of(self, network: Network, real: Tensor, context: Context) -> GroupLoss:
+        """What a group of synthetic images costs, given the means (C, d) of real features."""
+
+        def loss(x: Tensor, y: Tensor, group: Tensor) -> Tensor:
+            means = class_means(network.embed(x).float(), y, len(real))
+            return squared_distance(real[group], means[group])
+
+        return loss
 
 
 def _real_features(network: Network, batch: Batch, context: Context, record: DsaRecord | None, joint: bool) -> Tensor:
@@ -73,26 +81,3 @@ def _real_features(network: Network, batch: Batch, context: Context, record: Dsa
 
 def _embed(network: Network, x: Tensor) -> Tensor:
     return network.embed(x)
-
-
-def _synthetic_side(network: Network, real: Tensor, context: Context, record: DsaRecord | None, joint: bool) -> Grads:
-    assert context.synthetic is not None
-    x, y = context.synthetic.x.detach(), context.synthetic.y.to(context.device)
-    grads = torch.zeros_like(x)
-    losses = []
-    for group in class_groups(y, len(y) if joint else context.chunk):
-        part = torch.isin(y, group).nonzero().squeeze(1)
-        leaf = x[part].requires_grad_()
-        features = network.embed(augmented(leaf, y[part], context, record)).float()
-        means = class_means(features, y[part], len(real))
-        loss = squared_distance(real[group], means[group])
-        grads[part] = torch.autograd.grad(loss.sum(), leaf)[0]
-        losses.append(loss.detach())
-    return Grads(loss=torch.cat(losses), x=grads)
-
-
-def class_groups(y: Tensor, limit: int) -> list[Tensor]:
-    """Whole classes, as many at a time as `limit` images hold, at least one."""
-    classes, counts = y.unique(return_counts=True)
-    per_group = max(1, limit // int(counts.max()))
-    return list(classes.split(per_group))

@@ -19,8 +19,8 @@ from torch import Tensor
 from datastill.core.context import Context, class_means
 from datastill.core.plan import Grads
 from datastill.models import couples_samples
-from datastill.objectives.feature_means import class_groups
 from datastill.objectives.moments import Moment, Reference, distance, statistic, within_variance
+from datastill.objectives.sides import class_groups
 
 if TYPE_CHECKING:
     from datastill.augment.dsa import DsaRecord

@@ -22,7 +22,7 @@ class Surrogates(Override):
     option = "surrogates"
     label = "surrogates"
     default = "method"
-    help = "or dfa, selecmix: networks trained to resist a bias, for dm and dm-fast (dfa:count=3)"
+    help = "or dfa, selecmix: networks trained to resist a bias, for dm, dm-fast and datadam (dfa:count=3)"
 
     pool: DebiasedSurrogates
 
@@ -47,7 +47,7 @@ class Surrogates(Override):
         if factory is None:
             raise InputError(
                 f"{method} does not match on fresh random networks, so none can stand in for them; of the methods "
-                "here dm and dm-fast do, and mtt takes expert_policy=selecmix."
+                "here dm, dm-fast and datadam do, and mtt takes expert_policy=selecmix."
             )
         units = self.pool.units(factory)
         return replace(plan, surrogates=DebiasedPool(units), prepare=[*plan.prepare, *units])

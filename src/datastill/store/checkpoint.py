@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor
@@ -27,6 +27,10 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> None:
     write_tensors(path, flat, {"meta": json.dumps(snapshot.meta)})
 
 
+#: Of a group or part, as it stands in the name of a file.
+Name = Annotated[str, Field(pattern=r"^[\w-]+$", max_length=100)]
+
+
 class BlockRecord(Record):
     """What the checkpoint of a block says of itself."""
 
@@ -36,6 +40,7 @@ class BlockRecord(Record):
     in_a_row: Count
     seconds: Seconds
     config: dict[str, Any] = Field(default_factory=dict)
+    parts: dict[Name, list[Name]] = Field(default_factory=dict)
 
 
 def read_snapshot(path: Path, schema: type[Record] | None = None) -> Snapshot:
@@ -63,7 +68,9 @@ def read_snapshot(path: Path, schema: type[Record] | None = None) -> Snapshot:
 
 @dataclass
 class Checkpointer:
-    """Decides when to write and where; one file per block.
+    """Decides when to write and where: one file per block, and one for each part of its state that does not change.
+
+    A part is written before the file that names it, and removed after one that does not.
 
     When it writes never changes a result: every draw is derived from its step. The time between two is longer where
     writing would take more than `SHARE` of it.
@@ -79,6 +86,7 @@ class Checkpointer:
     every_steps: int = 0
     _last: float = field(default_factory=time.monotonic)
     _took: float = 0.0  #: seconds of the last write
+    _there: set[Path] = field(default_factory=set)  #: files of parts that this object wrote or read
 
     def path(self, block: int) -> Path:
         """The file of a block."""
@@ -94,7 +102,15 @@ class Checkpointer:
         """Write a block's checkpoint with the run's configuration."""
         began = time.monotonic()
         snapshot.meta["config"] = dict(self.config)
-        write_snapshot(self.path(block), snapshot)
+        named = self._parts(block, snapshot.parts)
+        for path, (group, name) in named.items():
+            if path not in self._there:
+                write_tensors(path, {n: t for n, t in snapshot.group(group).items() if n.startswith(f"{name}/")})
+                self._there.add(path)
+        write_snapshot(self.path(block), _without_parts(snapshot))
+        for path in set(self.folder.glob(f"{self.path(block).stem}.*.safetensors")) - named.keys():
+            path.unlink(missing_ok=True)
+        self._there &= named.keys()
         self._last = time.monotonic()
         self._took = self._last - began
 
@@ -109,7 +125,32 @@ class Checkpointer:
             return None
         snapshot = read_snapshot(path, BlockRecord)
         refuse_other(self.config, snapshot.meta.get("config", {}), path)
+        snapshot.parts = snapshot.meta.pop("parts", {})
+        for part, (group, _) in self._parts(block, snapshot.parts).items():
+            snapshot.groups.setdefault(group, {}).update(read_tensors(part, resuming=True)[0])
+            self._there.add(part)
         return snapshot
+
+    def _parts(self, block: int, parts: Mapping[str, Collection[str]]) -> dict[Path, tuple[str, str]]:
+        """The file of every part, with its group and name."""
+        stem = self.path(block).stem
+        return {
+            self.folder / f"{stem}.{group}.{name}.safetensors": (group, name)
+            for group, names in parts.items()
+            for name in names
+        }
+
+
+def _without_parts(snapshot: Snapshot) -> Snapshot:
+    """What the block's own file holds: all else, and the names of the parts."""
+    if not snapshot.parts:
+        return snapshot
+    groups = dict(snapshot.groups)
+    for group, names in snapshot.parts.items():
+        apart = set(names)
+        groups[group] = {n: t for n, t in snapshot.group(group).items() if n.split("/")[0] not in apart}
+    parts = {group: list(names) for group, names in snapshot.parts.items()}
+    return Snapshot(groups, {**snapshot.meta, "parts": parts})
 
 
 def refuse_other(config: Mapping[str, Any], stored: Mapping[str, Any], path: Path) -> None:

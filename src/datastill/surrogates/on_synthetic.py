@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from datastill.core.context import Context
-from datastill.core.rng import Rng
+from datastill.core.rng import Key, Rng
 from datastill.surrogates.trained import Trajectory
 from datastill.training.hard import Schedule, train
 
@@ -41,11 +41,11 @@ class TrainedOnSynthetic(Trajectory):
         super().__init__(factory, outer)
         self.schedule = Schedule(epochs, lr=lr, momentum=0.0, weight_decay=0.0, batch=batch, augment=augment)
 
-    def train(self, network: Network, context: Context) -> None:
-        """On the images as they are after this step's update."""
+    def train(self, network: Network, context: Context, *key: Key) -> None:
+        """On the images as they are after this step's update; a key tells trainings within one step apart."""
         plan = context.plan
         with torch.no_grad():
-            record = plan.decoder.draw(context.generator("decode", "inner"))
+            record = plan.decoder.draw(context.generator("decode", "inner", *key))
             synthetic = plan.decoder.decode(context.codes, plan.labels.during(context), record)
         network.requires_grad_(True)
         train(
@@ -53,7 +53,7 @@ class TrainedOnSynthetic(Trajectory):
             synthetic.x,
             synthetic.y,
             self.schedule,
-            Rng(context.seed("inner")),
+            Rng(context.seed("inner", *key)),
             compiled=context.task.compile,
             chunk=context.chunk,
             on_pass=lambda p, loss: context.net_updated(network),

@@ -33,7 +33,7 @@ class Trajectory(ABC):
 
     def draw(self, context: Context) -> Network:
         """The network of this step: a new one at the start of each trajectory."""
-        if context.step % self.outer == 0:
+        if self.begins(context):
             self.network = self.factory(context.seed("surrogate")).to(context.device)
             self.start(self.network, context)
         elif self.network is None:
@@ -49,6 +49,10 @@ class Trajectory(ABC):
         assert self.network is not None
         with casting(context.device, context.task.precision):
             self.train(self.network, context)
+
+    def begins(self, context: Context) -> bool:
+        """Whether a trajectory begins at this step."""
+        return context.step % self.outer == 0
 
     def start(self, network: Network, context: Context) -> None:  # noqa: B027
         """A new trajectory begins."""

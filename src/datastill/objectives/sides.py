@@ -1,0 +1,59 @@
+"""The sides of a match of class statistics: when images must share a pass, and gradients of the synthetic side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from datastill.core.context import Context
+from datastill.core.plan import Grads
+from datastill.models import couples_samples
+from datastill.objectives.siamese import augmented
+
+if TYPE_CHECKING:
+    from datastill.augment.dsa import DsaRecord
+    from datastill.models.base import Network
+
+#: From augmented images (n, c, h, w), their classes (n,) and the classes of the group, ascending, to a loss for each of
+#: these.
+GroupLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def share_a_pass(context: Context) -> bool:
+    """Whether all images of a side must go through the network together, since a layer couples them."""
+    family = context.plan.network or context.task.network
+    return couples_samples(cast("Network", context.surrogate)) or family.couples_samples
+
+
+def synthetic_side(context: Context, record: DsaRecord | None, joint: bool, loss_of: GroupLoss) -> Grads:
+    """Loss per class of the block and its gradient for every synthetic image, in groups of classes.
+
+    Each group has its own short backward pass: the same numbers as all at once in a bounded memory.
+
+    Args:
+        context: at work in a step.
+        record: the augmentation, a row for each class.
+        joint: all classes in one group.
+        loss_of: the loss of a group.
+    """
+    assert context.synthetic is not None
+    x, y = context.synthetic.x.detach(), context.synthetic.y.to(context.device)
+    grads = torch.zeros_like(x)
+    losses = []
+    for group in class_groups(y, len(y) if joint else context.chunk):
+        part = torch.isin(y, group).nonzero().squeeze(1)
+        leaf = x[part].requires_grad_()
+        loss = loss_of(augmented(leaf, y[part], context, record), y[part], group)
+        grads[part] = torch.autograd.grad(loss.sum(), leaf)[0]
+        losses.append(loss.detach())
+    return Grads(loss=torch.cat(losses), x=grads)
+
+
+def class_groups(y: Tensor, limit: int) -> list[Tensor]:
+    """Whole classes, as many at a time as `limit` images hold, at least one."""
+    classes, counts = y.unique(return_counts=True)
+    per_group = max(1, limit // int(counts.max()))
+    return list(classes.split(per_group))

@@ -1,0 +1,196 @@
+"""A pool of networks that are trained on real images, a little at every step (IDM: Zhao et al., CVPR 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from datastill.core.context import Context
+from datastill.core.precision import casting
+from datastill.core.rng import Rng
+from datastill.surrogates.trained import freeze_batch_norm
+from datastill.training.hard import Schedule, sgd, train
+
+if TYPE_CHECKING:
+    from datastill.models.base import Network
+    from datastill.models.factory import NetworkFactory
+
+
+class Pool:
+    """Networks of all ages: each step matches on one of them, then trains a few.
+
+    A fresh network joins at the first of every `interval` steps, and the oldest leaves where there are `most`. The
+    optimizer of a network lives as long as it does. A checkpoint holds weights and momentum of those that were trained,
+    and writes only what is new; the others are drawn again.
+
+    Args:
+        factory: builds the networks.
+        start: networks at the beginning, before the first joins; at most `most`.
+        most: networks at any time.
+        interval: steps between two that join.
+        trained: networks, drawn at random, that are trained after a step.
+        updates: of each of them, on a new sample of real images.
+        schedule: learning rate, momentum, weight decay and batch of the training.
+    """
+
+    def __init__(
+        self,
+        factory: NetworkFactory,
+        *,
+        start: int,
+        most: int,
+        interval: int,
+        trained: int,
+        updates: int,
+        schedule: Schedule,
+    ) -> None:
+        self.factory, self.schedule = factory, schedule
+        self.start, self.most, self.interval = min(start, most), most, interval
+        self.trained, self.updates = trained, updates
+        self.members: list[_Member] = []
+        self._drawn: _Member | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """Of the network of this step on the images of its last training, before each update; 0 without training."""
+        return 0.0 if self._drawn is None else self._drawn.accuracy
+
+    @property
+    def born(self) -> list[int]:
+        """The steps at which the networks joined, oldest first; below 0 for those of the beginning."""
+        return [member.born for member in self.members]
+
+    def begin(self, context: Context) -> None:
+        """The networks of the beginning, each of which is made when it is needed."""
+        self.members, self._drawn = [_Member(-k) for k in range(self.start, 0, -1)], None
+
+    def draw(self, context: Context) -> Network:
+        """A random network of the pool, which a fresh one may have joined, in evaluation mode."""
+        if context.step % self.interval == 0:
+            self.members = [*self.members, _Member(context.step)][-self.most :]
+        position = int(torch.randint(len(self.members), (), generator=context.generator("pool")))
+        self._drawn = self.members[position]
+        network = self._network(self._drawn, context)
+        freeze_batch_norm(network, context)
+        return network.requires_grad_(False).eval()
+
+    def advance(self, context: Context) -> None:
+        """Train some; after the last step, let all go."""
+        if context.step + 1 >= context.steps:
+            self.members = []
+            return
+        order = torch.randperm(len(self.members), generator=context.generator("pool-trained"))
+        for position in order[: self.trained].tolist():
+            with casting(context.device, context.task.precision):
+                self._train(self.members[position], context)
+
+    def _train(self, member: _Member, context: Context) -> None:
+        real = context.task.real
+        schedule = replace(self.schedule, batch=min(self.schedule.batch, len(real)))
+        count = self.updates * schedule.batch
+        rounds = range(-(-count // len(real)))
+        generators = [context.generator("net-data", member.born, r) for r in rounds]
+        chosen = torch.cat([torch.randperm(len(real), generator=g) for g in generators])[:count]
+        labels = real.labels[chosen]
+        network = self._network(member, context).requires_grad_(True)
+        right = torch.zeros((), dtype=torch.int64, device=context.device)
+
+        def told(index: Tensor, logits: Tensor) -> None:
+            right.add_((logits.argmax(1) == labels[index].to(logits.device)).sum())
+            context.net_updated(network)
+
+        train(
+            network,
+            lambda index: real.batch(chosen[index]).x,
+            labels,
+            schedule,
+            Rng(context.seed("net-training", member.born)),
+            weight=None if real.weights is None else real.weights[chosen],
+            on_batch=told,
+            optimizer=member.optimizer_of(network, schedule),
+            compiled=context.task.compile,
+            chunk=context.chunk,
+        )
+        member.accuracy = float(right) / count
+        member.trainings += 1
+
+    def _network(self, member: _Member, context: Context) -> Network:
+        if member.network is None:
+            born = context.rng.derive("surrogate", context.block.key, member.born)
+            member.network = self.factory(born).to(context.device)
+            if member.stored:
+                weights = {n.removeprefix("weight/"): t for n, t in member.stored.items() if n.startswith("weight/")}
+                member.network.load_state_dict({n: t.to(context.device) for n, t in weights.items()})
+        return member.network
+
+    def state(self) -> dict[str, Tensor]:
+        """Who is there, and weights and momentum of who was trained; nothing is copied."""
+        kept = {
+            "born": torch.tensor(self.born, dtype=torch.int64),
+            "trainings": torch.tensor([member.trainings for member in self.members], dtype=torch.int64),
+            "accuracy": torch.tensor([member.accuracy for member in self.members], dtype=torch.float64),
+        }
+        for member in self.members:
+            kept |= {f"{member.part}/{name}": value for name, value in member.state().items()}
+        return kept
+
+    @property
+    def parts(self) -> list[str]:
+        """One for each network that was trained."""
+        return [member.part for member in self.members if member.trainings]
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        self.members, self._drawn = [], None
+        known = (state[name].tolist() for name in ("born", "trainings", "accuracy"))
+        for born, trainings, accuracy in zip(*known, strict=True):
+            member = _Member(born, trainings, accuracy)
+            prefix = f"{member.part}/"
+            member.stored = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+            self.members.append(member)
+
+
+class _Member:
+    """A network of the pool, made when it is first needed.
+
+    Args:
+        born: the step at which it joined, from which its first weights are drawn.
+        trainings: how often it was trained.
+        accuracy: see `Pool.accuracy`.
+    """
+
+    def __init__(self, born: int, trainings: int = 0, accuracy: float = 0.0) -> None:
+        self.born, self.trainings, self.accuracy = born, trainings, accuracy
+        self.stored: dict[str, Tensor] = {}  #: its state in a checkpoint, until it is needed
+        self.network: Network | None = None
+        self.optimizer: torch.optim.SGD | None = None
+
+    @property
+    def part(self) -> str:
+        """A name of its state until another training; statistics of batch norm may change: each match sets them."""
+        return f"network{self.born}-{self.trainings}"
+
+    def optimizer_of(self, network: Network, schedule: Schedule) -> torch.optim.SGD:
+        """Its optimizer, with the momentum that it had."""
+        if self.optimizer is None:
+            self.optimizer = sgd(network.parameters(), schedule, schedule.lr)
+            for name, parameter in network.named_parameters():
+                if (buffer := self.stored.get(f"momentum/{name}")) is not None:
+                    self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
+            self.stored = {}  # all of it is in network and optimizer now
+        return self.optimizer
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and momentum, or nothing where it was never trained."""
+        if self.network is None or self.optimizer is None:
+            return self.stored
+        kept = {f"weight/{name}": value.detach() for name, value in self.network.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                kept[f"momentum/{name}"] = buffer.detach()
+        return kept
