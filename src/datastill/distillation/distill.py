@@ -199,8 +199,7 @@ def _stored(folder: Path | None) -> dict[str, Any] | None:
     """The configuration of the run that the folder holds, or None."""
     if folder is None or not (folder / CONFIG).is_file():
         return None
-    stored = read_sealed(folder / CONFIG, RunRecord)
-    return dict(stored)
+    return dict(read_sealed(folder / CONFIG, RunRecord))
 
 
 def _run_plan(

@@ -25,6 +25,9 @@ def prepare(plan: Plan, task: Task, only: Unit | None = None, found: list[str] |
     """Run the units that are missing, of all or of one with those that it needs; each is one file.
 
     Args:
+        plan: what is to be prepared.
+        task: for what, and where it is kept.
+        only: one unit; None is all.
         found: takes the names of those that were there already.
 
     Returns:

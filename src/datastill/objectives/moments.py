@@ -44,6 +44,7 @@ def statistic(
     """Of each class, (C, k): d means; d means and d standard deviations; F real parts and F imaginary ones.
 
     Args:
+        moment: which.
         features: (n, d).
         y: class positions (n,).
         classes: C; rows of absent ones mean nothing.

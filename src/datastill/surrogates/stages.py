@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -60,8 +60,6 @@ class Stages:
     Raises:
         InputError: an option out of range.
     """
-
-    draws: ClassVar[str] = "stage"
 
     unit: ExpertsUnit
     epochs: Sequence[int]

@@ -130,7 +130,7 @@ def begin(job: Job) -> None:
         refuse_other(job.config, read_meta(folder)["config"], folder)
         open_buffer(folder)
         return
-    if job.layout.statistics:
+    if job.layout.statistics and not job.policy.uses_statistics:
         warnings.warn(
             f"{job.network} keeps running statistics: they are stored beside its parameters, but trajectory matching "
             "matches parameters alone, and published results are of networks without them (norm=instance).",

@@ -88,6 +88,11 @@ class Policy(Protocol):
         ...
 
     @property
+    def uses_statistics(self) -> bool:
+        """Whether what its experts are for uses running statistics (of batch norm) and not their parameters alone."""
+        ...
+
+    @property
     def takes_weights(self) -> bool:
         """Whether weights of images go into its loss; a set with weights is refused where not."""
         ...

@@ -27,6 +27,7 @@ class MomentumSgd:
     """
 
     name: ClassVar[str] = "momentum"
+    uses_statistics: ClassVar[bool] = True
     takes_weights: ClassVar[bool] = True
 
     lr: AnyRate = 0.01  #: learning rate of the first epochs

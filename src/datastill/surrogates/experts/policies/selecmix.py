@@ -36,6 +36,7 @@ class SelecMixSgd:
     """
 
     name: ClassVar[str] = "selecmix"
+    uses_statistics: ClassVar[bool] = False
     takes_weights: ClassVar[bool] = False  # which images an expert sees is its choice
 
     lr: AnyRate = 0.01  #: constant learning rate of the expert

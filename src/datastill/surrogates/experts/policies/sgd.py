@@ -25,6 +25,7 @@ class Sgd:
     """
 
     name: ClassVar[str] = "sgd"
+    uses_statistics: ClassVar[bool] = False
     takes_weights: ClassVar[bool] = True
 
     lr: AnyRate = 0.01  #: constant learning rate
