@@ -22,6 +22,7 @@ from datastill.core.rng import Rng
 from datastill.core.snapshot import Snapshot
 from datastill.data import RealSet
 from datastill.decoders.multi_formation import MultiFormation
+from datastill.distillation.result import rising
 from datastill.methods.idm import IDM
 from datastill.models import resolve_network
 from datastill.sampling.inits import MixReal
@@ -259,6 +260,14 @@ def test_stopped_and_resumed(digits: RealSet, tmp_path: Any, norm: str, step: in
         distill("idm", digits, out=tmp_path / "run", callbacks=[StopAt(step)], checkpoint_seconds=0.0, **shared)
     again = distill("idm", digits, out=tmp_path / "run", resume=True, **shared)
     assert torch.equal(whole.images, again.images)
+
+
+def test_a_loss_that_rises_with_what_networks_know_is_no_fault(digits: RealSet) -> None:
+    hyper = {"steps": 40, "ce_weight": 5.0, "pool_start": 0, "interval": 1000, "image_lr": 1e-6, **SMALL}
+    task = task_of(digits, network="convnet:width=4,depth=1")
+    assert rising(synthesize(IDM(**hyper).build(task), task))  # type: ignore[arg-type]
+    made = distill("idm", digits, ipc=1, network="convnet:width=4,depth=1", **hyper)
+    assert not [note for note in made.manifest["notes"] if "loss rose" in note]
 
 
 class TestCheckpoints:

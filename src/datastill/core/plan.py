@@ -297,7 +297,7 @@ class LearnedLabels(Protocol):
 
 @runtime_checkable
 class Remarks(Protocol):
-    """An objective that has a remark on the losses of a block, for the notes of the run."""
+    """An objective that judges the losses of a block itself, for the notes of the run: nobody else remarks on them."""
 
     def note(self, losses: Tensor) -> str:
         """A sentence, or "" where there is nothing to say; `losses` are those of all steps of a block."""

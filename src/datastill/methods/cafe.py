@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from datastill.core.plan import Plan, Task
 
 
+#: Passes over the synthetic set between two updates, over a run.
+_TYPICAL_PASSES = 5
+
+
 def halved(progress: float) -> float:
     """Of the learning rate: halved at 1200, 1600 and 1800 of 2000."""
     return float(0.5 ** sum(progress >= after for after in (0.6, 0.8, 0.9)))
@@ -98,7 +102,3 @@ class CAFE(Method):
         )
         steps = cheap.affordable(task, seconds)
         return self if steps >= self.steps else replace(cheap, steps=max(20, steps))
-
-
-#: Passes over the synthetic set between two updates, over a run.
-_TYPICAL_PASSES = 5
