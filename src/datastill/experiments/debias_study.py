@@ -24,6 +24,7 @@ from datastill.evaluation.evaluate import evaluate
 from datastill.experiments.records import StudyCell
 from datastill.experiments.settings import pick_protocol, refuse_unknown_values
 from datastill.overrides.surrogates import Surrogates
+from datastill.report.card import CARD
 from datastill.store.artifact import MANIFEST, DistilledSet, load_distilled
 from datastill.store.files import digest, read_sealed, write_sealed
 from datastill.store.folders import held
@@ -203,8 +204,9 @@ class DebiasStudy:
     ) -> DistilledSet:
         """The cell's set: from its folder, or begun or gone on with there."""
         folder = out / self._folder(cell, real)
-        if (folder / MANIFEST).is_file():
-            return load_distilled(folder)
+        if (folder / MANIFEST).is_file() and (folder / CARD).is_file():  # the card is written last
+            with held(folder):  # a lock that a kill left goes with it
+                return load_distilled(folder)
         return distill(
             cell.method,
             real,
