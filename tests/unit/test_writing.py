@@ -20,8 +20,9 @@ from datastill.cli import main
 from datastill.core.errors import InputError, Interrupted
 from datastill.core.plan import Callback
 from datastill.data.places import places_of
+from datastill.distillation.distill import remove_run
 from datastill.store.files import atomic_path, read_sealed, read_tensors, write_json, write_sealed, write_tensors
-from datastill.store.folders import held, remove_made, whole_folder
+from datastill.store.folders import LOCK, held, remove_made, whole_folder
 from datastill.store.outputs import COMPARISON, NEW, refuse_out, refuse_out_file
 
 SMALL = {"ipc": 1, "network": "convnet:width=8,depth=1", "real_batch": 8, "steps": 4, "seed": 5}
@@ -136,6 +137,16 @@ class TestInTheWay:
             assert main(["demo", "--out", str(out)]) == 2
             assert (out / mine / "cat.png").read_text() == "mine"
         assert capsys.readouterr().err.count("datastill:") == 2
+
+    def test_demo_takes_away_the_beginning_of_a_set_that_a_kill_left(self, tmp_path) -> None:
+        (tmp_path / "set-0").mkdir()
+        (tmp_path / "set-0" / LOCK).touch()
+        remove_run(tmp_path / "set-0")
+        assert not (tmp_path / "set-0").exists()
+        (tmp_path / "set-0").mkdir()
+        (tmp_path / "set-0" / ".mine").touch()
+        with pytest.raises(InputError, match="did not make"):
+            remove_run(tmp_path / "set-0")
 
     def test_only_what_is_known_is_removed(self, tmp_path) -> None:
         folder = tmp_path / "images-x"
