@@ -19,6 +19,7 @@ from datastill import distill, load_distilled, load_real
 from datastill.cli import main
 from datastill.core.errors import InputError, Interrupted
 from datastill.core.plan import Callback
+from datastill.data import recorded  # noqa: F401 - before a test puts another reader in the place of its own
 from datastill.data.places import places_of
 from datastill.distillation.distill import remove_run
 from datastill.store.files import atomic_path, read_sealed, read_tensors, write_json, write_sealed, write_tensors
