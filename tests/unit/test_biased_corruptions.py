@@ -234,6 +234,12 @@ class TestBlur:
         made = [np.stack([blur.enlarge(image[:, :, c], f) for c in range(3)], 2) for f in factors]
         assert blur.zoom_blur(image, self.RNG, 1.11) == pytest.approx((image + sum(made)) / 13, abs=1e-9)
 
+    def test_zoom_factors_are_the_published_ranges(self) -> None:
+        for (largest,), end in zip(LEVELS["zoom_blur"], (1.06, 1.11, 1.16, 1.21, 1.26), strict=True):
+            published = np.arange(1, end, 0.01)
+            assert len(blur._enlargements(5, largest)) == len(published)
+            assert largest == pytest.approx(published[-1])
+
     def test_enlarge(self) -> None:
         ramp = np.tile(np.arange(9.0), (9, 1))
         assert blur.enlarge(ramp, 2.0)[3] == pytest.approx(4 + (np.arange(9) - 4) / 2)

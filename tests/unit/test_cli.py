@@ -20,6 +20,7 @@ from datastill.cli import COMMANDS, main, options
 from datastill.cli.compare_command import parse_settings
 from datastill.cli.study_command import parse_values
 from datastill.core.rng import Rng
+from datastill.distillation.job import prepare_job
 
 TINY = ["--network", "convnet:width=4,depth=1", "--steps", "3", "--real-batch", "4", "--quiet"]
 
@@ -322,3 +323,11 @@ class TestBadInput:
         ):
             with pytest.raises(InputError, match=words):
                 distill("random", (bad_x, bad_y), ipc=1)
+
+
+@pytest.mark.parametrize(
+    ("method", "recipe", "told"), [("kmeans", "paper", True), ("kmeans", "auto", False), ("dm", "paper", True)]
+)
+def test_a_paper_setting_that_is_none_is_told(method: str, recipe: str, told: bool) -> None:
+    notes = prepare_job(method, "digits", ipc=1, recipe=recipe).remarks
+    assert ("no recipe for this set at 1 per class; the method's own values are taken" in notes) == told

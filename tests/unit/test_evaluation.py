@@ -207,6 +207,12 @@ def test_source_in_the_manifest_is_enough(random_set: DistilledSet, tmp_path: Pa
     assert result.data["name"] == "digits"
 
 
+@pytest.mark.parametrize("odd", [{"passes": 0}, {"passes": 1.5}, {"lr": 0.0}, {"batch": 0}, {"cutmix": 2.0}])
+def test_a_protocol_that_cannot_be_is_refused(odd: dict) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(odd))} of a protocol must be"):
+        Protocol("mine-v1", "mine", **{"passes": 1, **odd})
+
+
 def test_a_protocol_that_trains_in_a_way_of_its_own_is_not_said_to_train_de_biased() -> None:
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Mine(Protocol):

@@ -14,6 +14,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -322,9 +323,22 @@ def attack(path: Path, use: Callable[[], Any], count: int | None) -> None:
             refused.append(str(error))
         except Exception as error:
             raise AssertionError(f"{path.name}: {place} = {odd!r}") from error
-    assert refused, "every field may be anything"
+    assert refused or "ceilings" in path.parts, "every field may be anything, and none is measured anew"
     assert not any("\n" in sentence for sentence in refused)
     path.write_text(text)
+
+
+def other_headers(meta: dict[str, str]) -> list[dict[str, str]]:
+    """Headers of tensors with other texts, and where a text is JSON, with other values in it."""
+    found = []
+    for name, text in meta.items():
+        found += [{n: t for n, t in meta.items() if n != name}]
+        found += [{**meta, name: odd} for odd in ("", "x", "nan", "-1", "1e999", "[", "{}", "null", "é")]
+        with contextlib.suppress(ValueError):
+            record = json.loads(text)
+            odd = [(place, odd) for place in places(record) for odd in (*ODD, ...)]
+            found += [{**meta, name: json.dumps(changed(record, *one))} for one in odd]
+    return found
 
 
 def attack_tensors(path: Path, use: Callable[[], Any], count: int | None) -> None:
@@ -347,6 +361,7 @@ def attack_tensors(path: Path, use: Callable[[], Any], count: int | None) -> Non
     for name, way in [(name, way) for name in tensors for way in ways]:
         other = {**tensors, name: way(tensors[name])}
         files.append(save({n: t for n, t in other.items() if t is not None}, meta))
+    files += [save(tensors, other) for other in other_headers(meta)]
     for _ in range(30):
         files.append(whole[: draw.randrange(len(whole))])
         flipped = bytearray(whole)
@@ -473,7 +488,100 @@ def of_a_comparison(folder: Path) -> dict[str, Callable[[], Any]]:
     }
 
 
-KINDS = [of_a_set, of_a_teacher, of_experts, of_a_comparison]
+def of_copies(folder: Path) -> dict[str, Callable[[], Any]]:
+    """A comparison that is taken up again and copied into a ledger, the copies there, evaluations that are replaced."""
+    from datastill import evaluate
+    from datastill.cli.compare_command import main as compare
+    from datastill.cli.evaluate_command import main as score
+    from datastill.cli.results_command import main as results
+
+    width, ledger = "convnet:width=4,depth=1", folder / "ledger"
+    words = ["--methods", "random", "--data", "digits", "--seeds", "2", "--networks", "1", "--network", width]
+    words += ["--protocol", "dc-v1", "--quiet", "--ledger", str(ledger)]
+    for seed in range(2):
+        made = distill("random", "digits", ipc=1, seed=seed, out=folder / f"set-{seed}")
+        found = evaluate(made, "digits", networks=1, network=width, protocol="dsa-quick-v1")
+        write_json(folder / f"set-{seed}" / "evaluation.json", found.to_dict())
+        write_json(ledger / f"set-{seed}.json", found.to_dict())
+
+    def go_on() -> None:
+        again = folder / "again"
+        shutil.copytree(folder / "compare", again)
+        try:
+            compare([*words, "--out", str(again)])
+        finally:
+            shutil.rmtree(again)
+
+    def read() -> None:
+        results([str(ledger), "--json"])
+        results([str(ledger), "--markdown"])
+
+    def replace() -> None:
+        """Whether a result lies there is asked before the work."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("datastill.evaluation.evaluate", reached)
+            with contextlib.suppress(Reached):
+                score([str(folder / "set-1"), "--quiet"])
+
+    with undisturbed():
+        compare([*words, "--out", str(folder / "compare")])
+    cell = next((folder / "compare" / "results").glob("*.json"))
+    return {
+        "compare/plan.json": go_on,
+        str(cell.relative_to(folder)): go_on,
+        f"ledger/{cell.name}": read,
+        "ledger/set-0.json": read,
+        "set-1/evaluation.json": replace,
+    }
+
+
+class Reached(Exception):
+    """The work would begin."""
+
+
+def reached(*_: Any, **__: Any) -> None:
+    raise Reached
+
+
+def of_what_is_prepared(folder: Path) -> dict[str, Callable[[], Any]]:
+    """Networks that a run prepared, and what the cache keeps: weights against a bias, a ceiling, a whitening."""
+    from datastill import evaluate, load_real
+    from datastill.debias import debias
+
+    runs: dict[str, dict[str, Any]] = {
+        "herding": {"feature_passes": 1, "network": "convnet:width=4,depth=1"},
+        "sre2l": {"squeeze_passes": 1, "steps": 1, "network": "convnet:width=4,depth=1,norm=batch"},
+        "dm": {"steps": 1, "real_batch": 4, "network": "convnet:width=4,depth=1", "surrogates": "dfa:count=1,steps=2"},
+    }
+    uses: dict[str, Callable[[], Any]] = {}
+    for method, settings in runs.items():
+        run = partial(distill, method, "digits", ipc=1, units=folder / method, out=folder / f"run-{method}", **settings)
+        run()
+        uses |= {
+            str(path.relative_to(folder)): partial(run, resume=True) for path in (folder / method / "prepare").iterdir()
+        }
+    x = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    real = load_real((x, torch.arange(40) % 2))
+
+    def cached(use: Callable[[], Any]) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DATASTILL_CACHE", str(folder / "cache"))
+            use()
+
+    made, settings = distill("random", real, ipc=1), {"networks": 1, "network": "mlp", "protocol": "dc-v1"}
+    ways = {
+        "ceilings": lambda: evaluate(made, real, **settings, random=False, ceiling=True),
+        "weights": lambda: debias(real, epochs=1, variance=0.1, folder=folder / "cache" / "weights"),
+        "zca": lambda: load_real((x, torch.arange(40) % 2), space="zca"),
+    }
+    for name, use in ways.items():
+        cached(use)
+        paths = [*(folder / "cache" / name).iterdir()]
+        uses |= {str(path.relative_to(folder)): partial(cached, use) for path in paths}
+    return uses
+
+
+KINDS = [of_a_set, of_a_teacher, of_experts, of_a_comparison, of_copies, of_what_is_prepared]
 
 
 def attack_all(files: dict[str, Callable[[], Any]], folder: Path, count: int | None) -> None:

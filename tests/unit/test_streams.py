@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,34 @@ def test_control_characters_of_a_name_are_spelled_out(tmp_path: Path, capsys: py
         Image.fromarray(x[k, 0].numpy()).save(folder / f"{k}.png")
     assert main(["data", str(tmp_path / "data")]) == 0
     assert r"a\nb\x1b[31m" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["distill", "random", "--ipc", "1"], ["weigh", "--data", "{photos}"]], ids=" ".join)
+def test_a_home_and_a_temporary_folder_below_a_file(tmp_path: Path, words: list[str]) -> None:
+    """Nothing that a library would keep in either costs the result."""
+    (tmp_path / "file").touch()
+    for name in ("ant", "bee"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.effect_noise((8, 8), 50 + i).save(tmp_path / "photos" / name / f"{i}.png")
+    gone = {"HOME": str(tmp_path / "file" / "home"), "TMPDIR": str(tmp_path / "file" / "tmp")}
+    kept = ("DATASTILL_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "HF_DATASETS_CACHE")
+    env = {name: value for name, value in os.environ.items() if name not in kept} | gone
+    words = [word.format(photos=tmp_path / "photos") for word in words]
+    words += ["--debias", "kde:epochs=1,variance=0.1"] if words[0] == "weigh" else []
+    command = [sys.executable, "-m", "datastill", *words, "--out", str(tmp_path / "out"), "--quiet"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert any((tmp_path / "out").glob("*.png"))
+
+
+def test_no_temporary_folder_at_all_is_told_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "absent")])
+    assert main(["distill", "random", "--data", "digits", "--ipc", "1", "--out", str(tmp_path / "run")]) == 2
+    assert "set TMPDIR to a folder that can be written" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main(["distill", "--help"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import warnings
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from datastill import distill, evaluate
+from datastill import compare, distill, evaluate
 from datastill.cli import main
 from datastill.core.errors import UserCodeFailed
 from datastill.core.imports import import_file
@@ -22,6 +23,7 @@ from datastill.core.plan import Callback
 from datastill.core.usercode import holds_theirs
 from datastill.decoders.pixels import Pixels
 from datastill.store.checkpoint import read_snapshot
+from datastill.store.files import read_sealed, write_sealed
 
 NETWORK = """
 import torch
@@ -227,3 +229,68 @@ class TestOurs:
     def test_whose(self) -> None:
         assert not holds_theirs([nn.ReLU(), Pixels, Path(), 3, "x", None, torch.zeros(1), partial(len, ())])
         assert holds_theirs({"x": [partial(print, self)]})
+
+
+RUN = {"ipc": 1, "steps": 4, "real_batch": 8}
+
+
+def edited(path: str) -> None:
+    """The file with one more line."""
+    Path(path).write_text(Path(path).read_text() + "\n# mended\n")
+
+
+class TestChangedFiles:
+    """A run or comparison that goes on with a user's changed file goes on, and says so."""
+
+    @pytest.mark.parametrize("whose", ["method", "network"])
+    def test_resume(self, tmp_path, whose) -> None:
+        method, network = method_file(tmp_path), network_file(tmp_path)
+        changed = method if whose == "method" else network.partition(":")[0]
+
+        def run(**more: Any) -> tuple[str, ...]:
+            return distill(method, "digits", **RUN, network=network, out=tmp_path / "run", **more).record.notes
+
+        assert not any("was changed" in note for note in run())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            assert not any("was changed" in note for note in run(resume=True))
+        edited(changed)
+        with pytest.warns(UserWarning, match=f"{Path(changed).name} has changed since the run began"):
+            notes = run(resume=True)
+        assert [note for note in notes if "was changed" in note] == [
+            f"{Path(changed).name} was changed while the run was under way: a part of it is of the earlier code"
+        ]
+        assert any("was changed" in note for note in run(resume=True)), "and is told after one more start"
+
+    def test_runs_that_did_not_keep_their_code_go_on(self, tmp_path) -> None:
+        method = method_file(tmp_path)
+        distill(method, "digits", **RUN, network="mlp", out=tmp_path / "run")
+        config = read_sealed(tmp_path / "run" / "config.json")
+        assert set(config["code"]) == {Path(method).name}
+        write_sealed(tmp_path / "run" / "config.json", {k: v for k, v in config.items() if k not in ("code", "sha256")})
+        edited(method)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            distill(method, "digits", **RUN, network="mlp", out=tmp_path / "run", resume=True)
+
+    def test_ours_are_not_looked_at(self, tmp_path) -> None:
+        distill("dm", "digits", **RUN, network="mlp", out=tmp_path / "run")
+        assert "code" not in read_sealed(tmp_path / "run" / "config.json")
+
+    def test_compare(self, tmp_path) -> None:
+        method = method_file(tmp_path)
+        words = ["compare", "--methods", method, "--seeds", "1", "--networks", "1", "--network", "mlp", "--json"]
+        words += ["--set", f"{Path(method).stem}.steps=2", "--out", str(tmp_path / "out")]
+        assert main(words) == 0
+        edited(method)
+        with pytest.warns(UserWarning, match="has changed since the comparison began"):
+            compare(
+                [method],
+                "digits",
+                out=tmp_path / "out",
+                ipc=1,
+                seeds=1,
+                networks=1,
+                network="mlp",
+                settings={Path(method).stem: {"steps": 2}},
+            )

@@ -8,10 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,12 +19,11 @@ from datastill import distill, load_distilled, load_real
 from datastill.cli import main
 from datastill.core.errors import InputError, Interrupted
 from datastill.core.plan import Callback
+from datastill.data import recorded  # noqa: F401 - before a test puts another reader in the place of its own
 from datastill.data.places import places_of
-from datastill.exchange import import_released
-from datastill.exchange.export import export
-from datastill.store import unfinished
+from datastill.distillation.distill import remove_run
 from datastill.store.files import atomic_path, read_sealed, read_tensors, write_json, write_sealed, write_tensors
-from datastill.store.folders import held, remove_made, whole_folder
+from datastill.store.folders import LOCK, held, remove_made, whole_folder
 from datastill.store.outputs import COMPARISON, NEW, refuse_out, refuse_out_file
 
 SMALL = {"ipc": 1, "network": "convnet:width=8,depth=1", "real_batch": 8, "steps": 4, "seed": 5}
@@ -142,6 +138,16 @@ class TestInTheWay:
             assert main(["demo", "--out", str(out)]) == 2
             assert (out / mine / "cat.png").read_text() == "mine"
         assert capsys.readouterr().err.count("datastill:") == 2
+
+    def test_demo_takes_away_the_beginning_of_a_set_that_a_kill_left(self, tmp_path) -> None:
+        (tmp_path / "set-0").mkdir()
+        (tmp_path / "set-0" / LOCK).touch()
+        remove_run(tmp_path / "set-0")
+        assert not (tmp_path / "set-0").exists()
+        (tmp_path / "set-0").mkdir()
+        (tmp_path / "set-0" / ".mine").touch()
+        with pytest.raises(InputError, match="did not make"):
+            remove_run(tmp_path / "set-0")
 
     def test_only_what_is_known_is_removed(self, tmp_path) -> None:
         folder = tmp_path / "images-x"
@@ -270,114 +276,6 @@ class TestChecksums:
         path.write_text(json.dumps(record))
         with pytest.raises(InputError, match="checksum differs"):
             load_distilled(tmp_path / "set")
-
-
-def killed_at(n: int, action: Callable[[], object]) -> int:
-    """Run in a forked process that dies at its n-th change of the file system; its exit code, 9 where it died."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    count = 0
-
-    def dying(real: Callable[..., object]) -> Callable[..., object]:
-        def call(*args: object, **more: object) -> object:
-            nonlocal count
-            count += 1
-            if count == n:
-                os._exit(9)
-            return real(*args, **more)
-
-        return call
-
-    try:
-        for name in ("replace", "rename", "mkdir", "unlink", "rmdir", "open"):
-            setattr(os, name, dying(getattr(os, name)))
-        unfinished.tempfile.mkstemp = dying(tempfile.mkstemp)
-        action()
-        os._exit(0)
-    except BaseException as error:
-        print(f"{type(error).__name__}: {error}", file=sys.__stderr__)
-        os._exit(1)
-
-
-def check_kills(tmp_path: Path, action: Callable[[Path], object], same: Callable[[Path], object] = tree) -> int:
-    """Kill an action at every file operation: run again it ends as if nothing had happened, and nothing is left."""
-    action(tmp_path / "whole" / "out")
-    wanted = same(tmp_path / "whole" / "out")
-    for n in range(1, 400):
-        place = tmp_path / f"kill-{n}"
-        ended = killed_at(n, partial(action, place / "out"))
-        assert ended in (0, 9), n
-        if ended == 0:
-            return n
-        action(place / "out")
-        assert same(place / "out") == wanted, n
-        left = list(place.rglob(".*"))
-        assert not left, (n, left)
-    raise AssertionError("it never ended")
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-class TestKills:
-    @pytest.mark.parametrize("format", ["tensors", "imagefolder"])
-    def test_export(self, made, tmp_path, format) -> None:
-        one = load_distilled(made)
-
-        def write(out: Path) -> None:
-            try:
-                export(one, out, format)
-            except InputError:  # killed after it had its name: it is there, and whole
-                assert (out / "README.md").is_file()
-
-        assert check_kills(tmp_path, write) > 3
-
-    def test_import_of_several(self, tmp_path) -> None:
-        x, y = torch.linspace(0, 1, 640).view(10, 1, 8, 8), torch.arange(10)
-        torch.save({"data": [[x, y], [x + 1, y]], "accs_all_exps": {}}, tmp_path / "res.pt")
-        real = load_real("digits")
-
-        def bring(out: Path) -> None:
-            import_released(tmp_path / "res.pt", data=real, space="raw", select="all", out=out)
-
-        def same(out: Path) -> object:
-            return {name: sha for name, sha in tree(out).items() if not name.endswith("manifest.json")}
-
-        assert check_kills(tmp_path, bring, same) > 5
-
-    def test_distill(self, tmp_path) -> None:
-        real = load_real("digits")
-
-        def run(out: Path) -> None:
-            distill("random", real, ipc=1, out=out, resume=(out / "config.json").is_file())
-
-        def same(out: Path) -> object:
-            return sorted(tree(out)), load_distilled(out).images.tolist()
-
-        assert check_kills(tmp_path, run, same) > 5
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize(
-        "words",
-        [
-            ["teacher", "train", "--network", "convnet:norm=batch,width=8,depth=1", "--passes", "1"],
-            ["experts", "train", "--network", "convnet:width=8,depth=1", "--experts", "1", "--epochs", "1"],
-            ["compare", "--methods", "random", "--seeds", "1", "--networks", "1", "--network", "mlp"],
-        ],
-        ids=lambda words: words[0],
-    )
-    def test_commands(self, tmp_path, words) -> None:
-        def run(out: Path) -> None:
-            code = main([*words, "--quiet", "--json", "--out", str(out)])
-            assert code == 0 or (words[0] == "teacher" and (out / "teacher.json").is_file())
-
-        def same(out: Path) -> object:
-            return sorted(p.name for p in out.rglob("*") if p.is_file()), {
-                str(p.relative_to(out)): sha
-                for p, sha in ((out / name, sha) for name, sha in tree(out).items())
-                if p.suffix == ".bin" or (p.suffix == ".safetensors" and p.parent.name != "checkpoints")
-            }
-
-        assert check_kills(tmp_path, run, same) > 5
 
 
 class TestHeld:

@@ -91,7 +91,19 @@ def _run(args: list[str]) -> int:
     command, rest = args[0], args[1:]
     if command not in COMMANDS:
         raise InputError(f"There is no command {command!r}. {nearest(command, COMMANDS)}")
+    if not {"-h", "--help"} & set(rest):
+        _refuse_no_temporary_folder()
     return int(importlib.import_module(f"datastill.cli.{command}_command").main(rest) or 0)
+
+
+def _refuse_no_temporary_folder() -> None:
+    """torch and matplotlib end without one, the latter when the work is done."""
+    import tempfile
+
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise InputError(f"{error.strerror}; set TMPDIR to a folder that can be written.") from error
 
 
 def usage() -> str:

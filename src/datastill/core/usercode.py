@@ -29,6 +29,10 @@ _DEPTH = 3
 class FindsTheirs:
     """What finds an object of the user's by its name."""
 
+    def found(self) -> Any:
+        """The object."""
+        raise NotImplementedError
+
 
 def is_theirs(thing: Any) -> bool:
     """Whether a class, a function or the class of an object is in neither datastill, nor torch, nor Python itself."""

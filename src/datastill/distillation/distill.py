@@ -295,6 +295,6 @@ def remove_run(folder: Path) -> None:
     """
     if (folder / CONFIG).is_file():
         _stored(folder)
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise InputError(f"{folder} is no run of datastill and stays; move it, or choose another --out.")
     remove_made(folder, _RUN_FILES)

@@ -25,11 +25,12 @@ from datastill.core.runtime import Runtime
 from datastill.core.usercode import blaming, called, is_theirs
 from datastill.data import check_ipc, load_real
 from datastill.data.spaces import name_of
+from datastill.distillation.code import States, changed_code, code_of, code_since
 from datastill.distillation.preparation import check_plan
 from datastill.models import resolve_network
 from datastill.store.checkpoint import plain
 from datastill.store.files import digest
-from datastill.store.schema import Record
+from datastill.store.schema import Code, Record
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -44,6 +45,7 @@ class RunRecord(Record):
 
     hyper: dict[str, Any]
     compile: bool = False
+    code: Code = Field(default_factory=dict)
     threads: Annotated[int, Field(ge=1, le=4_096)] | None = None
 
 
@@ -61,6 +63,7 @@ class Job:
     overrides: tuple[Override, ...] = ()  #: what the run changes in the method's plan
     unscaled: Method | None = None  #: the method before `auto` scaled it; None where it did not
     given: Mapping[str, Any] = field(default_factory=dict)  #: hyper-parameters that the caller named
+    code: States = field(default_factory=dict)  #: the user's files that the run calls
 
     @cached_property
     def own_plan(self) -> Plan:
@@ -99,7 +102,8 @@ class Job:
     @property
     def remarks(self) -> tuple[str, ...]:
         """Sentences for the notes of the run: those of settling it, and those of its overrides."""
-        return (*self.notes, *(note for override in self.overrides for note in override.notes(self.method)))
+        of_overrides = (note for override in self.overrides for note in override.notes(self.method))
+        return (*self.notes, *of_overrides, *changed_code(self.code))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the plan: its parts need not be picklable, and another process builds its own."""
@@ -131,6 +135,7 @@ class Job:
                 "threads": torch.get_num_threads(),
                 **{name: value for override in self.overrides for name, value in override.config().items()},
                 "chunk": chunk_for((plan.network or self.task.network).macs, self.task.device),
+                **({"code": self.code} if self.code else {}),
             }
         )
 
@@ -178,7 +183,7 @@ def prepare_job(
     settled, unscaled, found, notes = _settle(start, name, data.name, task, recipe, hyper)
     changed = (*overrides, *asked)
     notes = (*chosen, *notes)
-    job = Job(settled, name, family, task, recipe, found, notes, overrides=changed, unscaled=unscaled, given=hyper)
+    job = Job(settled, name, family, task, recipe, found, notes, changed, unscaled, hyper, code_of(start, factory))
     counted = task.runtime.compile == "auto" and task.device.type == "cpu"
     return compiled_for(job, planned_macs(job) if counted else 0.0)
 
@@ -197,7 +202,7 @@ def compiled_for(job: Job, macs: float) -> Job:
 
 
 def as_begun(job: Job, config: dict[str, Any]) -> Job:
-    """The job, compiled or not as the run was that it goes on with.
+    """The job, compiled or not as the run was that it goes on with, and aware of what the user changed since.
 
     Raises:
         InputError: the run was compiled, and nothing can be compiled here.
@@ -205,6 +210,7 @@ def as_begun(job: Job, config: dict[str, Any]) -> Job:
     compiled = bool(config.get("compile", False))
     if compiled:
         compilation.require()
+    job = replace(job, code=code_since(config.get("code", {}), job.code, "the run began"))
     return _on(job, replace(job.task.runtime, compiled=compiled))
 
 
@@ -243,7 +249,7 @@ def _settle(
             settled = with_overrides(settled, dict(found.hyper))
     settled = with_overrides(settled, hyper)
     filled = settled.for_task(task)
-    notes = _filled_in(settled, filled, task.ipc) if found is None else _other_space(found, task)
+    notes = _filled_in(settled, filled, task.ipc, recipe) if found is None else _other_space(found, task)
     scaled = filled
     if recipe == "auto" and not given:
         if "steps" in hyper:
@@ -267,11 +273,12 @@ def _told(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _filled_in(before: Method, after: Method, ipc: int) -> list[str]:
-    """A note on values that no recipe gives: they follow a rule and were never published for this set."""
+def _filled_in(before: Method, after: Method, ipc: int, recipe: str) -> list[str]:
+    """A note on values that no recipe gives: they follow a rule, or stay, and were never published for this set."""
     old, new = hyper_of(before), hyper_of(after)
     filled = [f"{n} {new[n]}" for n in old if old[n] != new[n]]
-    return [f"no recipe for this set at {ipc} per class; by the method's rule: {', '.join(filled)}"] if filled else []
+    instead = f"by the method's rule: {', '.join(filled)}" if filled else "the method's own values are taken"
+    return [f"no recipe for this set at {ipc} per class; {instead}"] if filled or recipe == "paper" else []
 
 
 def _other_space(recipe: Recipe, task: Task) -> list[str]:

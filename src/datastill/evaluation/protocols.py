@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from datastill.core.errors import InputError, nearest
+from datastill.core.ranges import AnyRate, Count, Momentum, Probability, Weight, check_fields
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -42,24 +43,30 @@ class Protocol:
     """How a network is trained on a distilled set, and what is read off.
 
     Accuracy is that of the last pass on the test split; nothing is selected.
+
+    Raises:
+        InputError: a number out of range.
     """
 
     name: str
     summary: str
-    passes: int  #: passes over the distilled set
+    passes: Count  #: passes over the distilled set
     drop_after: int | None = None  #: index of the pass after which lr falls to a tenth, where `drops` is empty
     augment: str = "none"  #: "none", "auto" (DSA as fits the data; no cutout beside CutMix) or a DSA strategy
-    lr: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    batch: int = 256
+    lr: AnyRate = 0.01
+    momentum: Momentum = 0.9
+    weight_decay: Weight = 5e-4
+    batch: Count = 256
     drops: tuple[tuple[int, float], ...] = ()  #: (index of a pass, what lr is multiplied by after it)
     forget_momentum: bool = True  #: whether a drop also forgets the momentum
     augment_mode: str = "single"  #: operations per image: "single", "multiple" or "composite", see `Dsa`
-    cutmix: float = 0.0  #: probability of CutMix for each batch; none where "auto" augments nothing
+    cutmix: Probability = 0.0  #: probability of CutMix for each batch; none where "auto" augments nothing
     soft: str = ""  #: a recipe of `training.soft`: train on a teacher's labels, with lr, batch and passes from here
     learned_lr: bool = False  #: whether a set that learned a learning rate is trained on at that rate instead of `lr`
     accepts: tuple[str, ...] = ("classes", "probabilities")  #: kinds of labels that it trains on
+
+    def __post_init__(self) -> None:
+        check_fields(self, "{name} of a protocol")
 
     @property
     def metric(self) -> Metric:

@@ -16,6 +16,7 @@ from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.labels.bank import LabelBank
 from datastill.labels.labeler import Labeler
 from datastill.store.artifact import DistilledSet
+from datastill.store.unfinished import remove_rests
 from datastill.surrogates.teachers import Teacher, as_teacher, load_teacher
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ def relabel(
     recipe = get_protocol(name) if isinstance(name, str) else name
     if not recipe.soft:
         raise InputError(f"{recipe.name} trains on the set's own labels; name a soft protocol, such as soft-quick-v1.")
+    remove_rests(distilled.folder / BANK)
     if (distilled.folder / BANK).exists():
         raise InputError(f"{distilled.folder / BANK} is there already; remove it to label anew.")
     where = pick_device(device)

@@ -137,6 +137,7 @@ def _folders(out: str | Path | None, wanted: list[int], many: bool) -> list[Path
         return []
     folders = [Path(out) / str(k) for k in wanted] if many else [Path(out)]
     for folder in folders if not many else ():
+        remove_rests(folder)
         if (folder / MANIFEST).exists():
             raise InputError(f"{folder} already holds a distilled set; choose another --out or remove it.")
     return folders

@@ -24,6 +24,7 @@ from datastill.evaluation.evaluate import evaluate
 from datastill.experiments.records import StudyCell
 from datastill.experiments.settings import pick_protocol, refuse_unknown_values
 from datastill.overrides.surrogates import Surrogates
+from datastill.report.card import CARD
 from datastill.store.artifact import MANIFEST, DistilledSet, load_distilled
 from datastill.store.files import digest, read_sealed, write_sealed
 from datastill.store.folders import held
@@ -42,8 +43,7 @@ class DebiasStudy:
     Attributes:
         methods: names; a method's weights act on its losses, for `random` on the draw.
         debias: ways to weigh, as `distill` takes them.
-        inits: starts: "real" (a method's own arrangement of real images), "noise", "weighted"; methods without `init`
-            ignore them.
+        inits: starts: "real" (the method's own), "noise", "weighted"; methods without `init` ignore them.
         surrogates: "method", or networks that resist the bias: "dfa", "selecmix", as `distill` takes them. Methods that
             follow experts have experts trained so ("selecmix" alone).
         training: how networks are trained on the sets, as `evaluate` takes it; a set is made once for all of them.
@@ -203,8 +203,9 @@ class DebiasStudy:
     ) -> DistilledSet:
         """The cell's set: from its folder, or begun or gone on with there."""
         folder = out / self._folder(cell, real)
-        if (folder / MANIFEST).is_file():
-            return load_distilled(folder)
+        if (folder / MANIFEST).is_file() and (folder / CARD).is_file():  # the card is written last
+            with held(folder):  # a kill's lock goes
+                return load_distilled(folder)
         return distill(
             cell.method,
             real,
@@ -295,6 +296,5 @@ def color_distance(made: DistilledSet, real: RealSet) -> float | None:
 
 
 def _nearest(made: DistilledSet, real: RealSet) -> Nearest | None:
-    if real.attribute is None or not real.attribute.colors:
-        return None
-    return nearest_color(made.pixels, real.attribute.colors)
+    colors = real.attribute.colors if real.attribute is not None else None
+    return nearest_color(made.pixels, colors) if colors else None

@@ -9,6 +9,7 @@ from typing import Any
 
 from datastill.core.errors import InputError
 from datastill.distillation.budget import within
+from datastill.distillation.code import code_since
 from datastill.distillation.job import Job, hyper_of
 from datastill.experiments.cells import Cell, Settled, Work, job_of, named, prepare, prepared_units, run_cell
 from datastill.experiments.rates import choose_rate, may_come_without
@@ -82,6 +83,7 @@ def _stored(config: dict[str, Any], out: Path) -> dict[str, Any] | None:
         raise InputError(f"{out / PLAN} is not the plan of a comparison; choose another --out.")
     PlanRecord.of(stored, out / PLAN)
     refuse_other(config, stored["config"], out / PLAN)
+    code_since(stored["config"].get("code", {}), config.get("code", {}), "the comparison began")
     refuse_changed(out / PLAN, stored)
     return stored
 

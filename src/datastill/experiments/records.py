@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from datastill.store.manifest import Changed
-from datastill.store.schema import Count, Fraction, Name, Number, Positive, Record, Seconds, Text, Whole
+from datastill.store.schema import Code, Count, Fraction, Name, Number, Positive, Record, Seconds, Text, Whole
 
 #: Part of a path: no separator, and no dot in front.
 FileName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$", max_length=250)]
@@ -156,6 +156,7 @@ class PlanConfig(Record):
     budget: Seconds | None
     device: Text
     network: Text | dict[str, Any] | None
+    code: Code = Field(default_factory=dict)
 
 
 class PlanRecord(Record):

@@ -13,6 +13,7 @@ from datastill.core.errors import InputError, nearest
 from datastill.core.overrides import overrides, taken_from
 from datastill.core.ranges import declared
 from datastill.core.registry import get_method, with_overrides
+from datastill.distillation.code import States, code_of
 from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.experiments.sources import RealSets
 from datastill.experiments.tuning import RATES
@@ -65,8 +66,14 @@ class Settings:
                 "compile": self.compile,
                 **rates,
                 **({"changes": self.changes} if self.changes else {}),
+                **({"code": code} if (code := self._code(reals)) else {}),
             }
         )
+
+    def _code(self, reals: RealSets) -> States:
+        """The user's files that are called."""
+        networks = [] if self.network is None else [reals.network(label, self.network) for label in reals.labels()]
+        return code_of(*(get_method(given).cls for given in self.methods.values()), *networks)
 
     def _network_record(self, reals: RealSets) -> Any:
         """A name as it is; a class or module of the caller's by what identifies its architecture."""

@@ -7,7 +7,8 @@ network that trains on real images between image updates.
 - Needs: nothing but the real set and a network family.
 - Cost: C * (3 * real_batch + 8 * min(128, ipc * factor^2)) + 3 * net_images network passes a step.
 - Departs: the classes' momentum steps, one after the other in the released code, are taken at once in their exact
-  joint form; starts are random real images, not the first of each class.
+  joint form; starts are random real images, not the first of each class; between updates the network takes images
+  that are drawn anew, not full batches that walk through a pass; batch norm is frozen in the match.
 """
 
 from __future__ import annotations

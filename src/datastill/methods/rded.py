@@ -5,7 +5,8 @@ them in a stored one, with f a network trained on the real set, which gives the 
 
 - Needs: a network trained here (squeeze_passes) or brought (--teacher); batch norm is not needed.
 - Cost: C * candidates * crops network passes; no gradients.
-- Departs: a crop is padded with the mean color of the data; images are kept as numbers, not as 8-bit files.
+- Departs: a crop is padded with the mean color of the data; images are kept as numbers, not as 8-bit files;
+  students do not pass each batch without its mix once more.
 """
 
 from __future__ import annotations

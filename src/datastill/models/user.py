@@ -208,13 +208,16 @@ class Named(FindsTheirs):
 
     reference: str
 
+    def found(self) -> Any:
+        return load_object(self.reference)
+
     def __call__(self, **given: Any) -> nn.Module:
-        found = load_object(self.reference)
+        found = self.found()
         return reinitialized(found) if isinstance(found, nn.Module) else found(**given)
 
     @property
     def __signature__(self) -> inspect.Signature:
-        found = load_object(self.reference)
+        found = self.found()
         return inspect.Signature() if isinstance(found, nn.Module) else inspect.signature(found)
 
 

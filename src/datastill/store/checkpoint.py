@@ -154,8 +154,8 @@ def _without_parts(snapshot: Snapshot) -> Snapshot:
 
 
 def refuse_other(config: Mapping[str, Any], stored: Mapping[str, Any], path: Path) -> None:
-    """Raise, naming the first field in which a stored configuration differs."""
-    for name in sorted({*config, *stored}):
+    """Raise, naming the first field in which a stored configuration differs; the user's code may change."""
+    for name in sorted({*config, *stored} - {"code"}):
         mine, theirs = plain(config.get(name)), plain(stored.get(name))
         if mine == theirs:
             continue

@@ -15,6 +15,7 @@ from pathlib import Path
 from datastill.core.errors import InputError
 from datastill.store.files import read_json
 from datastill.store.opening import sound_path
+from datastill.store.unfinished import remove_rests
 
 #: Endings of files that a folder of classes is recognized by.
 _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -62,7 +63,7 @@ NEW = Kind("results of this command")
 
 
 def refuse_out(out: str | Path, data: Iterable[Path] = (), kind: Kind = NEW) -> None:
-    """Refuse a folder that results cannot or should not go into; makes nothing.
+    """Refuse a folder that results cannot or should not go into; makes nothing, and removes what a kill left beside it.
 
     Args:
         out: the folder.
@@ -76,6 +77,7 @@ def refuse_out(out: str | Path, data: Iterable[Path] = (), kind: Kind = NEW) -> 
     out = sound_path(out)
     _refuse_data(out, data)
     _refuse_unwritable(out)
+    remove_rests(out)
     if out.is_dir() and any(_visible(out)):
         if not kind.lies_in(out):
             raise InputError(f"{out} is not empty and holds no {kind.what}; choose another --out to overwrite nothing.")

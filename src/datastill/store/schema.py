@@ -25,6 +25,8 @@ Seconds = Annotated[float, Field(ge=0, le=1e12)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(ge=1, le=65_536)]
+#: Hashes of what was in a file of the user's, by its name.
+Code = dict[Text, Annotated[list[Text], Field(min_length=1)]]
 
 
 class Record(BaseModel):

@@ -47,10 +47,12 @@ class TrainedOnReal(Trajectory):
         """On a new sample of real images."""
         self._stretch(network, context, self.images, "stretch")
 
+    def chosen(self, context: Context, count: int, name: str) -> Tensor:
+        """Positions of the real images of a stretch, in no order."""
+        return torch.randperm(len(context.task.real), generator=context.generator("net-data", name))[:count]
+
     def _stretch(self, network: Network, context: Context, count: int, name: str) -> None:
-        real = context.task.real
-        order = torch.randperm(len(real), generator=context.generator("net-data", name))
-        chosen = order[:count]
+        real, chosen = context.task.real, self.chosen(context, count, name)
         network.requires_grad_(True)
         if self.optimizer is None:
             self.optimizer = self._resumed(network)

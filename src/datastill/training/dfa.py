@@ -7,6 +7,8 @@ samples, so that they tell E_i's head nothing.
 L_dis  = mean( W CE(C_i[z_i; sg z_b], y) ) + lam_dis mean( GCE(C_b[sg z_i; z_b], y) )
 L_swap = mean( W CE(C_i[z_i; sg z_b'], y) ) + lam_swap_bias mean( GCE(C_b[sg z_i; z_b'], y') ),  (z_b', y') permuted
 L      = L_dis + lam_swap L_swap,   W = l_b / (l_b + l_i) with l the moving averages of both heads' losses
+
+Departs: bias features are exchanged from step swap_start on, in the released code one step later.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 x~ = lam x_i + (1 - lam) x_j with lam in [0, 1/2] and the label of j, whose share is the larger. j is of i's class and
 looks least like it, or of another class and looks most like it: to an auxiliary encoder that learns the bias first,
 by a contrastive loss that prefers easy pairs. This is the form on a plain network ("V+SelecMix").
+
+Departs: lam is one number for all images, in the released code one for each; and the encoder compares them in
+evaluation mode, there in training mode.
 """
 
 from __future__ import annotations
