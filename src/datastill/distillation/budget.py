@@ -18,8 +18,9 @@ from datastill.core.registry import NOMINAL_MACS_PER_SECOND, Method, nominal_sec
 from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
 from datastill.core.update import load_optimizers
-from datastill.distillation.job import CONFIG, Job, RunRecord, changes, compiled_for, prepare_job
+from datastill.distillation.job import CONFIG, Job, RunRecord, compiled_for, prepare_job
 from datastill.distillation.preparation import Prepared, in_order, run_unit
+from datastill.distillation.remarks import changes
 from datastill.store.files import read_sealed
 
 #: What a budget settles where nothing is prepared.

@@ -52,6 +52,8 @@ def code_since(before: States, now: States, since: str) -> States:
     """Every state of each file that a run has been at work with, the last one of now; warns of one that has changed.
 
     Args:
+        before: of the earlier start.
+        now: of this one.
         since: when `before` was, such as "the run began".
     """
     for name, (last,) in now.items():

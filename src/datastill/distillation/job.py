@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from datastill.core import compilation
 from datastill.core.allocator import keep_freed_memory
@@ -24,9 +22,9 @@ from datastill.core.registry import Chooses, Method, get_method, with_overrides
 from datastill.core.runtime import Runtime
 from datastill.core.usercode import blaming, called, is_theirs
 from datastill.data import check_ipc, load_real
-from datastill.data.spaces import name_of
 from datastill.distillation.code import States, changed_code, code_of, code_since
 from datastill.distillation.preparation import check_plan
+from datastill.distillation.remarks import changes, filled_in, hyper_of, other_space, void_values
 from datastill.models import resolve_network
 from datastill.store.checkpoint import plain
 from datastill.store.files import digest
@@ -249,7 +247,7 @@ def _settle(
             settled = with_overrides(settled, dict(found.hyper))
     settled = with_overrides(settled, hyper)
     filled = settled.for_task(task)
-    notes = _filled_in(settled, filled, task.ipc, recipe) if found is None else _other_space(found, task)
+    notes = filled_in(settled, filled, task.ipc, recipe) if found is None else other_space(found, task)
     scaled = filled
     if recipe == "auto" and not given:
         if "steps" in hyper:
@@ -258,48 +256,5 @@ def _settle(
             scaled = with_overrides(filled.scaled(task, AUTO_SECONDS), hyper)
         notes += changes(filled, scaled)
     check_fields(scaled)
-    notes += _void(scaled, hyper)
+    notes += void_values(scaled, hyper)
     return scaled, filled if scaled != filled else None, found, tuple(notes)
-
-
-def changes(before: Method, after: Method) -> list[str]:
-    """A sentence on the values in which two settings of a method differ, or nothing."""
-    old, new = hyper_of(before), hyper_of(after)
-    changed = [f"{n} {_told(old[n])} → {_told(new[n])}" for n in old if old[n] != new[n]]
-    return [f"scaled from the paper's setting: {', '.join(changed)}"] if changed else []
-
-
-def _told(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _filled_in(before: Method, after: Method, ipc: int, recipe: str) -> list[str]:
-    """A note on values that no recipe gives: they follow a rule, or stay, and were never published for this set."""
-    old, new = hyper_of(before), hyper_of(after)
-    filled = [f"{n} {new[n]}" for n in old if old[n] != new[n]]
-    instead = f"by the method's rule: {', '.join(filled)}" if filled else "the method's own values are taken"
-    return [f"no recipe for this set at {ipc} per class; {instead}"] if filled or recipe == "paper" else []
-
-
-def _other_space(recipe: Recipe, task: Task) -> list[str]:
-    """A note where the published setting is for images in another Space."""
-    name = name_of(task.real.space)
-    if recipe.space in ("", name):
-        return []
-    return [
-        f"the published setting is for {recipe.space} images, and these are {name}: load them with space={recipe.space}"
-    ]
-
-
-def _void(method: Method, given: Mapping[str, Any]) -> list[str]:
-    """Sentences on values of the caller's that another of theirs makes void."""
-    void = {by: [name for name in names if name in given] for by, names in method.voids.items() if given.get(by)}
-    return [f"{', '.join(names)} changed nothing, since {by} was given" for by, names in void.items() if names]
-
-
-def hyper_of(method: Method) -> dict[str, Any]:
-    record: dict[str, Any] = {}
-    for f in fields(method):
-        value = getattr(method, f.name)
-        record[f.name] = f"tensor {digest(value)}" if isinstance(value, Tensor) else value
-    return json.loads(json.dumps(record, default=str))

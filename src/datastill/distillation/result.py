@@ -14,7 +14,8 @@ from datastill.core.cost import environment, peak_memory_bytes
 from datastill.core.errors import Diverged, Interrupted
 from datastill.core.loop import Outcome
 from datastill.core.plan import Plan, Remarks
-from datastill.distillation.job import Job, hyper_of
+from datastill.distillation.job import Job
+from datastill.distillation.remarks import hyper_of
 from datastill.models import spec_of
 from datastill.store.artifact import DistilledSet
 from datastill.store.checkpoint import plain

@@ -14,9 +14,10 @@ from datastill.core.registry import with_overrides
 from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
 from datastill.distillation.distill import run_job
-from datastill.distillation.job import Job, hyper_of, prepare_job
+from datastill.distillation.job import Job, prepare_job
 from datastill.distillation.preparation import prepare as prepare_units
 from datastill.distillation.preparation import prepared_path
+from datastill.distillation.remarks import hyper_of
 from datastill.evaluation import Evaluation, evaluate
 from datastill.experiments.rates import FOLDER as RATES_FOLDER
 from datastill.experiments.rates import protocol_of

@@ -10,7 +10,8 @@ from typing import Any
 from datastill.core.errors import InputError
 from datastill.distillation.budget import within
 from datastill.distillation.code import code_since
-from datastill.distillation.job import Job, hyper_of
+from datastill.distillation.job import Job
+from datastill.distillation.remarks import hyper_of
 from datastill.experiments.cells import Cell, Settled, Work, job_of, named, prepare, prepared_units, run_cell
 from datastill.experiments.rates import choose_rate, may_come_without
 from datastill.experiments.records import PlanRecord
