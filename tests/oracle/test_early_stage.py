@@ -156,6 +156,7 @@ class TestBank:
         assert units[0].images(task) == 90
         assert units[0].macs(task) == 3 * 90 * task.network.macs
         assert units[0].key(task) != units[0].key(task_of(digits))
+        assert EarlyNetwork(0, Schedule(1), part=1e-9).images(task) == 2
 
     def test_draws_are_uniform_and_perturbed_each_time(self, digits: RealSet) -> None:
         task = task_of(digits)

@@ -257,7 +257,7 @@ def test_the_ends_of_ranges_can_be_run() -> None:
     """To the end, to a sentence, or to a run that diverges; never to a traceback, or to images that are not finite."""
     small = {"steps": 3, "real_batch": 8, "feature_passes": 1, "outer": 2, "inner": 1, "net_images": 24}
     small |= {"student_steps": 2, "max_start": 2, "expert_count": 2, "expert_epochs": 3, "expert_batch": 100}
-    small |= {"squeeze_passes": 1, "candidates": 5}
+    small |= {"squeeze_passes": 1, "candidates": 5, "bank_networks": 1, "bank_epochs": 1}
     for name, field, value in sampled(list(edges()), 50):
         hyper = {n: v for n, v in small.items() if n in declared(methods()[name].cls)} | {field: value}
         with contextlib.suppress(DatastillError), warnings.catch_warnings():

@@ -58,8 +58,8 @@ class EarlyNetwork:
         return {"unit": self.name, **asdict(self), **origin(task), **precision}
 
     def images(self, task: Task) -> int:
-        """Real images of an epoch."""
-        return max(1, round(self.part * len(task.real)))
+        """Real images of an epoch; two at least, since batch norm has no statistics of one."""
+        return min(len(task.real), max(2, round(self.part * len(task.real))))
 
     def macs(self, task: Task) -> float:
         """Multiply-accumulates: forward and backward are about three passes."""
