@@ -64,8 +64,12 @@ class AdaptivelyTrained(TrainedOnSynthetic):
         return self._over
 
     def draw(self, context: Context) -> Network:
-        """The network of this step; its weights take no gradients."""
-        return super().draw(context).requires_grad_(False)
+        """The network of this step; its weights take no gradients.
+
+        Batch norm takes the statistics of each side, as in DM: means of layers under frozen ones are not bounded, and
+        the pixels run away.
+        """
+        return super().draw(context).requires_grad_(False).train()
 
     def start(self, network: Network, context: Context) -> None:
         """A new network, of which nothing is known."""

@@ -12,7 +12,6 @@ from torch import Tensor
 from datastill.core.context import Context
 from datastill.core.precision import casting
 from datastill.core.rng import Rng
-from datastill.surrogates.trained import freeze_batch_norm
 from datastill.training.hard import Schedule, sgd, train
 
 if TYPE_CHECKING:
@@ -69,14 +68,16 @@ class Pool:
         self.members, self._drawn = [_Member(-k) for k in range(self.start, 0, -1)], None
 
     def draw(self, context: Context) -> Network:
-        """A random network of the pool, which a fresh one may have joined, in evaluation mode."""
+        """A random network of the pool, which a fresh one may have joined.
+
+        Batch norm takes the statistics of each side, as in DM: under frozen ones features are not bounded, and the
+        pixels run away.
+        """
         if context.step % self.interval == 0:
             self.members = [*self.members, _Member(context.step)][-self.most :]
         position = int(torch.randint(len(self.members), (), generator=context.generator("pool")))
         self._drawn = self.members[position]
-        network = self._network(self._drawn, context)
-        freeze_batch_norm(network, context)
-        return network.requires_grad_(False).eval()
+        return self._network(self._drawn, context).requires_grad_(False).train()
 
     def advance(self, context: Context) -> None:
         """Train some; after the last step, let all go."""
@@ -171,7 +172,7 @@ class _Member:
 
     @property
     def part(self) -> str:
-        """A name of its state until another training; statistics of batch norm may change: each match sets them."""
+        """A name of its state until another training; running statistics may change: nothing reads them."""
         return f"network{self.born}-{self.trainings}"
 
     def optimizer_of(self, network: Network, schedule: Schedule) -> torch.optim.SGD:
