@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datastill import distill, load_real
+from datastill import distill, load_distilled, load_real
+from datastill.cli import main
 from datastill.core.context import Context
 from datastill.core.errors import InputError
 from datastill.core.loop import gradients
@@ -321,21 +322,21 @@ def test_experts_that_end_too_early_are_refused(
         Stages(unit, (5,)).begin(context_of(task, plan_of(StageMatch()), prepared))
 
 
-def test_units_are_shared_and_whoever_takes_them_up_says_so(digits: RealSet, tmp_path: Path) -> None:
+def test_units_are_shared_and_whoever_takes_them_up_says_so(
+    digits: RealSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     small: dict[str, Any] = {"steps": 3, "expert_count": 2, "expert_updates": 20, "statistics_images": 20, "factor": 1}
-    made = [
-        distill(
-            "stages", digits, ipc=ipc, network=NETWORK, units=tmp_path / "units", out=tmp_path / f"run{ipc}", **small
-        )
-        for ipc in (1, 2)
-    ]
-    assert not any("units" in note for note in made[0].manifest["notes"])
-    assert any("experts and stage-statistics were taken from units" in note for note in made[1].manifest["notes"])
-    assert len(list((tmp_path / "units" / "prepare").glob("experts-*.safetensors"))) == 1
+    words = [word for name, value in small.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words += ["--units", str(tmp_path / "units"), "--network", NETWORK]
+    told = []
+    for ipc in ("1", "2"):
+        assert main(["distill", "stages", "--ipc", ipc, "--out", str(tmp_path / f"run{ipc}"), *words]) == 0
+        told.append("taken as they were prepared before" in capsys.readouterr().err)
+    assert told == [False, True]
     (folder,) = (p for p in (tmp_path / "units" / "prepare").glob("experts-*") if p.is_dir())
     assert len(open_buffer(folder)) == 2
     alone = distill("stages", digits, ipc=2, network=NETWORK, **small)
-    assert torch.equal(alone.images, made[1].images)
+    assert torch.equal(alone.images, load_distilled(tmp_path / "run2").images)
 
 
 class WithBatchNorm(nn.Module):

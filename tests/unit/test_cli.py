@@ -242,8 +242,10 @@ class TestBadInput:
     def test_unknown_method(self, refused) -> None:
         refused(["dmm"], "'dmm'", "'dm'")
 
-    def test_no_method(self, refused) -> None:
-        refused([], "Name the data")
+    def test_nothing_named(self, capsys) -> None:
+        code, _, err = run(["distill"], capsys)
+        assert code == 2
+        assert "Name the data" in err
 
     def test_a_time_without_a_method_takes_the_fast_one_for_small_images(self, tmp_path: Path, capsys) -> None:
         code, _, _ = run(

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
 PAGES += sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
-METHODS = sorted(registry.methods())
+METHODS = sorted(name for name, info in registry.methods().items() if not isinstance(info.cls(), registry.Chooses))
 HEADINGS = ["What it matches", "Cost", "How ours differs, and why", "Published numbers", "Ours"]
 
 #: How code of the documentation is made short enough to be tested, everywhere alike. Only sizes change, and each
@@ -40,6 +40,8 @@ SHORTER = [
     (r"datastill demo", "datastill demo --sets 2 --networks 1 --steps 3 --quiet"),
     (r"(datastill distill (?:dm|moments\.py))(.*?)(?: --steps \d+)?(?= --out)", r"\1 --steps 3 --real-batch 8\2"),
     (r"(datastill (?:estimate|distill) dm (?!--steps).*)", r"\1 --steps 3 --real-batch 8"),
+    (r"(datastill distill --data photos --ipc \d+)", r"\1 --budget 1s"),
+    (r"distill\(\"auto\", real, ipc=(\d+)", r'distill("dm", real, ipc=\1, steps=3, real_batch=8'),
     (r"(datastill evaluate .*)", r"\1 --networks 1"),
     (r"(datastill export .*)", r"\1 --networks 1"),
     (r"(distill\(\"(?:dm|moments\.py)\", real, ipc=\d+)(, steps=\d+)?", r"\1, steps=3, real_batch=8"),

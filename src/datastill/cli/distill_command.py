@@ -51,6 +51,7 @@ class RunOptions(RuntimeOptions):
     check_every: Amount = 0  #: every so many steps, train a network and show its accuracy on training images
     workers: Few = 1  #: processes for the blocks of methods that have several (sre2l, cda, dwa)
     shard: str | None = None  #: i/n: recover every n-th block from the i-th on, on one of n machines that share --out
+    units: Path | None = None  #: folder where experts and other prepared things are kept and found again; --out if none
     quiet: bool = False  #: say nothing but errors
     json: bool = False  #: print the manifest as JSON
 
@@ -118,6 +119,7 @@ def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[s
     from datastill.distillation.distill import carry_out, check_out
     from datastill.distillation.job import prepare_job
     from datastill.distillation.parallel import Spread
+    from datastill.distillation.preparation import ready_units
     from datastill.evaluation.check import Check
     from datastill.report import write_run
     from datastill.report.snapshots import Snapshots
@@ -129,8 +131,10 @@ def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[s
     budget = parse_seconds(run.budget) if run.budget is not None else None
     settings: dict[str, Any] = {"ipc": run.ipc, "network": run.network, "seed": run.seed, **values}
     settings["runtime"] = Runtime.of(**run.engine, progress=display.update)
-    job = prepare_job(info.cls, real, recipe=run.recipe, folder=run.out, **settings)
+    job = prepare_job(info.cls, real, recipe=run.recipe, folder=run.units or run.out, **settings)
     display.say(describe_job(job))
+    if not run.resume and budget is None and (ready := ready_units(job.plan(), job.task)):
+        display.say(f"  taken as they were prepared before, from {run.units}: {', '.join(ready)}")
     if run.profile:
         paper = prepare_job(info.cls, real, recipe="paper", **{**settings, "network": job.task.network})
         _say_expected(job, paper, display)

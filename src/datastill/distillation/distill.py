@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,10 +212,7 @@ def _run_plan(
 ) -> DistilledSet:
     fallbacks, config = compilation.fallbacks(), job.config(plan)
     checkpointer = None if folder is None else _begin(folder, config, stored, checkpoint_seconds)
-    found: list[str] = []
-    prepared, prepare_seconds = _prepared(plan, job.task, folder, stored, found)
-    if found and stored is None:  # those of a run that goes on are its own
-        job = replace(job, notes=(*job.notes, f"{' and '.join(found)} were taken from units that were there already"))
+    prepared, prepare_seconds = _prepared(plan, job.task, folder, stored)
     try:
         if spread.pooled and checkpointer is not None:
             _run_apart(job, plan, prepared, checkpointer, spread)
@@ -257,11 +253,11 @@ def _begin(
 
 
 def _prepared(
-    plan: Plan, task: Task, folder: Path | None, stored: dict[str, Any] | None, found: list[str]
+    plan: Plan, task: Task, folder: Path | None, stored: dict[str, Any] | None
 ) -> tuple[dict[str, dict[str, Tensor]], float]:
     """What the plan prepares, and its seconds; a run that could not be prepared for leaves no beginning behind."""
     try:
-        return prepare(plan, task, found=found)
+        return prepare(plan, task)
     except InputError:
         if folder is not None and stored is None:
             _forget(folder)

@@ -21,17 +21,10 @@ from datastill.store.files import digest, read_tensors, seconds_of, write_tensor
 Prepared = dict[str, dict[str, Tensor]]
 
 
-def prepare(plan: Plan, task: Task, only: Unit | None = None, found: list[str] | None = None) -> tuple[Prepared, float]:
+def prepare(plan: Plan, task: Task, only: Unit | None = None) -> tuple[Prepared, float]:
     """Run the units that are missing, of all or of one with those that it needs; each is one file.
 
-    Args:
-        plan: what is to be prepared.
-        task: for what, and where it is kept.
-        only: one unit; None is all.
-        found: takes the names of those that were there already.
-
-    Returns:
-        Their tensors by name, and the seconds that they took, whenever that was.
+    Returns their tensors by name, and the seconds that they took, whenever that was.
     """
     prepared: Prepared = {}
     total = 0.0
@@ -41,8 +34,6 @@ def prepare(plan: Plan, task: Task, only: Unit | None = None, found: list[str] |
         if path is not None and path.is_file():
             prepared[name], meta = read_tensors(path, resuming=True)
             total += seconds_of(meta)
-            if found is not None:
-                found.append(name)
             continue
         watch = Stopwatch()
         prepared[name] = run_unit(unit, task, prepared)
@@ -51,6 +42,12 @@ def prepare(plan: Plan, task: Task, only: Unit | None = None, found: list[str] |
         if path is not None:
             write_tensors(path, prepared[name], {"seconds": str(seconds)})
     return prepared, total
+
+
+def ready_units(plan: Plan, task: Task) -> list[str]:
+    """The names of those that are in the task's folder already."""
+    paths = {unit.name: prepared_path(unit, task, plan.prepare) for unit in in_order(plan.prepare)}
+    return [name for name, path in paths.items() if path is not None and path.is_file()]
 
 
 def run_unit(unit: Unit, task: Task, prepared: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
