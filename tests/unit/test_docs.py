@@ -41,7 +41,7 @@ SHORTER = [
     (r"(datastill distill (?:dm|moments\.py))(.*?)(?: --steps \d+)?(?= --out)", r"\1 --steps 3 --real-batch 8\2"),
     (r"(datastill (?:estimate|distill) dm (?!--steps).*)", r"\1 --steps 3 --real-batch 8"),
     (r"(datastill distill --data photos --ipc \d+)", r"\1 --budget 1s"),
-    (r"distill\(\"auto\", real, ipc=(\d+)", r'distill("dm", real, ipc=\1, steps=3, real_batch=8'),
+    (r"distill\(\"auto\", real, ipc=(\d+)", r'distill("auto", real, ipc=\1, budget=1.0'),
     (r"(datastill evaluate .*)", r"\1 --networks 1"),
     (r"(datastill export .*)", r"\1 --networks 1"),
     (r"(distill\(\"(?:dm|moments\.py)\", real, ipc=\d+)(, steps=\d+)?", r"\1, steps=3, real_batch=8"),
