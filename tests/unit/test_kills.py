@@ -31,8 +31,10 @@ from datastill.surrogates.teachers import load_teacher
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
-#: Kills of a command with many file operations, spread evenly over them; None kills at every one.
-FEW = pytest.mark.parametrize("kills", [4, pytest.param(None, marks=pytest.mark.slow)], ids=["few", "all"])
+#: Kills of a command with many file operations, spread evenly over them; None, with DATASTILL_EVERY_KILL in the
+#: environment, kills at every one, which takes many minutes.
+MORE = None if os.environ.get("DATASTILL_EVERY_KILL") else 12
+FEW = pytest.mark.parametrize("kills", [4, pytest.param(MORE, marks=pytest.mark.slow)], ids=["few", "more"])
 
 
 @pytest.fixture(scope="module")
