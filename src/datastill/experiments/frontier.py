@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datastill.core.cost import pick_device
 from datastill.core.errors import InputError
 from datastill.core.recipes import find_recipe
 from datastill.core.registry import Chooses, get_method, methods
+from datastill.data.places import places_of
 from datastill.experiments.comparison import Progress, compare, silent
 from datastill.experiments.result import Comparison, Row
 from datastill.experiments.sources import RealSets
 from datastill.report.words import duration
 from datastill.store.files import atomic_path, write_json, write_text
+from datastill.store.folders import held
+from datastill.store.outputs import FRONTIER, refuse_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -183,13 +187,18 @@ def frontier(
     if not timed:
         raise InputError("Name a method that takes time: random, mosaic and herding stand beside it in any case.")
     folder = Path(out)
-    first = compare(list(LINES), real, ipc=ipc, out=folder / "baselines", progress=progress, **options)
-    done = {
-        budget: compare(timed, real, ipc=ipc, budget=budget, out=folder / f"{budget:g}s", progress=progress, **options)
-        for budget in sorted(set(budgets))
-    }
-    found = gathered(first, done)
-    found.save(folder)
+    refuse_out(folder, places_of(real), FRONTIER)
+    pick_device(options.get("device", "auto"))
+    with held(folder):
+        first = compare(list(LINES), real, ipc=ipc, out=folder / "baselines", progress=progress, **options)
+        done = {
+            budget: compare(
+                timed, real, ipc=ipc, budget=budget, out=folder / f"{budget:g}s", progress=progress, **options
+            )
+            for budget in sorted(set(budgets))
+        }
+        found = gathered(first, done)
+        found.save(folder)
     return found
 
 

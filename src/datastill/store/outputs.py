@@ -54,6 +54,7 @@ class Kind:
 RUN = Kind("run", "config.json")
 EXPERTS = Kind("experts", "meta.json")
 COMPARISON = Kind("comparison", "plan.json")
+FRONTIER = Kind("frontier", "frontier.json", ("points", "lines"), ("baselines", "[0-9]*s"))
 MATRIX = Kind("matrix over networks", "cross.json", ("networks", "methods"))
 WEIGHTS = Kind("weights", "weights.json", ("data", "report", "classes"))
 STUDY = Kind("study", "study.json", ("data", "rows", "cells"), ("cells", "sets", "prepare", "experts"))
