@@ -23,3 +23,10 @@ def make_augment(strategy: str, name: str, shape: tuple[int, int, int]) -> Dsa |
     """The augmentation of a method's `augment` field: a strategy, "none", or "auto" (see `strategy_for`)."""
     chosen = strategy_for(name, shape) if strategy == "auto" else strategy
     return None if chosen == "none" else Dsa(chosen)
+
+
+def composite_strategy(strategy: str, name: str, shape: tuple[int, int, int]) -> str:
+    """That of methods which match under several operations at once, as IDC: "auto" is color, crop and cutout."""
+    if strategy != "auto":
+        return strategy
+    return "none" if strategy_for(name, shape) == "none" else "color_crop_cutout"

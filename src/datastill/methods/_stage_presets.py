@@ -56,16 +56,13 @@ class StagePreset(Staged):
     def build(self, task: Task) -> Plan:
         """Stages of experts, fresh batches, tiles of pixels."""
         from datastill.augment.dsa import Dsa
-        from datastill.augment.strategies import strategy_for
+        from datastill.augment.strategies import composite_strategy
         from datastill.core.plan import Plan
         from datastill.decoders.multi_formation import bounded
         from datastill.sampling.inits import make_init
         from datastill.sampling.samplers import ClassBatches
 
-        strategy = self.augment
-        if strategy == "auto":
-            small = strategy_for(task.real.name, task.real.shape) == "none"
-            strategy = "none" if small else "color_crop_cutout"
+        strategy = composite_strategy(self.augment, task.real.name, task.real.shape)
         unit, more = self.experts_unit(task), self.more()
         return Plan(
             init=make_init(self.init, factor=self.factor, pixels=True),

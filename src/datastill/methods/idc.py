@@ -60,7 +60,7 @@ class IDC(Method):
     def build(self, task: Task) -> Plan:
         """Gradient match of decoded tiles on networks trained on real images."""
         from datastill.augment.dsa import Dsa
-        from datastill.augment.strategies import strategy_for
+        from datastill.augment.strategies import composite_strategy
         from datastill.core.plan import Plan
         from datastill.core.update import SequentialSgd, Sgd
         from datastill.core.wrapped import Rated, Steady
@@ -71,10 +71,7 @@ class IDC(Method):
         from datastill.surrogates.on_real import TrainedOnReal
         from datastill.training.hard import Schedule
 
-        strategy = self.augment
-        if strategy == "auto":
-            small = strategy_for(task.real.name, task.real.shape) == "none"
-            strategy = "none" if small else "color_crop_cutout"
+        strategy = composite_strategy(self.augment, task.real.name, task.real.shape)
         # The network sees no cutout: CutMix takes its place.
         plain = "_".join(op for op in strategy.split("_") if op != "cutout") or "none"
         schedule = Schedule(

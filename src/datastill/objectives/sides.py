@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -28,7 +28,15 @@ def share_a_pass(context: Context) -> bool:
     return couples_samples(cast("Network", context.surrogate)) or family.couples_samples
 
 
-def synthetic_side(context: Context, record: DsaRecord | None, joint: bool, loss_of: GroupLoss) -> Grads:
+def synthetic_side(
+    context: Context,
+    record: DsaRecord | None,
+    joint: bool,
+    loss_of: GroupLoss,
+    *,
+    per_image: bool = False,
+    leaves: Mapping[str, Tensor] | None = None,
+) -> Grads:
     """Loss per class of the block and its gradient for every synthetic image, in groups of classes.
 
     Each group has its own short backward pass: the same numbers as all at once in a bounded memory.
@@ -38,18 +46,20 @@ def synthetic_side(context: Context, record: DsaRecord | None, joint: bool, loss
         record: the augmentation, a row for each class.
         joint: all classes in one group.
         loss_of: the loss of a group.
+        per_image: whether the record has a row for each image instead.
+        leaves: further ones, with their graph, of which the loss has a gradient; they need `joint`.
     """
     assert context.synthetic is not None
     x, y = context.synthetic.x.detach(), context.synthetic.y.to(context.device)
-    grads = torch.zeros_like(x)
-    losses = []
+    grads, named, losses = torch.zeros_like(x), dict(leaves or {}), []
+    others: list[Tensor] = []
     for group in class_groups(y, len(y) if joint else context.chunk):
         part = torch.isin(y, group).nonzero().squeeze(1)
         leaf = x[part].requires_grad_()
-        loss = loss_of(augmented(leaf, y[part], context, record), y[part], group)
-        grads[part] = torch.autograd.grad(loss.sum(), leaf)[0]
+        loss = loss_of(augmented(leaf, part if per_image else y[part], context, record), y[part], group)
+        grads[part], *others = torch.autograd.grad(loss.sum(), [leaf, *named.values()])
         losses.append(loss.detach())
-    return Grads(loss=torch.cat(losses), x=grads)
+    return Grads(loss=torch.cat(losses), x=grads, leaves=dict(zip(named, others, strict=True)))
 
 
 def class_groups(y: Tensor, limit: int) -> list[Tensor]:

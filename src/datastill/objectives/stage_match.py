@@ -20,7 +20,8 @@ from datastill.core.context import Context, class_means
 from datastill.core.plan import Grads
 from datastill.models import couples_samples
 from datastill.objectives.moments import Moment, Reference, distance, statistic, within_variance
-from datastill.objectives.sides import class_groups
+from datastill.objectives.siamese import augmented, draw_siamese
+from datastill.objectives.sides import synthetic_side
 
 if TYPE_CHECKING:
     from datastill.augment.dsa import DsaRecord
@@ -69,24 +70,17 @@ class StageMatch:
     def __call__(self, context: Context) -> Grads:
         """Loss per class of the block, and its gradient for every synthetic image and for psi, where there is one."""
         stage = cast("Stage", context.surrogate)
-        shared = self._record(context, context.task.classes) if self.siamese else None
+        shared = draw_siamese(context) if self.siamese else None
         real = self.kept.of(context.prepared, stage) if self.kept else self._fresh(context, stage.network, shared)
         assert context.synthetic is not None
-        x, y = context.synthetic.x.detach(), context.synthetic.y.to(context.device)
-        record = shared if self.siamese else self._record(context, len(x))
-        psi = context.codes.get(PSI)
-        joint = psi is not None or couples_samples(stage.network)
-        grads, losses, psi_grads = torch.zeros_like(x), [], {}
-        for group in class_groups(y, len(y) if joint else context.chunk):
-            part = torch.isin(y, group).nonzero().squeeze(1)
-            leaf = x[part].requires_grad_()
-            images = _augmented(leaf, context, record, y[part] if self.siamese else part)
-            loss = self._loss(stage, images, y[part], group, real)
-            found = torch.autograd.grad(loss.sum(), [leaf, *([] if psi is None else [psi])])
-            grads[part] = found[0]
-            psi_grads = {} if psi is None else {PSI: found[1]}
-            losses.append(loss.detach())
-        return Grads(loss=torch.cat(losses), x=grads, leaves=psi_grads)
+        record = shared if self.siamese else self._record(context, len(context.synthetic.x))
+        psi = {PSI: context.codes[PSI]} if PSI in context.codes else {}
+        joint = bool(psi) or couples_samples(stage.network)
+
+        def loss(x: Tensor, y: Tensor, group: Tensor) -> Tensor:
+            return self._loss(stage, x, y, group, real)
+
+        return synthetic_side(context, record, joint, loss, per_image=not self.siamese, leaves=psi)
 
     def _loss(self, stage: Stage, images: Tensor, y: Tensor, group: Tensor, real: Reference) -> Tensor:
         """Of the classes in `group`, (g,)."""
@@ -108,7 +102,7 @@ class StageMatch:
         with torch.no_grad():
             features = torch.cat(
                 [
-                    network.embed(_augmented(batch.x[k], context, record, batch.y[k] if self.siamese else k)).float()
+                    network.embed(augmented(batch.x[k], batch.y[k] if self.siamese else k, context, record)).float()
                     for k in torch.arange(len(batch), device=batch.x.device).split(size)
                 ]
             )
@@ -129,9 +123,3 @@ class StageMatch:
     def _record(self, context: Context, rows: int, purpose: str = "augment") -> DsaRecord | None:
         augment = context.plan.augment
         return None if augment is None else augment.draw(rows, context.task.real.shape, context.generator(purpose))
-
-
-def _augmented(x: Tensor, context: Context, record: DsaRecord | None, rows: Tensor) -> Tensor:
-    """Images (n, c, h, w), each by its row of the record."""
-    augment = context.plan.augment
-    return x if record is None or augment is None else augment.apply(x, record, rows=rows)

@@ -12,6 +12,7 @@ from datastill.core.context import Context
 from datastill.core.rng import Rng
 from datastill.surrogates.trained import Trajectory
 from datastill.training.hard import Schedule, sgd, train
+from datastill.training.momentum import PREFIX, give_momentum, momentum_of
 
 if TYPE_CHECKING:
     from datastill.models.base import Network
@@ -71,23 +72,18 @@ class TrainedOnReal(Trajectory):
 
     def _resumed(self, network: Network) -> torch.optim.SGD:
         optimizer = sgd(network.parameters(), self.schedule, self.schedule.lr)
-        for name, parameter in network.named_parameters():
-            if name in self._momentum:
-                optimizer.state[parameter]["momentum_buffer"] = self._momentum[name].to(parameter.device)
+        give_momentum(network, optimizer, self._momentum)
         return optimizer
 
     def state(self) -> dict[str, Tensor]:
         """The weights, and the momentum of each."""
         kept = super().state()
         if self.network is not None and self.optimizer is not None:
-            for name, parameter in self.network.named_parameters():
-                buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
-                if buffer is not None:
-                    kept[f"momentum/{name}"] = buffer.detach().clone()
+            kept |= {name: buffer.clone() for name, buffer in momentum_of(self.network, self.optimizer).items()}
         return kept
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
         super().load(state)
         self.optimizer = None
-        self._momentum = {n.removeprefix("momentum/"): t for n, t in state.items() if n.startswith("momentum/")}
+        self._momentum = {n: t for n, t in state.items() if n.startswith(PREFIX)}

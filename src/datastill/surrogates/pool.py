@@ -12,7 +12,9 @@ from torch import Tensor
 from datastill.core.context import Context
 from datastill.core.precision import casting
 from datastill.core.rng import Rng
+from datastill.training.feature_network import load_weights
 from datastill.training.hard import Schedule, sgd, train
+from datastill.training.momentum import give_momentum, momentum_of
 
 if TYPE_CHECKING:
     from datastill.models.base import Network
@@ -124,8 +126,7 @@ class Pool:
             born = context.rng.derive("surrogate", context.block.key, member.born)
             member.network = self.factory(born).to(context.device)
             if member.stored:
-                weights = {n.removeprefix("weight/"): t for n, t in member.stored.items() if n.startswith("weight/")}
-                member.network.load_state_dict({n: t.to(context.device) for n, t in weights.items()})
+                load_weights(member.network, member.stored)
         return member.network
 
     def state(self) -> dict[str, Tensor]:
@@ -179,9 +180,7 @@ class _Member:
         """Its optimizer, with the momentum that it had."""
         if self.optimizer is None:
             self.optimizer = sgd(network.parameters(), schedule, schedule.lr)
-            for name, parameter in network.named_parameters():
-                if (buffer := self.stored.get(f"momentum/{name}")) is not None:
-                    self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
+            give_momentum(network, self.optimizer, self.stored)
             self.stored = {}  # all of it is in network and optimizer now
         return self.optimizer
 
@@ -189,9 +188,5 @@ class _Member:
         """Weights and momentum, or nothing where it was never trained."""
         if self.network is None or self.optimizer is None:
             return self.stored
-        kept = {f"weight/{name}": value.detach() for name, value in self.network.state_dict().items()}
-        for name, parameter in self.network.named_parameters():
-            buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                kept[f"momentum/{name}"] = buffer.detach()
-        return kept
+        weights = {f"weight/{name}": value.detach() for name, value in self.network.state_dict().items()}
+        return {**weights, **momentum_of(self.network, self.optimizer)}

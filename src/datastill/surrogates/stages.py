@@ -18,6 +18,7 @@ from torch import Tensor
 from datastill.core.context import Context
 from datastill.core.errors import InputError, nearest
 from datastill.surrogates.experts import ExpertBuffer, ExpertsUnit
+from datastill.surrogates.experts.sample import identity, refuse_empty, refuse_others
 
 if TYPE_CHECKING:
     from datastill.core.plan import Task
@@ -112,9 +113,7 @@ class Stages:
 
     def state(self) -> dict[str, Tensor]:
         """Which experts they are."""
-        if self._opened is None:
-            return {}
-        return {"id": torch.tensor(list(self._opened[0].id.encode()), dtype=torch.uint8)}
+        return {} if self._opened is None else identity(self._opened[0])
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Make sure that the experts are those that the run began with.
@@ -122,12 +121,8 @@ class Stages:
         Raises:
             InputError: they are others, or there are more or fewer of them.
         """
-        mine = self.state()
-        if self._opened is not None and "id" in state and not torch.equal(mine["id"], state["id"]):
-            raise InputError(
-                f"The experts in {self._opened[0].path} are not those that this run began with: some were added, "
-                "removed or trained again; put them back, or start again in another --out."
-            )
+        if self._opened is not None:
+            refuse_others(self._opened[0], state)
 
 
 def open_experts(unit: ExpertsUnit, task: Task, prepared: Mapping[str, Tensor], epochs: Sequence[int]) -> ExpertBuffer:
@@ -137,8 +132,7 @@ def open_experts(unit: ExpertsUnit, task: Task, prepared: Mapping[str, Tensor], 
         InputError: there are none, or they end too early.
     """
     buffer = unit.open(task, prepared)
-    if not len(buffer):
-        raise InputError(f"{buffer.path} holds no finished expert; `datastill experts train` trains some.")
+    refuse_empty(buffer)
     if max(epochs) > buffer.epochs:
         raise InputError(
             f"A snapshot after epoch {max(epochs)} is asked for, and the experts in {buffer.path} end after "

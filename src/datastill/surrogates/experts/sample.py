@@ -75,6 +75,34 @@ class Growing:
         return min(self.last, self.first + math.floor(grown + 1e-9))
 
 
+def identity(buffer: ExpertBuffer) -> dict[str, Tensor]:
+    """Which experts they are, for a checkpoint."""
+    return {"id": _encode(buffer.id)}
+
+
+def refuse_others(buffer: ExpertBuffer, state: Mapping[str, Tensor]) -> None:
+    """Make sure that the experts are those whose `identity` is in a checkpoint.
+
+    Raises:
+        InputError: they are others, or there are more or fewer of them.
+    """
+    if "id" in state and not torch.equal(_encode(buffer.id), state["id"]):
+        raise InputError(
+            f"The experts in {buffer.path} are not those that this run began with: some were added, removed "
+            "or trained again; put them back, or start again in another --out."
+        )
+
+
+def refuse_empty(buffer: ExpertBuffer) -> None:
+    """Make sure that there is an expert.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not len(buffer):
+        raise InputError(f"{buffer.path} holds no finished expert; `datastill experts train` trains some.")
+
+
 class Experts:
     """Each step's segment: the next expert of this pass, and a start epoch t, uniform in min_start..max_start - 1.
 
@@ -124,8 +152,7 @@ class Experts:
         else:
             buffer = open_buffer(self.source)
             buffer.check(factory, task.real)
-        if not len(buffer):
-            raise InputError(f"{buffer.path} holds no finished expert; `datastill experts train` trains some.")
+        refuse_empty(buffer)
         self._check_window(buffer, context.steps)
         self._opened = buffer, factory(0).to(context.device).train()
 
@@ -154,7 +181,7 @@ class Experts:
 
     def state(self) -> dict[str, Tensor]:
         """Which experts they are."""
-        return {} if self._opened is None else {"id": _encode(self._opened[0].id)}
+        return {} if self._opened is None else identity(self._opened[0])
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Make sure that the experts are those that the run began with.
@@ -162,12 +189,8 @@ class Experts:
         Raises:
             InputError: they are others, or there are more or fewer of them.
         """
-        mine, theirs = self.state().get("id"), state.get("id")
-        if mine is not None and theirs is not None and not torch.equal(mine, theirs):
-            raise InputError(
-                f"The experts in {self.buffer.path} are not those that this run began with: some were added, removed "
-                "or trained again; put them back, or start again in another --out."
-            )
+        if self._opened is not None:
+            refuse_others(self._opened[0], state)
 
     def _held(self) -> tuple[ExpertBuffer, Network]:
         if self._opened is None:

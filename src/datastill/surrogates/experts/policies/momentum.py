@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import nn
 
 from datastill.core.ranges import AnyRate, Count, Momentum, Probability, Share, Weight, check_fields
 from datastill.surrogates.experts.policies import Epoch, TrainingSet
-from datastill.surrogates.experts.policies.sgd import epoch_images
-from datastill.training.hard import Schedule, sgd, train
+from datastill.surrogates.experts.policies.sgd import trained_epoch
+from datastill.training.hard import Schedule, sgd
+from datastill.training.momentum import give_momentum, momentum_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,6 @@ class MomentumSgd:
 
     def epoch(self, network: nn.Module, data: TrainingSet, epoch: Epoch) -> float:
         """One pass over the data, or the epoch's part of them, in a new order."""
-        images, index = epoch_images(data, self.part, epoch)
         schedule = Schedule(
             passes=1,
             lr=self._rate(epoch),
@@ -54,26 +53,10 @@ class MomentumSgd:
             cutmix=0.0 if data.augment == "none" else self.cutmix,
         )
         optimizer = sgd(network.to(data.device).parameters(), schedule, schedule.lr)
-        named = dict(network.named_parameters())
-        for name, parameter in named.items():
-            if (kept := epoch.state.get(f"momentum/{name}")) is not None:
-                optimizer.state[parameter]["momentum_buffer"] = kept.to(parameter.device, copy=True)
-        losses = train(
-            network,
-            images,
-            data.y[index],
-            schedule,
-            epoch.rng,
-            weight=None if data.weight is None else data.weight[index],
-            on_batch=lambda rows, logits: epoch.on_batch(index[rows], logits),
-            device=data.device,
-            optimizer=optimizer,
-        )
-        for name, parameter in named.items():
-            buffer = optimizer.state[parameter].get("momentum_buffer")
-            if isinstance(buffer, torch.Tensor):
-                epoch.state[f"momentum/{name}"] = buffer.detach().cpu().clone()
-        return losses[0]
+        give_momentum(network, optimizer, epoch.state)
+        loss = trained_epoch(network, data, schedule, epoch, self.part, optimizer)
+        epoch.state.update({name: buffer.cpu().clone() for name, buffer in momentum_of(network, optimizer).items()})
+        return loss
 
     def _rate(self, epoch: Epoch) -> float:
         passed = [3 * epoch.index >= 2 * epoch.count, 6 * epoch.index >= 5 * epoch.count]

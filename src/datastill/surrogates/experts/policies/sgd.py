@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,18 +39,7 @@ class Sgd:
 
     def epoch(self, network: nn.Module, data: TrainingSet, epoch: Epoch) -> float:
         """One pass over the data, or the epoch's part of them, in a new order."""
-        images, index = epoch_images(data, self.part, epoch)
-        losses = train(
-            network,
-            images,
-            data.y[index],
-            self._schedule(data.augment),
-            epoch.rng,
-            weight=None if data.weight is None else data.weight[index],
-            on_batch=lambda rows, logits: epoch.on_batch(index[rows], logits),
-            device=data.device,
-        )
-        return losses[0]
+        return trained_epoch(network, data, self._schedule(data.augment), epoch, self.part)
 
     def _schedule(self, augment: str) -> Schedule:
         return Schedule(
@@ -57,11 +47,42 @@ class Sgd:
         )
 
 
-def epoch_images(data: TrainingSet, part: float, epoch: Epoch) -> tuple[Images, Tensor]:
-    """The images of an epoch that passes over a part of them, drawn anew for each, and their positions (m,)."""
-    n = len(data.y)
-    if part >= 1:
-        return data.x, torch.arange(n)
-    index = torch.randperm(n, generator=epoch.rng.generator("part"))[: max(1, round(part * n))]
-    x = data.x
-    return (x[index.to(x.device)] if isinstance(x, Tensor) else lambda rows: x(index[rows])), index
+def trained_epoch(
+    network: nn.Module,
+    data: TrainingSet,
+    schedule: Schedule,
+    epoch: Epoch,
+    part: float,
+    optimizer: torch.optim.SGD | None = None,
+) -> float:
+    """Train a network in place for an epoch on a part of the images, drawn anew for each; its mean loss.
+
+    Args:
+        network: to train.
+        data: all images.
+        schedule: of one pass.
+        epoch: which, with its generators.
+        part: of the images, in (0, 1].
+        optimizer: goes on with its momentum; None is a new one.
+    """
+    n, x = len(data.y), data.x
+    index = torch.arange(n)
+    if part < 1:
+        index = torch.randperm(n, generator=epoch.rng.generator("part"))[: max(1, round(part * n))]
+        x = data.x[index.to(data.x.device)] if isinstance(data.x, Tensor) else _rows(data.x, index)
+    losses = train(
+        network,
+        x,
+        data.y[index],
+        schedule,
+        epoch.rng,
+        weight=None if data.weight is None else data.weight[index],
+        on_batch=lambda rows, logits: epoch.on_batch(index[rows], logits),
+        device=data.device,
+        optimizer=optimizer,
+    )
+    return losses[0]
+
+
+def _rows(images: Callable[[Tensor], Tensor], index: Tensor) -> Images:
+    return lambda rows: images(index[rows])
