@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from datastill import distill, load_distilled, load_real
@@ -337,6 +338,19 @@ def test_units_are_shared_and_whoever_takes_them_up_says_so(
     assert len(open_buffer(folder)) == 2
     alone = distill("stages", digits, ipc=2, network=NETWORK, **small)
     assert torch.equal(alone.images, load_distilled(tmp_path / "run2").images)
+
+
+def test_units_do_not_go_into_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("ant", "bee"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = torch.randint(0, 256, (8, 8), generator=Rng(i).generator(name), dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(tmp_path / "photos" / name / f"{i}.png")
+    words = ["distill", "herding", "--data", str(tmp_path / "photos"), "--out", str(tmp_path / "run")]
+    assert main([*words, "--feature-passes", "1", "--units", str(tmp_path / "photos" / "units")]) == 2
+    assert "lies inside the data" in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "photos").iterdir()) == ["ant", "bee"]
+    assert not (tmp_path / "run").exists()
 
 
 class WithBatchNorm(nn.Module):

@@ -87,7 +87,7 @@ def usage() -> str:
     return (
         "usage: datastill distill [METHOD] [options]\n\n"
         f"Learn a small synthetic training set from your data.\n\nmethods:\n{lines}\n\n"
-        "Without a METHOD the strongest for the data and the size is taken (auto), and the run says which.\n"
+        "Without a METHOD one that suits the data is taken by a written rule (auto), and the run says which.\n"
         "`datastill distill METHOD --help` shows the options of a method, `datastill methods METHOD` its recipes.\n"
         "A file of your own works too: `datastill distill my_method.py`."
     )
@@ -133,7 +133,8 @@ def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[s
     settings["runtime"] = Runtime.of(**run.engine, progress=display.update)
     job = prepare_job(info.cls, real, recipe=run.recipe, folder=run.units or run.out, **settings)
     display.say(describe_job(job))
-    if not run.resume and budget is None and (ready := ready_units(job.plan(), job.task)):
+    known = run.units is not None and not run.resume and budget is None
+    if known and (ready := ready_units(job.plan(), job.task)):
         display.say(f"  taken as they were prepared before, from {run.units}: {', '.join(ready)}")
     if run.profile:
         paper = prepare_job(info.cls, real, recipe="paper", **{**settings, "network": job.task.network})

@@ -32,7 +32,7 @@ from datastill.store.checkpoint import Checkpointer, plain, refuse_other
 from datastill.store.files import read_sealed, write_sealed, write_tensors
 from datastill.store.folders import remove_made
 from datastill.store.opening import sound_path
-from datastill.store.outputs import RUN, refuse_out
+from datastill.store.outputs import RUN, refuse_inside, refuse_out
 
 #: What a run that prepares nothing leaves in its folder.
 _RUN_FILES = (
@@ -145,6 +145,8 @@ def carry_out(
     """
     spread = spread or Spread()
     spread.check(folder)
+    if job.task.folder not in (None, folder):  # units of several runs
+        refuse_inside(sound_path(job.task.folder), places_of(job.task.real))
     job = job.begun()
     if budget is not None:
         job = within(job, budget, folder, resume)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from datastill.core.ranges import AdamRate, Amount, Count, Weight
+from datastill.core.ranges import AdamRate, Count, Weight
 from datastill.core.registry import method
 from datastill.methods._stage_presets import StagePreset
 
@@ -36,7 +36,7 @@ class NCFM(StagePreset):
     """Match characteristic functions of features between an expert's first and last weights."""
 
     steps: Count = 20_000  #: image updates
-    real_batch: Amount = 1024  #: real images per class and step
+    real_batch: Count = 1024  #: real images per class and step
     image_lr: AdamRate = 0.01  #: AdamW learning rate of the pixels in [0, 1]
     frequencies: Count = 4096  #: of the characteristic functions, drawn anew in each step
     scale: Weight = 300.0  #: of the distance

@@ -45,7 +45,7 @@ class StageMatching(Staged):
     snapshots: Few = 4  #: snapshots of each expert, the early ones dense
     statistics_images: Count = 1000  #: augmented real images per class and snapshot, taken once
     statistics: Literal["amortized", "fresh"] = "amortized"  #: of real images: taken once, or of a batch in each step
-    real_batch: Amount = 128  #: real images per class and step where they are fresh
+    real_batch: Count = 128  #: real images per class and step where they are fresh
     augment: str = "auto"  #: DSA strategy of images and experts, "none", or "auto": all operations, no flip for digits
     width: WidthOrNone = 64  #: channels of the experts, where the network has a width; 0 keeps the network
     expert_count: Few = 4  #: networks to train on the real set

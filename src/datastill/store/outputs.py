@@ -76,7 +76,7 @@ def refuse_out(out: str | Path, data: Iterable[Path] = (), kind: Kind = NEW) -> 
             be written.
     """
     out = sound_path(out)
-    _refuse_data(out, data)
+    refuse_inside(out, data)
     _refuse_unwritable(out)
     remove_rests(out)
     if out.is_dir() and any(_visible(out)):
@@ -97,7 +97,7 @@ def refuse_out_file(target: Path, keys: Iterable[str], data: Iterable[Path] = ()
     Raises:
         InputError: it is a folder, another's file, lies in data, or cannot be written.
     """
-    _refuse_data(sound_path(target), data)
+    refuse_inside(sound_path(target), data)
     _refuse_unwritable(target.parent)
     if target.is_dir():
         raise InputError(f"{target} is a folder; name a JSON file for the result.")
@@ -111,8 +111,12 @@ def refuse_out_file(target: Path, keys: Iterable[str], data: Iterable[Path] = ()
         _refuse_class_folder(target)
 
 
-def _refuse_data(out: Path, data: Iterable[Path]) -> None:
-    """A result inside the data would be read as images of another class next time."""
+def refuse_inside(out: Path, data: Iterable[Path]) -> None:
+    """Refuse what would lie in the data, and be read as images of another class next time, or hold them.
+
+    Raises:
+        InputError: it does.
+    """
     here = out.resolve()
     for place in (Path(p).resolve() for p in data):
         if here.is_relative_to(place):

@@ -53,7 +53,7 @@ class Staged(Method):
     expert_lr: AnyRate = 0.01  #: their learning rate at the start
     expert_batch: Count = 64  #: real images per step of an expert
     expert_seed: Seed = 0  #: of the experts; not the run's, so that runs of all seeds share them
-    real_batch: Amount = 128  #: real images per class and step
+    real_batch: Count = 128  #: real images per class and step
 
     #: Schedule of the experts' rate and CutMix probability, see `policies.momentum`.
     expert_schedule: ClassVar[str] = "steps"
