@@ -44,16 +44,27 @@ def make_folder(root: Path, classes: int = 3, per_class: int = 6, side: int = 12
     return root
 
 
-@pytest.mark.parametrize(
-    "args", [["--help"], ["distill", "--help"], ["methods"], ["methods", "dm"], ["distill", "dm", "--help"]]
-)
-def test_help_answers_at_once(args: list[str]) -> None:
-    """Half a second of processor time, since others may be at work on the machine that tests this."""
+def seconds_of_help(args: str) -> float:
+    """Processor seconds of one answer."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-m", "datastill", *args], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "datastill", *args.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    assert "datastill" in done.stdout or args.startswith("methods")
     assert done.stdout.strip()
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        *("--help", "distill --help", "methods", "methods dm", "distill dm --help", "compare --help", "results --help"),
+        *("experts --help", "experts train --help", "experts inspect -h", "experts import --help"),
+    ],
+)
+def test_help_answers_at_once(args: str) -> None:
+    """Half a second of processor time; the best of three, since others may be at work on the machine."""
+    assert any(seconds_of_help(args) < 0.5 for _ in range(3))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -158,6 +158,7 @@ def test_usual_names_are_understood(tmp_path: Path, train: str, test: str) -> No
 
 
 @settings(max_examples=25, deadline=None)
+@example(["train", "valid"], "/in")
 @given(
     st.lists(st.sampled_from(CLASSES), min_size=2, unique=True),
     st.sampled_from(["", "/in", "/in/it", "/a or b"]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -35,16 +34,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cli") / "experts"
     assert main([*TRAIN, "--experts", "2", "--out", str(out), "--quiet"]) == 0
     return out
-
-
-@pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["inspect", "-h"], ["import", "--help"]])
-def test_help_answers_at_once(args: list[str]) -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "datastill", "experts", *args]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert "usage: datastill experts" in done.stdout
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
 def test_train_says_what_it_does_and_goes_on(tmp_path, capsys):

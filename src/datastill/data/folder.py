@@ -15,7 +15,7 @@ from datastill.data.decode import CorruptImage, decode_image
 from datastill.data.inside import Links
 from datastill.data.parts import is_image
 from datastill.data.raw import Raw, Request, Split
-from datastill.data.splits import first_usable, found_note
+from datastill.data.splits import first_usable, found_note, listed
 from datastill.data.tree import Layout, layout_of
 from datastill.store.opening import printable, sound_path
 
@@ -37,6 +37,8 @@ def from_folder(root: Path, request: Request) -> Raw:
     layout = layout_of(root, request)
     notes, passed = list(layout.notes), list(layout.passed)
     train = _read_split(layout, layout.train, request, links, passed)
+    if request.choice.train is None:
+        _refuse_one_class(train, layout)
     names, test = first_usable(
         layout.decision, lambda part: _read_split(layout, layout.classes(part), request, links, passed), notes
     )
@@ -47,6 +49,17 @@ def from_folder(root: Path, request: Request) -> Raw:
         test is not None and layout.decision.stand_in,
     )
     return Raw(root.name, str(root), train, test, notes=(*found, *notes, *_passed_over(passed, root)))
+
+
+def _refuse_one_class(train: Split, layout: Layout) -> None:
+    """Where splits that were told by their names have one class between them, the names may be the classes'."""
+    decision = layout.decision
+    parts = _folders([*decision.train, *(name for test in decision.tests for name in test), *decision.left])
+    if len(set(train.labels)) == 1 and len(parts) > 1:
+        raise InputError(
+            f"All images are of one class ({train.labels[0]!r}) in {listed(_folders(decision.train))}; at least two "
+            f"are needed (or --train . if {listed(sorted(parts))} are the classes)."
+        )
 
 
 def _folders(names: Sequence[str]) -> tuple[str, ...]:
