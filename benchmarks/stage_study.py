@@ -4,10 +4,10 @@
     python benchmarks/stage_study.py factors --data cifar10 --ipc 10 --out results/stages-factors-cifar10.json
     python benchmarks/stage_study.py show results/stages-table-fashion_mnist.json
 
-Every setting is scored with ConvNet-3/128 under idc-quick-v1 on a tenth of the training images that it never saw. The
-test split is read once, for the settings named by --test. CPU seconds are those of one thread; networks and statistics
-are kept in --units, trained once, and their seconds are told apart from those of the steps. Safe to stop and start
-again.
+Every setting is scored with --network (ConvNet-3/128) under idc-quick-v1 on a tenth of the training images that it
+never saw. The test split is read once, for the settings named by --test. CPU seconds are those of one thread; networks
+and statistics are kept in --units, trained once, and their seconds are told apart from those of the steps. Safe to stop
+and start again.
 """
 
 from __future__ import annotations
@@ -34,16 +34,22 @@ FACTORS: dict[str, dict[str, Any]] = {
     "start": START,
     "base": {},
     "alpha 0": {"alpha": 0.0},
+    "alpha .003": {"alpha": 0.003},
     "alpha .03": {"alpha": 0.03},
-    "alpha .5": {"alpha": 0.5},
+    "alpha .1": {"alpha": 0.1},
     "means and spreads": {"moment": "spreads"},
     "characteristic functions": {"moment": "cf"},
     "no augmentation": {"augment": "none"},
-    "100 steps": {"steps": 100},
+    "150 steps": {"steps": 150},
+    "600 steps": {"steps": 600},
     "lr .03": {"image_lr": 0.03},
     "200 real images a class": {"statistics_images": 200},
     "two networks": {"expert_count": 2},
+    "eight networks": {"expert_count": 8},
+    "two snapshots": {"snapshots": 2},
+    "eight snapshots": {"snapshots": 8},
     "width 32": {"width": 32},
+    "width 128": {"width": 128},
     "600 updates": {"expert_updates": 600},
     "whole images": {"factor": 1, "init": "real"},
 }
@@ -64,14 +70,15 @@ def table() -> dict[str, dict[str, Any]]:
     return found
 
 
-def cell(real: RealSet, ipc: int, seed: int, networks: int, units: Path, **hyper: Any) -> dict[str, Any]:
+def cell(real: RealSet, seed: int, args: argparse.Namespace, **hyper: Any) -> dict[str, Any]:
     """One set, its seconds, and its accuracy on `real.test`."""
     method = hyper.pop("method", "stages")
     started = time.process_time()
     more = {"recipe": "paper", "compile": "off"}
-    made = distill(method, real, ipc=ipc, seed=seed, units=units, **more, **hyper)
+    made = distill(method, real, ipc=args.ipc, seed=seed, units=args.units, **more, **hyper)
     spent = time.process_time() - started
-    result = evaluate(made, real, protocol="idc-quick-v1", networks=networks, seed=seed, random=False, compile="off")
+    score: Any = {"networks": args.networks, "network": args.network, "seed": seed, "random": False, "compile": "off"}
+    result = evaluate(made, real, protocol="idc-quick-v1", **score)
     cost = made.manifest["cost"]
     return {
         "process_seconds": round(spent, 2),
@@ -86,13 +93,13 @@ def study(settings: dict[str, dict[str, Any]], tested: list[str], args: argparse
     whole = load_real(args.data)
     train, validation = whole.split(0.1)
     validating = dataclasses.replace(train, test=dataclasses.replace(validation, test=None))
-    fresh = {"data": args.data, "ipc": args.ipc, "settings": settings, "cells": {}}
+    fresh = {"data": args.data, "ipc": args.ipc, "network": args.network, "settings": settings, "cells": {}}
     record: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else fresh
     jobs = [("validation", validating, name) for name in settings] + [("test", whole, name) for name in tested]
     for (split, real, name), seed in itertools.product(jobs, range(args.seeds)):
         key = f"{split}|{name}|{seed}"
         if key not in record["cells"]:
-            record["cells"][key] = cell(real, args.ipc, seed, args.networks, args.units, **settings[name])
+            record["cells"][key] = cell(real, seed, args, **settings[name])
             record["environment"] = environment(torch.device("cpu"))
             write_json(args.out, record)
             print(key, record["cells"][key], flush=True)
@@ -121,6 +128,7 @@ def main() -> None:
     parser.add_argument("--ipc", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--networks", type=int, default=2)
+    parser.add_argument("--network", default="convnet", help="that scores; a narrow one is cheap")
     parser.add_argument("--units", type=Path, default=Path("runs/stage-units"))
     parser.add_argument("--only", nargs="*", default=None, help="names of settings")
     parser.add_argument("--test", nargs="*", default=[], help="names of settings that are scored on test images too")

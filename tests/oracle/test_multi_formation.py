@@ -26,7 +26,7 @@ from datastill.data import RealSet
 from datastill.decoders.multi_formation import MultiFormation, bounded, tile_edges
 from datastill.methods.dm import DM
 from datastill.models import resolve_network
-from datastill.sampling.inits import MixReal, Noise, RandomReal, make_init, mixed_indices, random_indices
+from datastill.sampling.inits import MixReal, Noise, RandomReal, make_init, random_indices, several_indices
 from datastill.sampling.samplers import ClassBatches
 from datastill.store.artifact import DistilledSet, decoder_of
 from datastill.store.checkpoint import Checkpointer
@@ -296,7 +296,7 @@ class TestMix:
     def test_factor_one_is_random_real(self, digits: RealSet) -> None:
         task = make_task(digits, 2)
         assert torch.equal(start(MixReal(1), task)[0], start(RandomReal(), task)[0])
-        assert torch.equal(mixed_indices(digits, 2, 3, 5)[:, 0], random_indices(digits, 2, 5))
+        assert torch.equal(several_indices(digits, 2, 9, 5)[:, 0], random_indices(digits, 2, 5))
 
     def test_the_partition_changes_nothing(self, digits: RealSet) -> None:
         task = make_task(digits, 2)
@@ -314,11 +314,11 @@ class TestMix:
     def test_a_small_class_comes_again_in_order(self, digits: RealSet) -> None:
         rows = torch.cat([digits.class_index(c)[: 3 if c == 1 else 50] for c in range(10)])
         real = digits.subset(rows)
-        index = mixed_indices(real, 2, 2, 0)
+        index = several_indices(real, 2, 4, 0)
         assert torch.bincount(index[2:4].flatten()).sort(descending=True).values[:3].tolist() == [3, 3, 2]
         assert len(index[:2].unique()) == 8
         with pytest.raises(InputError, match="fewer than --ipc 4"):
-            mixed_indices(real, 4, 2, 0)
+            several_indices(real, 4, 4, 0)
 
     def test_names(self, digits: RealSet) -> None:
         assert make_init("mix", 3) == MixReal(3)

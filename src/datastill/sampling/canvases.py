@@ -10,7 +10,7 @@ from torch import Tensor
 
 from datastill.core.context import Context
 from datastill.core.plan import Block, Task
-from datastill.sampling.inits import mixed_indices
+from datastill.sampling.inits import several_indices
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class CanvasInit:
             )
             raw = task.real.space.kind == "raw"
             return task.real.space.encode((drawn / 4 + 0.5).clamp(0, 1)) if raw else drawn, {}
-        index = mixed_indices(task.real, task.ipc, f, task.seed)[block.index]
+        index = several_indices(task.real, task.ipc, f * f, task.seed)[block.index]
         tiles = task.real.batch(index.flatten()).x.view(len(index), f, f, c, h, w)
         return tiles.permute(0, 3, 1, 4, 2, 5).reshape(len(index), c, f * h, f * w), {"mixed": index}
 

@@ -38,10 +38,10 @@ def shuffled_members(real: RealSet, c: int, seed: int) -> Tensor:
     return members[torch.randperm(len(members), generator=Rng(seed).generator("selection", c))]
 
 
-def mixed_indices(real: RealSet, ipc: int, factor: int, seed: int) -> Tensor:
-    """The real image of every tile, (C * ipc, factor^2), class by class; the first column is `random_indices`.
+def several_indices(real: RealSet, ipc: int, count: int, seed: int) -> Tensor:
+    """`count` real images for every stored one, (C * ipc, count), class by class; the first are `random_indices`.
 
-    The images of a class are distinct, and come again in the same order where it has fewer than ipc * factor^2.
+    The images of a class are distinct, and come again in the same order where it has fewer than ipc * count.
 
     Raises:
         InputError: a class has fewer than `ipc` images.
@@ -50,7 +50,7 @@ def mixed_indices(real: RealSet, ipc: int, factor: int, seed: int) -> Tensor:
     chosen = []
     for c in range(real.classes):
         order = shuffled_members(real, c, seed)
-        chosen.append(order[torch.arange(ipc * factor**2) % len(order)].view(factor**2, ipc).T)
+        chosen.append(order[torch.arange(ipc * count) % len(order)].view(count, ipc).T)
     return torch.cat(chosen)
 
 
@@ -91,12 +91,29 @@ class MixReal:
 
     def images(self, task: Task, block: Block, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         """The mosaics, and `mixed`: the position in the real set of every tile, (n, factor^2)."""
-        index = mixed_indices(task.real, task.ipc, self.factor, task.seed)[block.index]
+        index = several_indices(task.real, task.ipc, self.factor**2, task.seed)[block.index]
         return mosaic(task.real, index, self.factor), {"mixed": index}
 
     def describe(self) -> dict[str, Any]:
         """For the run's hash."""
         return {"init": "mix", "factor": self.factor}
+
+
+@dataclass(frozen=True)
+class SeveralReal:
+    """Distinct random real images of its class for every stored image, for decoders that store several in the room of
+    one: those of a stored image after each other."""
+
+    count: int
+
+    def images(self, task: Task, block: Block, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
+        """The images (n * count, c, h, w), and `mixed`: their positions in the real set, (n, count)."""
+        index = several_indices(task.real, task.ipc, self.count, task.seed)[block.index]
+        return task.real.batch(index.flatten()).x, {"mixed": index}
+
+    def describe(self) -> dict[str, Any]:
+        """For the run's hash."""
+        return {"init": "real", "count": self.count}
 
 
 @dataclass(frozen=True)
