@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from datastill.cli.options import parse, plain_warnings, refuse_void
-from datastill.core.ranges import Few
+from datastill.core.ranges import Amount, Bits, Few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +19,10 @@ class ExportOptions:
 
     folder: tyro.conf.Positional[Path]  #: folder of a distilled set
     target: tyro.conf.Positional[Path]  #: folder to write
-    #: imagefolder (PNG), parquet (as the Hub takes it), or tensors (exact)
-    to: Literal["imagefolder", "parquet", "tensors"] = "imagefolder"
+    #: imagefolder (PNG), parquet (as the Hub takes it), tensors (exact), or encoded (a distilled set in fewer bytes)
+    to: Literal["imagefolder", "parquet", "tensors", "encoded"] = "imagefolder"
+    bits: Bits = 8  #: of a value, with --to encoded
+    most: Amount = 0  #: bytes that encoded images may take, with as many bits as fit, up to --bits; 0 sets no limit
     score: bool = True  #: where pixels are rounded, score the set before and after
     data: str | None = None  #: real data to score on; none takes the source that the set names
     network: str | None = None  #: architecture for the scores; none takes that of the set, if that is built in
@@ -45,22 +47,26 @@ def write(options: ExportOptions) -> int:
     from datastill.exchange.export import export
     from datastill.store.artifact import load_distilled
 
+    if options.to != "encoded":
+        refuse_void(options, ("bits", "most"), f"with --to {options.to}")
     if not options.score or options.to == "tensors":
         why = "without a score" if not options.score else "with --to tensors, which loses nothing to score"
         refuse_void(options, ("data", "network", "networks"), why)
     display = Display(options.quiet or options.json)
     distilled = load_distilled(options.folder)
-    done = export(distilled, options.target, options.to)
+    done = export(distilled, options.target, options.to, bits=options.bits, most=options.most)
     record: dict[str, Any] = {
         "path": str(done.path),
         "lossless": done.lossless,
         "max_pixel_error": done.max_pixel_error,
         "clipped_fraction": done.clipped_fraction,
+        "bytes": sum(file.stat().st_size for file in done.path.rglob("*") if file.is_file()),
     }
-    display.say(f"Written to {done.path}.")
+    display.say(f"Written to {done.path}: {record['bytes']:,} bytes.")
     if not done.lossless:
+        changed = "encoded" if options.to == "encoded" else "rounded to 8 bits"
         display.say(
-            f"Pixels were rounded to 8 bits and {100 * done.clipped_fraction:.1f} % of them clipped to the valid range "
+            f"Pixels were {changed} and {100 * done.clipped_fraction:.1f} % of them clipped to the valid range "
             f"(largest change {done.max_pixel_error:.3f} of the range)."
         )
         if options.score:

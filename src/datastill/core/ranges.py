@@ -35,6 +35,7 @@ Few = Annotated[int, Ge(1), Le(10_000)]  #: sets, networks, processes
 Side = Annotated[int, Ge(1), Le(65_536)]  #: pixels, channels
 WidthOrNone = Annotated[int, Ge(0), Le(65_536)]
 Pixels = Annotated[int, Ge(0), Le(65_536)]  #: a distance
+Bits = Annotated[int, Ge(1), Le(8)]  #: of a value
 Tiles = Annotated[int, Ge(1), Le(64)]  #: to a side
 Rate = Annotated[float, Gt(0), Le(1e6)]
 AnyRate = Annotated[float, Gt(0), Le(1e38)]  #: what float32 holds: the guard tells of one that is too high

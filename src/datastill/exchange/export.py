@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError, nearest
+from datastill.core.ranges import Amount, Bits, checked
 from datastill.data.places import places_of
 from datastill.decoders.pixels import Pixels
+from datastill.exchange.encode import encode
+from datastill.report.card import CARD, card
+from datastill.report.words import without_paths
 from datastill.store.artifact import DistilledSet
 from datastill.store.files import write_tensors
 from datastill.store.folders import refuse_taken, whole_folder
@@ -23,7 +27,7 @@ from datastill.store.outputs import refuse_out
 
 #: Pixels that come back this close are the same: what a Space's arithmetic loses in float32.
 SAME = 1e-6
-TENSORS = "images.safetensors"
+TENSORS, ENCODED = "images.safetensors", "encoded"
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Exported:
 
     Attributes:
         path: the folder.
-        format: "imagefolder", "parquet" or "tensors".
+        format: "imagefolder", "parquet", "tensors" or "encoded".
         lossless: the images come back as they were, up to rounding of float32 arithmetic.
         max_pixel_error: largest change of a pixel, in units of the range [0, 1].
         clipped_fraction: fraction of pixel values that lay outside [0, 1] and were clipped.
@@ -47,22 +51,34 @@ class Exported:
     distilled: DistilledSet
 
 
-def export(distilled: DistilledSet, folder: str | Path, format: str) -> Exported:
+@checked
+def export(distilled: DistilledSet, folder: str | Path, format: str, *, bits: Bits = 8, most: Amount = 0) -> Exported:
     """Write a distilled set in a form that other tools read; the folder appears whole or not at all.
 
     "imagefolder" is `train/<class name>/0000.png`, "parquet" is `data/train-00000-of-00001.parquet` with
     the features of Hugging Face `datasets`; both round pixels to 8 bits after clamping them to [0, 1].
-    "tensors" is `images.safetensors` with float32 `images` in the Space and `labels`. Each has a README.md.
+    "tensors" is `images.safetensors` with float32 `images` in the Space and `labels`. "encoded" is a distilled set
+    again, in fewer bits (see `exchange.encode`). Each has a README.md.
+
+    Args:
+        distilled: what to write.
+        folder: where to; it is to be new or empty.
+        format: one of these.
+        bits: of a value, for "encoded".
+        most: bytes that encoded images may take, with as many bits as fit, up to `bits`; 0 sets no limit.
 
     Raises:
         InputError: unknown format; a folder that is not empty or cannot be written; soft labels as image
             folders; images that are neither gray nor color as image files.
     """
-    if format not in _WRITERS:
-        raise InputError(f"There is no export format {format!r}. {nearest(format, _WRITERS)}")
+    known = (*_WRITERS, ENCODED)
+    if format not in known:
+        raise InputError(f"There is no export format {format!r}. {nearest(format, known)}")
     target = Path(folder).resolve()
     refuse_taken(target)
     refuse_out(target, places_of(distilled.record.data.source))
+    if format == ENCODED:
+        return _write_encoded(target, distilled, encode(distilled, bits, most))
     images, labels = distilled.images.detach().cpu(), distilled.targets.detach().cpu()
     if format != "tensors":
         _refuse_unfit(images, labels, format)
@@ -171,6 +187,19 @@ def _write_tensors(folder: Path, distilled: DistilledSet, stored: Tensor, labels
     write_tensors(folder / TENSORS, tensors, meta)
 
 
+def _write_encoded(target: Path, distilled: DistilledSet, again: DistilledSet) -> Exported:
+    """A distilled set in fewer bits."""
+    before, after = (one.space.decode(one.images.detach().cpu()) for one in (distilled, again))
+    error = float((before.clamp(0, 1) - after).abs().max())
+    clipped = float(((before < -SAME) | (before > 1 + SAME)).double().mean())
+    again.manifest = without_paths(again.manifest)
+    with whole_folder(target) as temporary:
+        again.save(temporary)
+        (temporary / CARD).write_text(card(again), encoding="utf-8")
+    again.folder = target
+    return Exported(target, ENCODED, error <= SAME and not clipped, error, clipped, again)
+
+
 _WRITERS: dict[str, Callable[[Path, DistilledSet, Tensor, Tensor], None]] = {
     "imagefolder": _write_folders,
     "parquet": _write_parquet,
@@ -179,9 +208,6 @@ _WRITERS: dict[str, Callable[[Path, DistilledSet, Tensor, Tensor], None]] = {
 
 
 def _write_card(folder: Path, distilled: DistilledSet, format: str) -> None:
-    from datastill.report.card import CARD, card
-    from datastill.report.words import without_paths
-
     notes = []
     if format == "imagefolder":
         renamed = zip(distilled.class_names, safe_names(distilled.class_names))

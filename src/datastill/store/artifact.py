@@ -39,6 +39,7 @@ TENSORS = "synthetic.safetensors"
 MANIFEST = "manifest.json"
 #: What the tensors may be: labels are class positions or probabilities.
 KINDS = {
+    "codes/blob": Kind(("U8",), (2,)),
     "codes/*": Kind(("F32",), finite=False),  # what they render to is looked at
     "labels": Kind(("I64", "F32"), (1, 2)),
     "extra/classes": Kind(("I64",), (1,)),
@@ -172,11 +173,11 @@ class DistilledSet:
         """A torch Dataset of (image, label): images in the Space, or as pixels in [0, 1]."""
         return torch.utils.data.TensorDataset(self.pixels if pixels else self.images, self.targets)  # type: ignore[return-value]
 
-    def export(self, folder: str | Path, format: str = "imagefolder") -> Exported:
+    def export(self, folder: str | Path, format: str = "imagefolder", **options: Any) -> Exported:
         """Write the set for other tools; see `datastill.export`."""
         import datastill
 
-        return datastill.export(self, folder, format)
+        return datastill.export(self, folder, format, **options)
 
     def save(self, folder: str | Path) -> Path:
         """Write the artifact; the manifest, which names the tensors' hash, is written last.

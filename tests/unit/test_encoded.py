@@ -1,0 +1,112 @@
+"""Finished sets in fewer bits, which are loaded and evaluated as any other."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import datastill
+from datastill.cli import main
+from datastill.core.errors import InputError
+from datastill.data.real import RealSet
+from datastill.decoders.encoded import Encoded, patches_of, stream_of
+from datastill.exchange.encode import PATCH, encode
+from datastill.store.artifact import DistilledSet
+
+NET = "convnet:width=4,depth=1"
+
+
+@pytest.fixture(scope="module")
+def real() -> RealSet:
+    return datastill.load_real("digits")
+
+
+@pytest.fixture(scope="module")
+def made(real: RealSet) -> DistilledSet:
+    return datastill.distill("mosaic", real, ipc=3, network=NET)
+
+
+def test_eight_bits_are_those_of_image_files(made: DistilledSet, tmp_path: Path) -> None:
+    done = datastill.export(made, tmp_path / "small", "encoded")
+    again = datastill.load_distilled(tmp_path / "small")
+    stored = made.space.decode(made.codes["images"]).clamp(0, 1).mul(255).round() / 255
+    wanted = DistilledSet({"images": made.space.encode(stored)}, made.labels, made.space, made.manifest)
+    assert torch.allclose(again.images, wanted.images, atol=1e-5)
+    assert torch.equal(again.targets, made.targets)
+    assert torch.equal(again.images, done.distilled.images)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 7])
+def test_values_are_as_near_as_the_bits_of_their_group_allow(made: DistilledSet, bits: int) -> None:
+    small = encode(made, bits)
+    pixels = made.space.decode(made.codes["images"]).clamp(0, 1)
+    decoder = Encoded(**{k: v for k, v in small.manifest["decoder"].items() if k not in ("decoder", "inner")})
+    back = made.space.decode(decoder.decode(small.codes, small.labels).x)
+    assert float((back - pixels).abs().max()) <= max(decoder.step) / 2 + 1e-5
+    assert max(decoder.step) <= 1 / (2**bits - 1) + 1e-6
+    # every patch spans a range inside its group's
+    where = patches_of(8, 8, PATCH)
+    assert where.view(8, 8)[0].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+
+
+def test_fewer_bits_take_fewer_bytes_and_lose_more(made: DistilledSet) -> None:
+    sizes, errors = [], []
+    for bits in (8, 4, 2, 1):
+        small = encode(made, bits)
+        sizes.append(small.manifest["decoder"]["length"])
+        errors.append(float((small.images - made.images).square().mean()))
+    assert sizes == sorted(sizes, reverse=True)
+    assert errors == sorted(errors)
+    assert sizes[0] < made.codes["images"].numel()
+
+
+def test_a_number_of_bytes_takes_the_bits_that_fit(made: DistilledSet) -> None:
+    four = encode(made, 4).manifest["decoder"]["length"]
+    rows = 30 * -(-four // 30)
+    assert encode(made, 8, most=rows).manifest["decoder"]["length"] == four
+    with pytest.raises(InputError, match="9 bytes are too few for 30 images: they take"):
+        encode(made, 8, most=9)
+
+
+def test_what_is_no_image_of_pixels_is_refused(real: RealSet, made: DistilledSet) -> None:
+    codes = datastill.distill("random", real, ipc=1, network=NET, codes="dct")
+    for one in (codes, encode(made, 2)):
+        with pytest.raises(InputError, match="Only stored pixels can be encoded"):
+            encode(one, 2)
+
+
+def test_damaged_streams_are_refused() -> None:
+    q = torch.randint(4, (2, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    stream = stream_of(None, q)
+    decoder = Encoded((1, 4, 4), [0.0], [0.5], len(stream))
+    blob = torch.frombuffer(bytearray(stream.ljust(2 * len(stream))), dtype=torch.uint8).view(2, -1)
+    assert torch.equal(decoder.decode({"blob": blob}, torch.arange(2)).x, q / 2)
+    for damaged in (replace(decoder, shape=(1, 4, 5)), replace(decoder, shape=(1, 2, 2))):
+        with pytest.raises(InputError, match="damaged"):
+            damaged.decode({"blob": blob}, torch.arange(2))
+    with pytest.raises(InputError, match="bytes are needed"):
+        decoder.rendered({"blob": (2, 1)}, 1, 2)
+    with pytest.raises(InputError, match="from 1 to 256 groups"):
+        replace(decoder, low=[])
+    with pytest.raises(InputError, match="holds images of"):
+        replace(decoder, inner={"decoder": "encoded"})
+    stream = stream_of(torch.tensor([[0], [9]], dtype=torch.uint8), q)
+    two = Encoded((1, 4, 4), [0.0, 0.0], [1.0, 1.0], len(stream))
+    blob = torch.frombuffer(bytearray(stream.ljust(2 * len(stream))), dtype=torch.uint8).view(2, -1)
+    with pytest.raises(InputError, match="names a group"):
+        two.decode({"blob": blob}, torch.arange(2))
+
+
+def test_the_command_scores_what_was_read_back(real: RealSet, tmp_path: Path, capsys) -> None:
+    datastill.distill("random", real, ipc=1, network=NET, out=tmp_path / "run")
+    arguments = ["export", str(tmp_path / "run"), str(tmp_path / "small"), "--to", "encoded", "--bits", "2"]
+    assert main([*arguments, "--networks", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert 0 < told["accuracy_exported"] <= 1
+    assert told["bytes"] > 0
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "png"), "--bits", "2"]) == 2
+    assert "--bits changes nothing with --to imagefolder" in capsys.readouterr().err
