@@ -15,6 +15,7 @@ TEST_IMAGES = 10_000
 INNER = 10  #: passes of the inner loop timed; the published loop makes 50 between two updates at ipc 10
 ALL = "color_crop_cutout_flip_scale_rotate"
 RESNET_MACS = 555.4e6  #: of ResNet-18 with the stem for small images, one image of 3 x 32 x 32
+NARROW_MACS = 13.7e6  #: of a ConvNet of width 64, one image of 3 x 32 x 32
 BLOCK = 100  #: images of a block in recovery
 NET_IMAGES = 2_000  #: real images of IDC's network training per step
 
@@ -26,7 +27,7 @@ def names(kinds: list[str]) -> list[str]:
     every += ["augment cifar10 siamese", "augment cifar10 independent"]
     every += [f"{kind} {data} ipc {ipc}" for kind in ("dc", "dsa") for data in SHAPES for ipc in (1, 10)]
     every += [f"{kind} {data} ipc 10" for kind in ("inner", "idc") for data in SHAPES]
-    every += ["recover cifar10 sre2l", "recover cifar10 dwa"]
+    every += ["recover cifar10 sre2l", "recover cifar10 dwa", "stages cifar10 ipc 10"]
     return [n for n in every if n.split()[0] in kinds]
 
 
@@ -42,6 +43,8 @@ def gflop(name: str) -> float:
     macs = SHAPES[data][2]
     if kind == "recover":
         return 2e-9 * RESNET_MACS * 2 * BLOCK  # forward, and backward to the pixels
+    if kind == "stages":
+        return 2e-9 * NARROW_MACS * 3 * 4 * 10 * int(rest[1])  # of the synthetic side, which is all that ours has
     if kind == "dm":
         return 2e-9 * macs * (2560 + 3 * 10 * int(rest[1]))
     if kind == "eval":
@@ -73,6 +76,7 @@ def build(name: str, side: str, device: str) -> Callable[[], object]:
         "inner": inner,
         "idc": idc,
         "recover": recover,
+        "stages": stages,
     }
     if kind in ("dc", "dsa"):
         return gradient_match(data, [kind, *rest], side, device)
@@ -86,6 +90,15 @@ def dm(data: str, rest: list[str], side: str, device: str) -> Callable[[], objec
     if side.startswith("literal"):
         return naive.Dm(x, y, ipc, 256).step
     return stepping("dm", data, side, device, ipc=ipc, augment=ALL)[0]
+
+
+def stages(data: str, rest: list[str], side: str, device: str) -> Callable[[], object]:
+    """One image update on a narrow trained network; the published loops take 128 fresh real images of each class."""
+    ipc = int(rest[1])
+    if side.startswith("literal"):
+        return naive.Stage(*images(data, 10_000), ipc, 128, 2, 64).step
+    short = {"expert_count": 1, "expert_updates": 12, "statistics_images": 16}
+    return stepping("stages", data, side, device, ipc=ipc, augment=ALL, **short)[0]
 
 
 def evaluation(data: str, rest: list[str], side: str, device: str) -> Callable[[], object]:
@@ -129,6 +142,7 @@ def stepping(
     from datastill.core.running import start
     from datastill.core.runtime import Runtime
     from datastill.distillation.job import prepare_job
+    from datastill.distillation.preparation import prepare
 
     x, y = images(data, 10_000)
     real = load_real((x.sigmoid(), y), space="raw")
@@ -136,7 +150,7 @@ def stepping(
     job = prepare_job(method, real, steps=10**6, recipe="paper", runtime=Runtime.of(device, precision), **hyper)
     plan = job.method.build(job.task)
     block: Block = next(plan.partition.blocks(job.task.labels))
-    running = start(plan, job.task, block, (), prepared or {})
+    running = start(plan, job.task, block, (), prepare(plan, job.task)[0] if prepared is None else prepared)
 
     def step() -> None:
         one_step(running.context, running.steppers, running.guard)

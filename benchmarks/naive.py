@@ -80,6 +80,40 @@ class Dm:
         return loss.item()
 
 
+class Stage:
+    """Matching on a stage of a trained network, the literal loop: class by class, fresh real images, tiles, a loss."""
+
+    def __init__(self, x: Tensor, y: Tensor, ipc: int, real_batch: int, factor: int, width: int) -> None:
+        self.x, self.classes, self.ipc, self.real_batch, self.factor = x, int(y.max()) + 1, ipc, real_batch, factor
+        self.members = [(y == c).nonzero().squeeze(1) for c in range(self.classes)]
+        self.network = PlainConvNet(x.shape[1], self.classes, x.shape[2], width).eval()
+        for parameter in self.network.parameters():
+            parameter.requires_grad = False
+        self.images = torch.cat([x[m[:ipc]] for m in self.members]).clone().requires_grad_()
+        self.optimizer = torch.optim.Adam([self.images], lr=0.01)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def step(self) -> float:
+        """One image update, class by class."""
+        total, size = 0.0, self.x.shape[2] // self.factor
+        for c, members in enumerate(self.members):
+            real = self.x[members[torch.randperm(len(members), generator=self.generator)[: self.real_batch]]]
+            stored = self.images[c * self.ipc : (c + 1) * self.ipc]
+            tiles = stored.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+            synthetic = F.interpolate(tiles, size=self.x.shape[2:], mode="bilinear")
+            seed = int(torch.randint(0, 2**31, (1,), generator=self.generator))
+            real, synthetic = siamese_batch(real, seed), siamese_batch(synthetic, seed)
+            target = self.network.embed(real).detach().mean(0)
+            features = self.network.embed(synthetic)
+            logits = self.network.classifier(features)
+            loss = ((target - features.mean(0)) ** 2).sum() + F.cross_entropy(logits, torch.full((len(logits),), c))
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            total += loss.item()
+        return total
+
+
 class Dc:
     """Gradient matching, the literal loop: two gradients per class, one backward over the sum of all classes."""
 

@@ -29,7 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "random": {},
     "dm": {"steps": 100, "real_batch": 64},
     "dsa": {"steps": 50, "real_batch": 32},
-    "auto": {"budget": "5m"},
+    "auto": {"budget": 300.0},
 }
 
 

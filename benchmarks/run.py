@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 SIDES = ("literal", "literal, tuned", "datastill", "datastill bf16")
+KINDS = ["dm", "eval", "augment", "dc", "dsa", "inner", "idc", "recover", "stages"]
 
 
 def serve(side: str, device: str, threads: int, pipe: Any) -> None:
@@ -105,7 +106,7 @@ def show(records: list[dict[str, Any]], ceiling: dict[str, float]) -> str:
 def main() -> None:
     """Every case, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="*", default=["dm", "eval", "augment", "dc", "dsa", "inner", "idc", "recover"])
+    parser.add_argument("--cases", nargs="*", default=KINDS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
