@@ -36,7 +36,7 @@ class AST(OwnExperts):
     student_momentum: Momentum = 0.9  #: of the student's steps
     perturbation: Weight = 1.0  #: noise on the convolutions of a start, relative to a weight over all of its layer
     balanced: bool = True  #: damp the student's loss for early segments and amplify it for late ones
-    #: epochs between start and end of a segment: matched alike ("all"), more the later they are ("adaptive"), not at all
+    #: how epochs between start and end of a segment are matched: "all" alike, "adaptive" (later ones more), or "none"
     intermediate: Literal["none", "all", "adaptive"] = "all"
     #: how experts are trained: "smooth", with numbers as in smooth:penalty=1, or another policy
     expert_policy: str = "smooth"

@@ -70,7 +70,7 @@ class _Gradient(torch.autograd.Function):
 
 
 class _Convolution(torch.autograd.Function):
-    """conv2d; gradients of x, w, bias at the places in `out` are left out of the first derivative, not of the second."""
+    """conv2d; gradients of x, w, bias at places in `out` are left out of the first derivative, not of the second."""
 
     @staticmethod
     def forward(

@@ -96,8 +96,8 @@ def refuse_policy(buffer: ExpertBuffer, policy: str) -> None:
     theirs, mine = str(buffer.meta["config"]["policy"]["name"]), policy.partition(":")[0].strip()
     if theirs not in (mine, "imported"):
         raise InputError(
-            f"The experts in {buffer.path} do not fit: their policy is {theirs}, this run's is {mine}; train experts by "
-            f"{mine}, or name theirs (expert_policy={theirs}, --expert-policy {theirs}) to match them all the same."
+            f"The experts in {buffer.path} do not fit: their policy is {theirs}, this run's is {mine}; train experts "
+            f"by {mine}, or name theirs (expert_policy={theirs}, --expert-policy {theirs}) to match them all the same."
         )
 
 

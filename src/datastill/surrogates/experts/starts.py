@@ -106,7 +106,15 @@ class CorrectReal:
         check_ipc(task.real, task.ipc)
         experts = Finished.of(self.unit, context)
         asked = experts.buffer.experts[: self.tries]
-        rows = {c: _recognized(task.real, c, task.ipc, task.seed, experts, asked) for c in block.classes}
+        found = {c: _recognized(task.real, c, task.ipc, task.seed, experts, asked) for c in block.classes}
+        few = [task.real.class_names[c] for c, (_, right) in found.items() if right < task.ipc]
+        if few:
+            warnings.warn(
+                f"Experts recognize fewer than {task.ipc} images of {len(few)} classes ({', '.join(few[:5])}"
+                f"{', ...' if len(few) > 5 else ''}): random ones fill up; train experts for longer.",
+                stacklevel=2,
+            )
+        rows = {c: index for c, (index, _) in found.items()}
         return _placed(task, block, rows)
 
     def describe(self) -> dict[str, Any]:
@@ -121,8 +129,10 @@ def _placed(task: Task, block: Block, rows: Mapping[int, Tensor]) -> tuple[Tenso
     return task.real.batch(index).x, {"selected": index}
 
 
-def _recognized(real: RealSet, c: int, ipc: int, seed: int, experts: Finished, asked: Sequence[int]) -> Tensor:
-    """Positions of ipc distinct images of a class, those first that an expert is right about."""
+def _recognized(
+    real: RealSet, c: int, ipc: int, seed: int, experts: Finished, asked: Sequence[int]
+) -> tuple[Tensor, int]:
+    """Positions of ipc distinct images of a class, those first that an expert is right about, and how many."""
     left, found = shuffled_members(real, c, seed), torch.empty(0, dtype=torch.int64)
     for expert in asked:
         wrong = []
@@ -132,10 +142,4 @@ def _recognized(real: RealSet, c: int, ipc: int, seed: int, experts: Finished, a
                 found, some = torch.cat([found, some[right]]), some[~right]
             wrong.append(some)
         left = torch.cat(wrong) if wrong else left
-    if len(found) < ipc:
-        warnings.warn(
-            f"The experts recognize {len(found)} images of class {real.class_names[c]!r}, and {ipc} are asked for: "
-            "random ones fill up; train experts for longer.",
-            stacklevel=2,
-        )
-    return torch.cat([found, left])[:ipc]
+    return torch.cat([found, left])[:ipc], len(found)
