@@ -249,7 +249,7 @@ def _smoothness(found: dict[str, Any]) -> list[str]:
     said = {"in training": found["train_accuracy"], "on the test split": found["test_accuracy"]}
     ends = [f"{100 * value:.1f} % {where}" for where, value in said.items() if value is not None]
     return [
-        f"  squared step of an epoch {found['mean_squared_step']:.3g} in the mean, {found['max_squared_step']:.3g} at most"
+        f"  squared step of an epoch: mean {found['mean_squared_step']:.3g}, max {found['max_squared_step']:.3g}"
         + (f"; accuracy in the end {', '.join(ends)}" if ends else "")
     ]
 

@@ -1,8 +1,8 @@
-"""Labels that are learned, from what experts make of the images at the start (DATM, arXiv:2310.05773)."""
+"""Where learned labels start: at what experts make of the images (DATM: Guo et al., ICLR 2024, arXiv:2310.05773)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,42 +12,26 @@ from datastill.core.context import Context
 from datastill.surrogates.experts.starts import Finished
 
 if TYPE_CHECKING:
-    from datastill.core.plan import Codes
     from datastill.surrogates.experts import ExpertsUnit
 
 #: How far the logit of the class stands above all others where no expert is right.
 _MARGIN = 1e-3
 
 
-class LearnedLogits:
-    """Logits as a leaf, `labels` (n, C); in the end their softmax.
+@dataclass(frozen=True)
+class CorrectLogits:
+    """Where learned logits start: the mean of those experts, after their last epoch, that are right about an image.
 
-    They begin as the mean logits of those experts, after their last epoch, that are right about an image. (With the
-    released code an image about which none is right has the label 0/0, and what it stores are logits, which whoever
-    reads the file must know.)
-
-    Args:
-        unit: the experts.
+    (With the released code an image about which none is right has the label 0/0.)
     """
 
-    kind = "probabilities"
+    unit: ExpertsUnit
 
-    def __init__(self, unit: ExpertsUnit) -> None:
-        self.unit = unit
-
-    def leaves(self, context: Context, images: Tensor, extra: Mapping[str, Tensor]) -> Codes:
-        """The logits at the start."""
+    def __call__(self, context: Context, images: Tensor) -> Tensor:
+        """Logits (n, C) of images (n, c, h, w)."""
         experts = Finished.of(self.unit, context)
         every = torch.stack([experts.logits(expert, images) for expert in experts.buffer.experts])
-        return {"labels": mean_of_correct(every, context.block.y)}
-
-    def during(self, context: Context) -> Tensor:
-        """The logits."""
-        return context.codes["labels"]
-
-    def final(self, context: Context) -> Tensor:
-        """Their probabilities."""
-        return context.codes["labels"].detach().softmax(1)
+        return mean_of_correct(every, context.block.y)
 
 
 def mean_of_correct(logits: Tensor, y: Tensor) -> Tensor:

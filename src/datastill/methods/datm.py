@@ -6,8 +6,8 @@ large ones what they learn late. Labels are learned beside the images.
 
 - Needs: experts, trained by GSAM as FTD's, for longer.
 - Cost: as MTT, twice as much for the experts, and a pass over the set for each expert at the start.
-- Departs: an image that no expert recognizes has a label all the same, and the search for such images ends; what is
-  kept of labels are probabilities; starts and first labels are of the epoch where the last segment ends, while
+- Departs: an image that no expert recognizes has a label all the same, and the search for such images ends; labels are
+  logits, said to be such, of which every protocol takes the softmax; starts and first labels are of the epoch where the last segment ends, while
   `--recipe paper` trains experts for 100 epochs.
 """
 
@@ -56,7 +56,8 @@ class DATM(OwnExperts):
 
     def build(self, task: Task) -> Plan:
         """MTT's plan, with learned labels and a window that grows."""
-        from datastill.labels.learned import LearnedLogits
+        from datastill.labels.correct_logits import CorrectLogits
+        from datastill.labels.learned import Learned
         from datastill.surrogates.experts import Experts
 
         plan, unit = super().build(task), self.experts_unit()
@@ -64,7 +65,7 @@ class DATM(OwnExperts):
             plan,
             objective=replace(plan.objective, labels="logits", threshold=self.threshold),  # type: ignore[type-var]
             surrogates=Experts(unit, span=self.span, max_start=self._window(), min_start=self.min_start),
-            labels=LearnedLogits(unit),
+            labels=Learned("logits", start=CorrectLogits(unit)),
         )
 
     def experts_unit(self) -> ExpertsUnit:

@@ -36,9 +36,9 @@ class FTD(OwnExperts):
     expert_policy: str = "gsam"
 
     def _rules(self, rate: Any) -> dict[str, UpdateRule]:
-        from datastill.core.averaging import Averaged
+        from datastill.core.wrapped import Ema
 
         rules = super()._rules(rate)
         if self.ema:
-            rules["images"] = Averaged(rules["images"], self.ema, self.ema_start)
+            rules["images"] = Ema(rules["images"], self.ema, self.ema_start)
         return rules
