@@ -7,8 +7,8 @@ large ones what they learn late. Labels are learned beside the images.
 - Needs: experts, trained by GSAM as FTD's, for longer.
 - Cost: as MTT, twice as much for the experts, and a pass over the set for each expert at the start.
 - Departs: an image that no expert recognizes has a label all the same, and the search for such images ends; labels are
-  logits, said to be such, of which every protocol takes the softmax; starts and first labels are of the epoch where the last segment ends, while
-  `--recipe paper` trains experts for 100 epochs.
+  logits, said to be such, of which every protocol takes the softmax; starts and first labels are of the epoch where the
+  last segment ends, while `--recipe paper` trains experts for 100 epochs.
 """
 
 from __future__ import annotations
