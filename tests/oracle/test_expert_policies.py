@@ -82,9 +82,7 @@ class TestGsam:
 
     def test_what_is_taken_off_is_orthogonal(self) -> None:
         g = torch.Generator().manual_seed(3)
-        first, second = (
-            [torch.randn(s, generator=g, dtype=torch.float64) for s in ((3, 2), (4,))] for _ in range(2)
-        )
+        first, second = ([torch.randn(s, generator=g, dtype=torch.float64) for s in ((3, 2), (4,))] for _ in range(2))
         off = [b - d for b, d in zip(second, direction(first, second, 1.0), strict=True)]
         flat = [torch.cat([t.flatten() for t in part]) for part in (off, second, first)]
         assert abs(float(flat[0] @ flat[1])) < 1e-10
@@ -123,9 +121,7 @@ def literal_smooth(policy: SmoothSgd, net: nn.Module, epochs: int, count: int) -
             loss = factor * F.cross_entropy(net(X[rows]), Y[rows])
             loss = loss + policy.penalty * (norms - policy.target).square().mean()
             grads = torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)
-            flat = [
-                torch.zeros_like(p) if g is None else g for p, g in zip(net.parameters(), grads, strict=True)
-            ]
+            flat = [torch.zeros_like(p) if g is None else g for p, g in zip(net.parameters(), grads, strict=True)]
             g = torch.cat([t.flatten() for t in flat]) + policy.weight_decay * w
             b = policy.momentum * b + g
             w = w - policy.lr * (0.6 if late else 1.0) * b
