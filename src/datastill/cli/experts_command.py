@@ -238,6 +238,19 @@ def describe(record: dict[str, Any]) -> list[str]:
         f"  data {about['data']['name']}, {about['data']['images']:,} images{weighted}, space {about['space']['kind']} "
         f"({about['space']['source']})",
         f"  policy {numbers.removeprefix('name ')}; augmentation {config['augment'] or 'not known'}{seed}",
+        *_smoothness(record["smoothness"]),
+    ]
+
+
+def _smoothness(found: dict[str, Any]) -> list[str]:
+    """How far an epoch moves the weights and how good experts are, in a line; none where there is no expert."""
+    if not found:
+        return []
+    said = {"in training": found["train_accuracy"], "on the test split": found["test_accuracy"]}
+    ends = [f"{100 * value:.1f} % {where}" for where, value in said.items() if value is not None]
+    return [
+        f"  squared step of an epoch: mean {found['mean_squared_step']:.3g}, max {found['max_squared_step']:.3g}"
+        + (f"; accuracy in the end {', '.join(ends)}" if ends else "")
     ]
 
 

@@ -84,10 +84,15 @@ class _EveryStepper(_Wrapped):
 
 @dataclass(frozen=True)
 class Ema:
-    """A rule whose result is the moving average of where it led, without the bias towards its beginning."""
+    """A rule whose result is the moving average of where it led.
+
+    Of n steps the k-th weighs d^(n - k) (1 - d) / (1 - d^n): there is no bias towards the beginning. With `start` the
+    average begins with the initial leaf, which keeps the weight d^n, and the others lack the divisor.
+    """
 
     rule: UpdateRule
-    decay: float
+    decay: float  #: d
+    start: bool = False
 
     def bind(self, leaf: Tensor) -> Stepper:
         """The rule with its own state for one leaf.
@@ -97,7 +102,7 @@ class Ema:
         """
         if not 0 <= self.decay < 1:
             raise InputError(f"The decay of a moving average lies in [0, 1), not at {self.decay}.")
-        return _EmaStepper(leaf, self.rule.bind(leaf), self.decay)
+        return _EmaStepper(leaf, self.rule.bind(leaf), self.decay, self.start)
 
 
 class _EmaStepper(_Wrapped):
@@ -105,9 +110,10 @@ class _EmaStepper(_Wrapped):
 
     lasting = ("average", "averaged", "due")
 
-    def __init__(self, leaf: Tensor, inner: Stepper, decay: float) -> None:
+    def __init__(self, leaf: Tensor, inner: Stepper, decay: float, start: bool) -> None:
         super().__init__(leaf, inner)
-        self.decay, self.average = decay, torch.zeros_like(leaf)
+        self.decay, self.start = decay, start
+        self.average = leaf.detach().clone() if start else torch.zeros_like(leaf)
         self.averaged, self.due = 0, False
 
     def before(self) -> None:
@@ -122,7 +128,12 @@ class _EmaStepper(_Wrapped):
         self.inner.finish()
         self._average()
         if self.averaged:
-            self.leaf.copy_(self.average / (1 - self.decay**self.averaged))
+            self.leaf.copy_(self.average / (1 if self.start else 1 - self.decay**self.averaged))
+
+    def note(self) -> str:
+        """What the inner rule says, and the weight of the initial leaf where it has one."""
+        told = f"a moving average, in which the start still weighs {100 * self.decay**self.averaged:.2g} %"
+        return "; ".join(filter(None, (self.inner.note(), told if self.start else "")))
 
     def _average(self) -> None:
         if self.due:

@@ -52,7 +52,7 @@ def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, 
         "decoder": plan.decoder.describe(),
         "data": {**real.describe(), "fingerprint": real.with_weights(None).fingerprint},
         "network": {**task.network.describe(), "spec": spec_of(task.network)},
-        "student": {"protocol": _student_protocol(job, student), **student},
+        "student": {**student, "protocol": _student_protocol(job, student, plan.labels.kind)},
         "cost": {
             "steps": int(losses.shape[1]) if losses.ndim == 2 else 0,
             "blocks": int(losses.shape[0]),
@@ -140,14 +140,19 @@ def strayed(made: DistilledSet, most: float = 0.05) -> list[str]:
     ]
 
 
-def _student_protocol(job: Job, student: Mapping[str, Any]) -> str:
+def _student_protocol(job: Job, student: Mapping[str, Any], kind: str) -> str:
     """What "auto" evaluates with: the recipe's own protocol for a paper run, else a quick one that fits the data.
 
     The same for every method on one data set, so that defaults compare methods and not protocols; but for sets that
-    come with a learning rate, which `mtt-quick-v1` takes.
+    come with a learning rate, which `mtt-quick-v1` takes, and learned targets, which need a squared error. A plan may
+    name another one, where a set is to be used in a way of its own.
     """
     if job.recipe != "auto" and job.published is not None and job.published.protocol:
         return job.published.protocol
+    if "protocol" in student:
+        return str(student["protocol"])
+    if kind == "regression":
+        return "frepo-quick-v1"
     if student.get("labels") == "teacher":
         return "soft-quick-v1"
     if "lr" in student:

@@ -63,7 +63,8 @@ class Protocol:
     cutmix: Probability = 0.0  #: probability of CutMix for each batch; none where "auto" augments nothing
     soft: str = ""  #: a recipe of `training.soft`: train on a teacher's labels, with lr, batch and passes from here
     learned_lr: bool = False  #: whether a set that learned a learning rate is trained on at that rate instead of `lr`
-    accepts: tuple[str, ...] = ("classes", "probabilities")  #: kinds of labels that it trains on
+    #: kinds of labels that it trains on: of logits, their softmax
+    accepts: tuple[str, ...] = ("classes", "probabilities", "logits")
 
     def __post_init__(self) -> None:
         check_fields(self, "{name} of a protocol")
@@ -242,7 +243,9 @@ _PROTOCOLS = {
 
 def protocols() -> dict[str, Protocol]:
     """All protocols by name."""
-    return dict(_PROTOCOLS)
+    from datastill.evaluation.protocols_of_targets import PROTOCOLS
+
+    return {**_PROTOCOLS, **{p.name: p for p in PROTOCOLS}}
 
 
 def register_protocol(protocol: Protocol) -> Protocol:
@@ -251,7 +254,7 @@ def register_protocol(protocol: Protocol) -> Protocol:
     Raises:
         InputError: another one has that name: results under one name must mean one thing.
     """
-    if _PROTOCOLS.get(protocol.name, protocol) != protocol:
+    if protocols().get(protocol.name, protocol) != protocol:
         raise InputError(f"There is another protocol {protocol.name!r}; a changed recipe gets a new name.")
     _PROTOCOLS[protocol.name] = protocol
     return protocol
@@ -263,6 +266,6 @@ def get_protocol(name: str) -> Protocol:
     Raises:
         InputError: unknown name; the nearest are named.
     """
-    if name not in _PROTOCOLS:
-        raise InputError(f"There is no protocol {name!r}. {nearest(name, _PROTOCOLS)}")
-    return _PROTOCOLS[name]
+    if name not in (known := protocols()):
+        raise InputError(f"There is no protocol {name!r}. {nearest(name, known)}")
+    return known[name]

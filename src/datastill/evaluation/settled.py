@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from datastill.core.errors import InputError
 from datastill.core.runtime import Runtime
 from datastill.evaluation.inputs import Distilled, check_alike, check_fit, load_sets, network_for, real_for
-from datastill.evaluation.protocols import Extras, Protocol, get_protocol
+from datastill.evaluation.protocols import Extras, Protocol, get_protocol, protocols
 from datastill.evaluation.rates import learned_rate, rates_of
 from datastill.evaluation.soft import labeling, patches_of, schedule_of
 from datastill.models import NetworkFactory, is_built_in
@@ -71,7 +73,7 @@ class Settled:
     @cached_property
     def labeled(self) -> list[Labeled]:
         """The images and labels of each set, rendered once."""
-        return [Labeled(rendered.x, rendered.y) for rendered in (one.rendered() for one in self.sets)]
+        return [Labeled(one.images, _trained_on(one)) for one in self.sets]
 
     @property
     def trainers(self) -> list[Trainer]:
@@ -124,6 +126,11 @@ def settle(
     return Settled(sets, data, recipe, factory, rates, extras, notes, training)
 
 
+def _trained_on(one: DistilledSet) -> Tensor:
+    """The set's labels as a loss takes them: classes, probabilities, which are the softmax of logits, or targets."""
+    return one.targets.softmax(1) if one.label_kind == "logits" else one.targets
+
+
 def _protocol(first: DistilledSet, protocol: str | Protocol) -> Protocol:
     """The protocol itself; "auto" takes the one that the set asks for."""
     if protocol == "auto":
@@ -143,7 +150,9 @@ def _check_labels(sets: Sequence[DistilledSet], protocol: Protocol, variation: V
         )
     for one in sets:
         if one.label_kind not in protocol.accepts:
+            fitting = [name for name, other in protocols().items() if one.label_kind in other.accepts]
+            remedy = f"take {' or '.join(fitting)}" if fitting else "name a protocol for them"
             raise InputError(
                 f"The labels of {one.name} are {one.label_kind}, and {protocol.name} trains on "
-                f"{' or '.join(protocol.accepts)}; name a protocol for them (--protocol)."
+                f"{' or '.join(protocol.accepts)}; {remedy} (--protocol)."
             )

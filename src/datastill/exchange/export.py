@@ -168,8 +168,8 @@ def _write_parquet(folder: Path, distilled: DistilledSet, stored: Tensor, labels
         "label": hard.tolist(),
     }
     if labels.ndim != 1:
-        features["probabilities"] = datasets.List(datasets.Value("float32"), length=labels.shape[1])
-        columns["probabilities"] = labels.float().tolist()
+        features[distilled.label_kind] = datasets.List(datasets.Value("float32"), length=labels.shape[1])
+        columns[distilled.label_kind] = labels.float().tolist()
     schema = datasets.Features(features).arrow_schema
     (folder / "data").mkdir()
     table = pyarrow.Table.from_pydict(columns, schema=schema)

@@ -55,6 +55,35 @@ def representatives(
     return found
 
 
+def spread(features: Tensor, k: int, count: int, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
+    """Positions (count,) of distinct samples of one class that stand for k clusters of it, in the order of clusters.
+
+    Each cluster gives its share of them by weight, rounded to the largest remainders: those nearest to its centroid.
+
+    Args:
+        features: (n, d), n >= count.
+        k: clusters.
+        count: how many samples.
+        generator: of the first centroids.
+        weight: (n,) of the samples, not negative; None counts each as 1.
+    """
+    x = (features - features.mean(0))[None]
+    w = x.new_ones(1, len(features)) if weight is None else weight.to(x)[None]
+    centers, mass = _lloyd(x, w, _first(x, w, k, generator))
+    distance = _distances(x, x.square().sum(2), centers)
+    repeated = distance.repeat_interleave(_shared(mass[0], count), 1)
+    return _nearest(repeated, torch.ones_like(w) > 0)[0].cpu()
+
+
+def _shared(mass: Tensor, count: int) -> Tensor:
+    """Whole numbers (k,) that add up to `count`, in proportion to `mass` (k,) by largest remainder."""
+    exact = mass.double() * count / mass.double().sum()
+    whole = exact.floor()
+    left = count - int(whole.sum())
+    whole[(exact - whole).sort(descending=True, stable=True).indices[:left]] += 1
+    return whole.long()
+
+
 def _first(x: Tensor, w: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """First centroids (C, k, d) by greedy k-means++ (Arthur and Vassilvitskii, SODA 2007): far from those before.
 

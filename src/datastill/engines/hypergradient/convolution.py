@@ -70,22 +70,21 @@ class _Gradient(torch.autograd.Function):
 
 
 class _Convolution(torch.autograd.Function):
-    """conv2d; `first` leaves the gradient of x out of the first derivative, not of the second."""
+    """conv2d; gradients of x, w, bias at places in `out` are left out of the first derivative, not of the second."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, first: bool, tally: Tensor | None
+        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, out: tuple[int, ...], tally: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(x, w)
-        ctx.geometry, ctx.first, ctx.tally = geometry, first, tally
+        ctx.geometry, ctx.out, ctx.tally = geometry, out, tally
         return F.conv2d(x, w, b, *geometry)
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> Any:
         x, w = ctx.saved_tensors
         again = torch.is_grad_enabled()  # this is the first derivative, to be differentiated once more
-        mask = list(ctx.needs_input_grad[:3])
-        mask[0] = mask[0] and not (ctx.first and again)
+        mask = [need and not (again and k in ctx.out) for k, need in enumerate(ctx.needs_input_grad[:3])]
         return (*_Gradient.apply(gy, x, w, ctx.geometry, mask, ctx.tally if again else None), None, None, None)
 
 
@@ -114,10 +113,15 @@ class FastDoubleBackward:
             return self.model(theta, x)
 
 
-class _Replacing(TorchFunctionMode):
-    """Puts `_Convolution` in the place of conv2d."""
+def second_order() -> TorchFunctionMode:
+    """Inside of it convolutions are those above, with a first derivative in x alone: for penalties on that."""
+    return _Replacing(None, None, torch.zeros(()))
 
-    def __init__(self, theta: Tensor | None, images: Tensor, tally: Tensor) -> None:
+
+class _Replacing(TorchFunctionMode):
+    """Puts `_Convolution` in the place of conv2d; without images the first derivative is theirs alone, not weights'."""
+
+    def __init__(self, theta: Tensor | None, images: Tensor | None, tally: Tensor) -> None:
         super().__init__()
         self.theta, self.images, self.tally = theta, images, tally
 
@@ -140,7 +144,8 @@ class _Replacing(TorchFunctionMode):
             return None
         geometry = (_pair(stride), _pair(padding), _pair(dilation), groups)
         tally = self.tally if weight._is_view() and weight._base is self.theta else None
-        found: Tensor = _Convolution.apply(input, weight, bias, geometry, input is self.images, tally)
+        out = (1, 2) if self.images is None else (0,) if input is self.images else ()
+        found: Tensor = _Convolution.apply(input, weight, bias, geometry, out, tally)
         return found
 
 

@@ -15,6 +15,7 @@ from datastill.surrogates.experts.layout import Layout
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
     from datastill.models.factory import NetworkFactory
+    from datastill.surrogates.experts.store import ExpertBuffer
 
 #: What a distillation must share with its experts, in the order in which it is compared, and what helps.
 _SHARED = {
@@ -84,6 +85,20 @@ def refuse_difference(path: Path, meta: Mapping[str, Any], network: NetworkFacto
             key = "name" if name == "data" else "kind"
             here, there = f"{told[name][key]} ({here})", f"{meta['about'][name][key]} ({there})"
         raise InputError(f"The experts in {path} do not fit: their {field} is {there}, this run's is {here}; {remedy}.")
+
+
+def refuse_policy(buffer: ExpertBuffer, policy: str) -> None:
+    """Make sure that experts were trained by a policy, whatever its numbers; of imported ones nobody knows.
+
+    Raises:
+        InputError: they were trained by another.
+    """
+    theirs, mine = str(buffer.meta["config"]["policy"]["name"]), policy.partition(":")[0].strip()
+    if theirs not in (mine, "imported"):
+        raise InputError(
+            f"The experts in {buffer.path} do not fit: their policy is {theirs}, this run's is {mine}; train experts "
+            f"by {mine}, or name theirs (expert_policy={theirs}, --expert-policy {theirs}) to match them all the same."
+        )
 
 
 def _inner(name: str, mine: Mapping[str, Any], theirs: Any) -> tuple[str, Any, Any]:

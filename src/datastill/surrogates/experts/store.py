@@ -207,6 +207,7 @@ class ExpertBuffer:
             "config": dict(self.meta["config"]),
             "about": dict(self.meta["about"]),
             "versions": dict(self.meta["versions"]),
+            "smoothness": _smoothness(records),
             "by_epoch": [_epoch_means(records, e) for e in range(1, self.snapshots)] if records else [],
         }
 
@@ -256,6 +257,16 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise InputError(f"{path / META} does not describe expert trajectories ({error}); it is damaged.") from error
     refuse_changed(path / META, meta)
     return {name: value for name, value in meta.items() if name != CHECKSUM}
+
+
+def _smoothness(records: list[ExpertRecord]) -> dict[str, float | None]:
+    """Squared steps over all epochs and experts, and how good experts are after the last: what AST trades."""
+    if not records:
+        return {}
+    steps = [step for record in records for step in record.squared_steps]
+    last = _epoch_means(records, len(records[0].squared_steps))
+    accuracies = {name: last[name] for name in ("train_accuracy", "test_accuracy")}
+    return {"mean_squared_step": sum(steps) / len(steps), "max_squared_step": max(steps), **accuracies}
 
 
 def _epoch_means(records: list[ExpertRecord], epoch: int) -> dict[str, float | int | None]:

@@ -24,6 +24,8 @@ from datastill.training.hard import Images
 POLICIES = {
     "sgd": "datastill.surrogates.experts.policies.sgd:Sgd",
     "momentum": "datastill.surrogates.experts.policies.momentum:MomentumSgd",
+    "gsam": "datastill.surrogates.experts.policies.gsam:Gsam",
+    "smooth": "datastill.surrogates.experts.policies.smooth:SmoothSgd",
     "selecmix": "datastill.surrogates.experts.policies.selecmix:SelecMixSgd",
 }
 

@@ -65,11 +65,7 @@ def trained_epoch(
         part: of the images, in (0, 1].
         optimizer: goes on with its momentum; None is a new one.
     """
-    n, x = len(data.y), data.x
-    index = torch.arange(n)
-    if part < 1:
-        index = torch.randperm(n, generator=epoch.rng.generator("part"))[: max(1, round(part * n))]
-        x = data.x[index.to(data.x.device)] if isinstance(data.x, Tensor) else _rows(data.x, index)
+    index, x = images_of(data, epoch, part)
     losses = train(
         network,
         x,
@@ -82,6 +78,15 @@ def trained_epoch(
         optimizer=optimizer,
     )
     return losses[0]
+
+
+def images_of(data: TrainingSet, epoch: Epoch, part: float) -> tuple[Tensor, Images]:
+    """Positions (m,) of the images that an epoch passes over, a part of all that is drawn anew, and the images."""
+    n = len(data.y)
+    if part == 1:
+        return torch.arange(n), data.x
+    index = torch.randperm(n, generator=epoch.rng.generator("part"))[: max(1, round(part * n))]
+    return index, data.x[index.to(data.x.device)] if isinstance(data.x, Tensor) else _rows(data.x, index)
 
 
 def _rows(images: Callable[[Tensor], Tensor], index: Tensor) -> Images:

@@ -1,0 +1,56 @@
+"""Protocols that train on a squared error, which is what learned regression targets are for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from datastill.core.ranges import Count
+from datastill.evaluation.protocols import Extras, Protocol
+
+if TYPE_CHECKING:
+    from datastill.data.real import RealSet
+    from datastill.training.trainers import Trainer
+
+#: Kinds of labels that a squared error takes: classes as centered one-hot rows, targets as they are.
+TARGETS = ("classes", "regression")
+
+
+@dataclass(frozen=True)
+class FitsTargets(Protocol):
+    """Adam on the squared error (FRePo: Zhou et al., NeurIPS 2022, arXiv:2206.00719), see `training.regression`."""
+
+    accepts: tuple[str, ...] = TARGETS
+    most: Count = 40_000  #: steps at most; fewer where the published protocol has fewer for so many images
+    warmup: Count = 500  #: steps of the warm-up
+
+    def trainer(self, real: RealSet, rate: float | None = None, extras: Extras | None = None) -> Trainer:
+        """See `Protocol`."""
+        from datastill.augment.strategies import strategy_for
+        from datastill.training.regression import SquaredError
+
+        augment = strategy_for(real.name, real.shape) if self.augment == "auto" else self.augment
+        lr = self.lr if rate is None else rate
+        return SquaredError(real.classes, lr, self.most, self.warmup, self.batch, augment)
+
+
+PROTOCOLS = (
+    FitsTargets(
+        "frepo-v1",
+        "FRePo's: squared error with learned targets, Adam, up to 40,000 steps with DSA",
+        passes=2000,
+        lr=3e-4,
+        batch=500,
+        augment="auto",
+    ),
+    FitsTargets(
+        "frepo-quick-v1",
+        "at most 500 steps at a rate of 0.001, else as frepo-v1",
+        passes=500,
+        lr=1e-3,
+        batch=500,
+        augment="auto",
+        most=500,
+        warmup=50,
+    ),
+)
