@@ -61,29 +61,40 @@ def labeling(
     if labels == "hard":
         return Labeling([None] * len(sets), [None] * len(sets), ["Labels: hard, for both arms."])
     given = None if teacher is None else as_teacher(teacher, network, OPTION)
-    teachers = [given or teacher_of(one, network) for one in sets]
-    missing = [one.name for one, found in zip(sets, teachers, strict=True) if found is None]
+    teachers = [[given] if given is not None else teachers_of(one, network) for one in sets]
+    missing = [one.name for one, found in zip(sets, teachers, strict=True) if not found]
     if missing:
         raise InputError(
             f"{protocol.name} trains on a teacher's labels, and {missing[0]} comes without a teacher; give one "
             "(--teacher FOLDER), or train on hard labels (--labels hard)."
         )
-    found = [t for t in teachers if t is not None]
     labelers = [
-        Labeler([t.seen_from(real.space, real.class_names).to(device)], mode=schedule.teacher_mode) for t in found
+        Labeler(
+            [t.seen_from(real.space, real.class_names).to(device) for t in own],
+            mode=schedule.teacher_mode,
+            combine=one.record.student.combine if len(own) > 1 else "single",
+        )
+        for one, own in zip(sets, teachers, strict=True)
     ]
     banks = [None if given is not None else bank_of(one, schedule) for one in sets]
-    return Labeling(labelers, banks, _notes(sets, found, banks))
+    return Labeling(labelers, banks, _notes(sets, teachers, banks))
 
 
-def teacher_of(one: DistilledSet, network: Any = None) -> Teacher | None:
-    """The teacher that a set was made with, where it is at hand; `network` builds it where it is not built in."""
-    companion = one.companions.get(TEACHER)
-    if isinstance(companion, Teacher):
-        return companion
-    if one.folder is not None and (one.folder / TEACHER).is_dir():
-        return load_teacher(one.folder / TEACHER, network, OPTION)
-    return None
+def teachers_of(one: DistilledSet, network: Any = None) -> list[Teacher]:
+    """The teachers that a set was made with, where they are at hand; `network` builds those not built in.
+
+    The folder of the first is `teacher`, those of others are `teacher-1`, `teacher-2`, ...
+    """
+    found: list[Teacher] = []
+    while True:
+        name = f"{TEACHER}-{len(found)}" if found else TEACHER
+        companion = one.companions.get(name)
+        if isinstance(companion, Teacher):
+            found.append(companion)
+        elif one.folder is not None and (one.folder / name).is_dir():
+            found.append(load_teacher(one.folder / name, network, OPTION))
+        else:
+            return found
 
 
 def bank_of(one: DistilledSet, schedule: SoftSchedule) -> LabelBank | None:
@@ -103,18 +114,21 @@ def set_bytes(one: DistilledSet) -> int:
     return sum(t.numel() for t in one.codes.values())
 
 
-def _notes(sets: Sequence[DistilledSet], teachers: list[Teacher], banks: Sequence[LabelBank | None]) -> list[str]:
-    first, size = teachers[0], set_bytes(sets[0])
+def _notes(sets: Sequence[DistilledSet], teachers: list[list[Teacher]], banks: Sequence[LabelBank | None]) -> list[str]:
+    first, size = teachers[0][0], set_bytes(sets[0])
     accuracy = first.record.get("accuracy")
     told = f", {100 * accuracy:.1f} % on the test split" if accuracy is not None else ""
     if not told and "trial_accuracy" in first.record:
         told = f", {100 * first.record['trial_accuracy']:.1f} % on training images"
-    notes = [f"Labels: by the teacher ({first.spec or type(first.network).__name__}{told}), for Random as well."]
+    who, weight = f"{first.spec or type(first.network).__name__}{told}", sum(t.nbytes for t in teachers[0])
+    if len(teachers[0]) > 1:
+        who += f", and {len(teachers[0]) - 1} more"
+    notes = [f"Labels: by the teacher ({who}), for Random as well."]
     bank = banks[0]
     if bank is not None:
         notes.append(f"Bytes: images {_told(size)} at 8 bits, stored labels {_told(bank.nbytes)}.")
     else:
-        notes.append(f"Bytes: images {_told(size)} at 8 bits, teacher {_told(first.nbytes)}, which training needs.")
+        notes.append(f"Bytes: images {_told(size)} at 8 bits, teacher {_told(weight)}, which training needs.")
     return notes
 
 
@@ -169,8 +183,8 @@ def relabel(
     data = real.with_space(distilled.space)
     schedule = schedule_of(distilled, recipe, data)
     known = as_teacher(teacher, teacher_network, OPTION) if teacher is not None else None
-    known = known or teacher_of(distilled, teacher_network)
-    who = labeling([distilled], recipe, schedule, "soft", known, data, where)
+    own = [known] if known is not None else teachers_of(distilled, teacher_network)
+    who = labeling([distilled], recipe, schedule, "soft", known, data, where, teacher_network)
     labeler = who.labelers[0]
     assert labeler is not None
     return LabelBank.make(
@@ -184,7 +198,7 @@ def relabel(
         dtype=dtype,
         top_k=top_k,
         temperature=schedule.temperature if top_k is not None else None,
-        teacher=known.describe() if known is not None else None,
+        teacher=own[0].describe(),
         space=distilled.space,
         progress=progress,
         device=where,
