@@ -15,6 +15,7 @@ from datastill.core.ranges import Count, Seed, checked
 from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.labels.bank import LabelBank
 from datastill.labels.labeler import Labeler
+from datastill.models import is_built_in
 from datastill.store.artifact import DistilledSet
 from datastill.store.unfinished import remove_rests
 from datastill.surrogates.teachers import Teacher, as_teacher, load_teacher
@@ -92,7 +93,8 @@ def teachers_of(one: DistilledSet, network: Any = None) -> list[Teacher]:
         if isinstance(companion, Teacher):
             found.append(companion)
         elif one.folder is not None and (one.folder / name).is_dir():
-            found.append(load_teacher(one.folder / name, network, OPTION))
+            known = is_built_in(one.manifest.get("companions", {}).get(name, {}).get("network"))
+            found.append(load_teacher(one.folder / name, None if known else network, OPTION))
         else:
             return found
 
