@@ -40,6 +40,8 @@ class Backbones(Squeezed):
     crop: bool = False  #: random resized crops in recovery, as published at 224 pixels
     low_scale: Share = 0.08  #: smallest share of the image in a crop
     jitter: Pixels = 4  #: circular shift by up to so many pixels; the released scripts have 32 at every size
+    #: end as 8-bit pixels, rounded or cut off (floor, as released), so that labels are those of what a file keeps
+    quantize: Literal["none", "round", "floor"] = "none"
 
     voids: ClassVar[dict[str, tuple[str, ...]]] = {}
     combine: ClassVar[str] = "mean"  #: how the networks' labels are combined
@@ -50,17 +52,19 @@ class Backbones(Squeezed):
         """Backbones and their targets, class-major blocks of pixels kept inside the valid range."""
         from datastill.core.plan import ClassMajor, Plan
         from datastill.core.update import Adam, cosine
+        from datastill.core.wrapped import Quantized
         from datastill.decoders.pixels import Pixels
         from datastill.surrogates.backbones import RoundRobin
 
         sources = self.sources(task)
         targets = [self.targets(source) for source in sources]
+        adam = Adam(lr=self.image_lr, betas=(0.5, 0.9), schedule=cosine)
         return Plan(
             init=self.start(sources[0]),
             decoder=Pixels(clamp=True),
             objective=self.objective(task, self.views(task), [unit.name for unit in targets]),
             surrogates=RoundRobin(sources),
-            update={"images": Adam(lr=self.image_lr, betas=(0.5, 0.9), schedule=cosine)},
+            update={"images": Quantized(adam, task.real.space, self.quantize)},
             partition=ClassMajor(max(1, self.block_images // task.ipc)),
             steps=self.steps,
             prepare=(*sources, *targets),

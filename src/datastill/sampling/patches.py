@@ -19,7 +19,7 @@ from datastill.sampling.inits import shuffled_members
 if TYPE_CHECKING:
     from datastill.surrogates.teachers import TeacherSource
 
-Pick = Literal["lowest", "random", "stratified"]
+Pick = Literal["lowest", "medium", "random", "stratified"]
 #: What is kept of the tiles of a class.
 _CHOSEN = ("mixed", "boxes", "loss")
 
@@ -35,7 +35,8 @@ class Patches:
     Attributes:
         source: the teacher that scores.
         low_scale: smallest share of an image in a crop.
-        pick: of the best crops, the "lowest" losses, "random" ones, or "stratified" over the range of losses.
+        pick: of the best crops, the "lowest" losses, those of "medium" rank, "random" ones, or "stratified" over the
+            range of losses.
         again: take images of a class that has too few for all tiles several times, in the same order.
     """
 
@@ -156,11 +157,15 @@ def pick_by_loss(loss: Tensor, n: int, pick: Pick, generator: torch.Generator) -
     """Positions of n of the given losses, those with the lowest loss first.
 
     Args:
-        pick: the n lowest, n random ones, or the lowest of each of n equal runs of ranks ("stratified").
+        pick: the n lowest, the n of "medium" rank, n random ones, or the lowest of each of n equal runs of ranks
+            ("stratified").
     """
     order = loss.argsort(stable=True)
     if pick == "lowest":
         return order[:n]
+    if pick == "medium":
+        first = (len(order) - n) // 2
+        return order[first : first + n]
     if pick == "stratified":
         return order[(torch.arange(n) * len(order)) // n]
     kept = torch.randperm(len(order), generator=generator)[:n].sort().values
