@@ -32,11 +32,16 @@ OPTION = "--teacher-network (teacher_network=)"
 
 @dataclass(frozen=True)
 class Labeling:
-    """The labeler and the bank of each set; neither where labels are hard."""
+    """The labeler and the bank of each set; neither where labels are hard.
+
+    Attributes:
+        fixed: whether each image is labeled once and not each view of it.
+    """
 
     labelers: Sequence[Labeler | None]
     banks: Sequence[LabelBank | None]
     notes: list[str] = field(default_factory=list)
+    fixed: bool = False
 
 
 def labeling(
@@ -52,7 +57,8 @@ def labeling(
     """Who labels each set under a soft protocol.
 
     Args:
-        labels: "auto" or "soft": the teacher that comes with a set, or `teacher`; "hard": nobody.
+        labels: "auto" or "teacher": the teacher that comes with a set, or `teacher`, labels every view; "soft": it
+            labels each image once; "hard": nobody does.
         teacher: one for all sets: a `Teacher` or its folder; None takes that of each set.
         network: what builds a teacher whose network is not built in.
 
@@ -69,15 +75,18 @@ def labeling(
             f"{protocol.name} trains on a teacher's labels, and {missing[0]} comes without a teacher; give one "
             "(--teacher FOLDER), or train on hard labels (--labels hard)."
         )
+    fixed = labels == "soft"
     labelers = [
         Labeler(
             [t.seen_from(real.space, real.class_names).to(device) for t in own],
-            mode=schedule.teacher_mode,
+            mode="eval" if fixed else schedule.teacher_mode,
             combine=one.record.student.combine if len(own) > 1 else "single",
         )
         for one, own in zip(sets, teachers, strict=True)
     ]
-    banks = [None if given is not None else bank_of(one, schedule) for one in sets]
+    banks = [None if given is not None or fixed else bank_of(one, schedule) for one in sets]
+    if fixed:
+        return Labeling(labelers, banks, _notes_of_fixed(sets[0], teachers[0], len(real.class_names)), True)
     return Labeling(labelers, banks, _notes(sets, teachers, banks))
 
 
@@ -117,21 +126,33 @@ def set_bytes(one: DistilledSet) -> int:
 
 
 def _notes(sets: Sequence[DistilledSet], teachers: list[list[Teacher]], banks: Sequence[LabelBank | None]) -> list[str]:
-    first, size = teachers[0][0], set_bytes(sets[0])
-    accuracy = first.record.get("accuracy")
-    told = f", {100 * accuracy:.1f} % on the test split" if accuracy is not None else ""
-    if not told and "trial_accuracy" in first.record:
-        told = f", {100 * first.record['trial_accuracy']:.1f} % on training images"
-    who, weight = f"{first.spec or type(first.network).__name__}{told}", sum(t.nbytes for t in teachers[0])
-    if len(teachers[0]) > 1:
-        who += f", and {len(teachers[0]) - 1} more"
-    notes = [f"Labels: by the teacher ({who}), for Random as well."]
+    size, weight = set_bytes(sets[0]), sum(t.nbytes for t in teachers[0])
+    notes = [f"Labels: by the teacher ({_called(teachers[0])}), for Random as well."]
     bank = banks[0]
     if bank is not None:
         notes.append(f"Bytes: images {_told(size)} at 8 bits, stored labels {_told(bank.nbytes)}.")
     else:
         notes.append(f"Bytes: images {_told(size)} at 8 bits, teacher {_told(weight)}, which training needs.")
     return notes
+
+
+def _called(teachers: list[Teacher]) -> str:
+    first = teachers[0]
+    accuracy = first.record.get("accuracy")
+    told = f", {100 * accuracy:.1f} % on the test split" if accuracy is not None else ""
+    if not told and "trial_accuracy" in first.record:
+        told = f", {100 * first.record['trial_accuracy']:.1f} % on training images"
+    more = f", and {len(teachers) - 1} more" if len(teachers) > 1 else ""
+    return f"{first.spec or type(first.network).__name__}{told}{more}"
+
+
+def _notes_of_fixed(one: DistilledSet, teachers: list[Teacher], classes: int) -> list[str]:
+    """Labels that could be stored with the images: a probability of two bytes for each class."""
+    size, stored = set_bytes(one), 2 * classes * len(one.images)
+    return [
+        f"Labels: soft, one for each image, by the teacher ({_called(teachers)}), for Random as well.",
+        f"Bytes: images {_told(size)} at 8 bits, labels {_told(stored)}.",
+    ]
 
 
 def _told(count: float) -> str:
