@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,8 +51,8 @@ def fitting(name: str, network: str) -> str:
     return f"{network},norm=batch" if get_method(name).family == "decoupled" else network
 
 
-def taught(name: str, real: RealSet) -> dict[str, Teacher]:
-    """A teacher of noise images, which a short squeeze does not learn: each pixel has a weight, in closed form."""
+def taught(name: str, real: RealSet) -> dict[str, Any]:
+    """The one teacher of noise images, which no short squeeze learns: each pixel has a weight, in closed form."""
     if get_method(name).family != "decoupled":
         return {}
     batch = real.batch(torch.arange(len(real)))
@@ -65,7 +66,9 @@ def taught(name: str, real: RealSet) -> dict[str, Teacher]:
         wanted = torch.nn.functional.one_hot(batch.y, real.classes).double()
         head.weight.copy_(4 * (x.T @ torch.linalg.solve(x @ x.T + torch.eye(len(x)), wanted)).T)
         head.bias.zero_()
-    return {"teacher": Teacher(network, real.space, real.class_names, real.shape[0], tuple(real.shape[1:]))}
+    alone = {"backbones": "none"} if "backbones" in {f.name for f in dataclasses.fields(get_method(name).cls)} else {}
+    own = Teacher(network, real.space, real.class_names, real.shape[0], tuple(real.shape[1:]))
+    return {"teacher": own, **alone}
 
 
 @pytest.fixture(scope="module")

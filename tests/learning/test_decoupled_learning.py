@@ -37,7 +37,7 @@ def recover(fashion: RealSet, teacher: Teacher, method: str = "sre2l", **hyper: 
     )
 
 
-def score(made: datastill.DistilledSet, fashion: RealSet, labels: str = "soft") -> datastill.evaluation.Evaluation:
+def score(made: datastill.DistilledSet, fashion: RealSet, labels: str = "teacher") -> datastill.evaluation.Evaluation:
     return datastill.evaluate(made, fashion, networks=2, protocol="soft-quick-v1", labels=labels, network=NETWORK)
 
 

@@ -323,8 +323,8 @@ def test_recovery_may_start_from_the_selection_whatever_its_blocks(monkeypatch: 
 
 def test_tiles_are_those_that_change_places_in_training() -> None:
     """An image of tiles of one color each: shuffled, it still is one."""
+    from datastill.augment.crops import edges
     from datastill.augment.trace import TraceSpec
-    from datastill.sampling.patches import edges
 
     for side in (32, 33, 34, 35, 224):
         for factor in (2, 3, 4):

@@ -185,16 +185,16 @@ def test_a_set_is_recovered_and_scored(tmp_path: Path, capsys: pytest.CaptureFix
     assert load_teacher(out / "teacher").id == teacher().id
 
     told: dict[str, Any] = {}
-    for labels in ("hard", "soft"):
+    for labels in ("hard", "teacher"):
         code, printed, err = run(capsys, "evaluate", out, "--networks", 1, "--labels", labels, "--json")
         assert code == 0, err
         told[labels] = json.loads(printed)
         assert told[labels]["protocol"] == "soft-quick-v1"
-    assert told["hard"]["notes"] != told["soft"]["notes"]
+    assert told["hard"]["notes"] != told["teacher"]["notes"]
     assert any("hard" in note for note in told["hard"]["notes"])
-    assert any("by the teacher" in note for note in told["soft"]["notes"])
-    assert any("Bytes" in note for note in told["soft"]["notes"])
-    assert told["hard"]["distilled"]["accuracies"] != told["soft"]["distilled"]["accuracies"]
+    assert any("by the teacher" in note for note in told["teacher"]["notes"])
+    assert any("Bytes" in note for note in told["teacher"]["notes"])
+    assert told["hard"]["distilled"]["accuracies"] != told["teacher"]["distilled"]["accuracies"]
 
 
 def test_a_share_that_is_done_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

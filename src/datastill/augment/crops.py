@@ -12,6 +12,7 @@ The draw is that of "inception style" random resized crops (Szegedy et al., CVPR
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -88,6 +89,12 @@ def pad_crop_boxes(generator: torch.Generator, rows: int, size: tuple[int, int],
     u = torch.rand(rows, 2, dtype=torch.float64, generator=generator)
     offset = (u * (2 * pad + 1)).floor().long() - pad
     return torch.cat([offset, torch.tensor([size]).expand(rows, 2)], 1)
+
+
+def edges(side: int, factor: int) -> list[tuple[int, int]]:
+    """Where the tiles of a side begin and end; what is left over goes to the first, as where tiles are shuffled."""
+    bounds = [0, *itertools.accumulate(side // factor + (k < side % factor) for k in range(factor))]
+    return list(itertools.pairwise(bounds))
 
 
 def crop_resize(x: Tensor, boxes: Tensor, size: tuple[int, int] | None = None) -> Tensor:

@@ -38,14 +38,16 @@ class EvaluateOptions(RuntimeOptions):
     sets: tyro.conf.Positional[tuple[Path, ...]]  #: folders of distilled sets; three or more give an interval over sets
     data: EvaluateData
     #: dc-v1, dc-v1-dsa, dsa-quick-v1, mtt-v1, mtt-quick-v1, idc-v1, idc-quick-v1, soft-quick-v1, sre2l-cifar-v1,
-    #: sre2l-imagenet-v1, dwa-imagenet-v1, tiny-sgd-v1, rded-v1, or auto: what the set asks for
+    #: sre2l-imagenet-v1, dwa-imagenet-v1, tiny-sgd-v1, rded-v1, rd3-v1, g-vbsm-cifar-v1, edc-imagenet-v1,
+    #: sre2l-plus-v1, or auto: what the set asks for
     protocol: str = "auto"
     networks: Few = 5  #: fresh networks per set
     #: an architecture, also my_file.py:Net; none takes the one that the set was distilled with, if that is built in
     network: str | None = None
     seed: Seed = 0  #: of the networks' weights and orders, shared with Random
-    #: where the protocol takes a teacher's labels: auto or soft, or hard to do without
-    labels: Literal["auto", "soft", "hard"] = "auto"
+    #: where the protocol takes a teacher's labels: auto or teacher, at training time; soft, one for each image; hard
+    labels: Literal["auto", "hard", "soft", "teacher"] = "auto"
+    regimes: tuple[Literal["hard", "soft", "teacher"], ...] = ()  #: score under several kinds of labels, in one table
     teacher: Path | None = None  #: folder of who labels, instead of the teacher that comes with each set
     teacher_network: str | None = None  #: what builds that teacher, where its network is not built in
     training: str = "plain"  #: or dfa, selecmix: networks that resist a bias; options as in dfa:steps=4000
@@ -83,9 +85,9 @@ def score(options: EvaluateOptions) -> int:
         refuse_void(options.data, of_data, "without --data: the set says how its real data are read")
     display = Display(options.quiet or options.json)
     sets = [load_distilled(folder) for folder in options.sets]
-    target = options.out or options.sets[0] / "evaluation.json"
+    target = options.out or options.sets[0] / ("regimes.json" if options.regimes else "evaluation.json")
     source = options.data.data or sets[0].record.data.source
-    refuse_out_file(target, ("distilled", "protocol"), places_of(source))
+    refuse_out_file(target, ("regimes",) if options.regimes else ("distilled", "protocol"), places_of(source))
     real = options.data.load() if options.data.data is not None else real_for(sets[0], None)
     if options.data.data is None:
         display.say(f"Real data: {real.source}, which the set names.")
@@ -94,6 +96,8 @@ def score(options: EvaluateOptions) -> int:
     names: tuple[str, ...] = ("protocol", "networks", "network", "seed", "random", "ceiling")
     names += ("labels", "teacher", "teacher_network", "training")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
+    if options.regimes:
+        return _score_regimes(options, sets, real, {**settings, **options.engine}, target, display)
     with display.bars():
         result = evaluate(sets, real, **settings, **options.engine, progress=display.update)
     record = {**result.to_dict(), "command": shlex.join(["datastill", *sys.argv[1:]])}
@@ -108,6 +112,42 @@ def score(options: EvaluateOptions) -> int:
     if not options.json:
         where = "" if options.out else f"; pictures in {options.sets[0] / 'report.html'}"
         display.say(f"Written to {target}{where}.")
+    return 0
+
+
+def _score_regimes(
+    options: EvaluateOptions,
+    sets: list[DistilledSet],
+    real: RealSet,
+    settings: dict[str, Any],
+    target: Path,
+    display: Display,
+) -> int:
+    """The sets under several kinds of labels: one table, one file."""
+    from datastill.cli.tables import regimes_table
+    from datastill.core.errors import InputError
+    from datastill.evaluation import evaluate_regimes
+    from datastill.store.files import write_json
+
+    if settings.pop("labels") != "auto":
+        raise InputError("Name the kinds of labels in --regimes alone; leave --labels out.")
+    with display.bars():
+        found = evaluate_regimes(sets, real, regimes=options.regimes, **settings, progress=display.update)
+    record = {
+        "regimes": {name: one.to_dict() for name, one in found.items()},
+        "command": shlex.join(["datastill", *sys.argv[1:]]),
+    }
+    if options.json:
+        print(json.dumps(record, indent=2))
+    else:
+        display.table(regimes_table(found))
+        for name, one in found.items():
+            display.out.print(f"{name}: {one.verdict}")
+            for note in one.notes:
+                display.say(f"  {note}")
+    write_json(target, record)
+    if not options.json:
+        display.say(f"Written to {target}.")
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +19,7 @@ MOST = 20
 def evaluation_table(result: Evaluation) -> Table:
     """The distilled set, Random and the whole set, under one protocol."""
     sets, networks = result.distilled.accuracies.shape
-    title = f"{result.data['name']}: {sets} set{'s' * (sets > 1)} × {networks} networks, protocol {result.protocol}"
+    title = f"{result.data['name']}: {sets} set{'s' * (sets > 1)} × {networks} networks, protocol {result.conditions}"
     table = Table(title=title, title_justify="left")
     for column, justify in (
         ("set", "left"),
@@ -36,6 +36,22 @@ def evaluation_table(result: Evaluation) -> Table:
     for arm in (result.distilled, result.random, result.ceiling):
         if arm is not None:
             table.add_row(*_row(arm), *(_groups(arm) if biased else ()))
+    return table
+
+
+def regimes_table(found: Mapping[str, Evaluation]) -> Table:
+    """The sets and Random under each kind of labels."""
+    one = next(iter(found.values()))
+    title = f"{one.data['name']}: {one.distilled.name} by kind of labels, protocol {one.protocol}, {one.optimizer}"
+    table = Table(title=title, title_justify="left")
+    for column in ("labels", "test accuracy %", "± 95 %", "random %", "difference", "± 95 %", "seconds"):
+        table.add_column(column, justify="left" if column == "labels" else "right")
+    for name, result in found.items():
+        other = "–" if result.random is None else f"{100 * result.random.mean:.1f}"
+        difference = "–" if result.random is None else f"{100 * result.difference:+.1f}"
+        width = _points(result.difference_interval)
+        own = f"{100 * result.mean:.1f}", _points(result.interval)
+        table.add_row(name, *own, other, difference, width, f"{result.distilled.seconds:.1f}")
     return table
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
 from datastill.core.plan import Stepper, UpdateRule
+from datastill.core.space import Space
 from datastill.core.update import FirstGradients
 
 
@@ -226,3 +227,38 @@ class _SteadyStepper(_Wrapped):
             self.measured.load(state)
         elif state:  # of before there was this rule: the rate as it was
             self.measured.seen = self.measured.first
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A rule whose leaf ends as pixels of 8 bits in a Space: rounded, or cut off as files of released code are.
+
+    What is labeled and trained on afterwards is then what an image file keeps.
+    """
+
+    rule: UpdateRule
+    space: Space
+    how: Literal["none", "round", "floor"] = "round"
+
+    def bind(self, leaf: Tensor) -> Stepper:
+        """The rule with its own state for one leaf; the rule itself where nothing is rounded."""
+        inner = self.rule.bind(leaf)
+        return inner if self.how == "none" else _QuantizedStepper(leaf, inner, self.space, self.how)
+
+
+class _QuantizedStepper(_Wrapped):
+    def __init__(self, leaf: Tensor, inner: Stepper, space: Space, how: str) -> None:
+        super().__init__(leaf, inner)
+        self.space, self.how = space, how
+
+    def before(self) -> None:
+        self.inner.before()
+
+    def after(self, grad: Tensor, progress: float) -> None:
+        self.inner.after(grad, progress)
+
+    def finish(self) -> None:
+        self.inner.finish()
+        scaled = 255 * self.space.decode(self.leaf).clamp(0, 1)
+        whole = scaled.round() if self.how == "round" else scaled.floor()
+        self.leaf.copy_(self.space.encode(whole / 255))

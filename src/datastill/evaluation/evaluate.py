@@ -70,8 +70,9 @@ def evaluate(
         precision: "float32", or "bf16" for convolutions and matrix products of training and test.
         compile: "on", "off" or "auto": compiled code for training and test, for long evaluations on a CPU.
         stacked: train the networks of a set at once; None decides by device.
-        labels: where the protocol trains on a teacher's labels: "auto" or "soft" take them, for Random as well; "hard"
-            trains both arms in the same way on hard labels.
+        labels: where the protocol trains on a teacher's labels: "auto" or "teacher" take them at training time, for
+            Random as well; "soft" takes one for each image of both arms, and "hard" trains both in the same way on
+            hard labels.
         teacher: who labels, a `Teacher` or its folder, instead of the one that comes with each set.
         teacher_network: what builds the teacher, where its network is not built in; None takes `network`, if that is
             not built in either.
@@ -113,6 +114,8 @@ def evaluate(
         },
         seed=seed,
         training=None if asked.training is None else asked.training.describe(),
+        labels=asked.labels,
+        optimizer="" if asked.training is not None else asked.protocol.optimizer,
         names=[one.name + f", seed {one.record.seed}" for one in asked.sets],
         made=[_made(one) for one in asked.sets],
         notes=_notes(asked, scored, baseline, ceiling),

@@ -27,6 +27,7 @@ class Extras:
         patches: patches along each axis that a stored image consists of (RDED): they are shuffled, and a crop is as
             large as one of them at least.
         labeler: the teacher that labels on line; `bank` holds labels that were stored, and goes first.
+        fixed: whether the teacher labels each image once, before training.
         stacked: train networks side by side; None decides by device.
         training: a way that resists a bias, in the place of all but the protocol's augmentation.
     """
@@ -34,6 +35,7 @@ class Extras:
     patches: int = 1
     labeler: Labeler | None = None
     bank: LabelBank | None = None
+    fixed: bool = False
     stacked: bool | None = None
     training: DebiasedTraining | None = None
 
@@ -70,6 +72,11 @@ class Protocol:
         check_fields(self, "{name} of a protocol")
 
     @property
+    def optimizer(self) -> str:
+        """What trains the networks: it alone is worth some points."""
+        return optimizer_of(self.soft)
+
+    @property
     def metric(self) -> Metric:
         """What the networks are scored by."""
         from datastill.evaluation.metrics import Accuracy
@@ -89,7 +96,7 @@ class Protocol:
         extras = extras or Extras()
         if self.soft:
             schedule = self.soft_schedule(real.name, real.shape, rate, extras.patches)
-            return TeacherLabels(schedule, extras.labeler, extras.bank)
+            return TeacherLabels(schedule, extras.labeler, extras.bank, extras.fixed)
         plain = self.schedule(real.name, real.shape, rate)
         if extras.training is not None:
             return Debiased(extras.training, plain.augment)
@@ -229,6 +236,21 @@ _PROTOCOLS = {
         _soft("dwa-imagenet-v1", "DWA's for ImageNet: as SRe2L's, batch 128", 300, "dwa_imagenet", 1e-3, 128),
         _soft("tiny-sgd-v1", "DWA's for Tiny-ImageNet: a teacher's labels, 200 passes, SGD", 200, "tiny_sgd", 0.2, 64),
         _soft("rded-v1", "RDED's: a teacher's labels, 300 passes, shuffled patches, batch 50", 300, "rded", 1e-3, 50),
+        _soft(
+            "rd3-v1", "RD3's, one for all sets: a teacher's labels, 400 passes, Adam, batch 50", 400, "rd3", 1e-3, 50
+        ),
+        _soft(
+            "g-vbsm-cifar-v1",
+            "G-VBSM's for CIFAR: logits of all teachers, 1000 passes, CutMix",
+            1000,
+            "gvbsm",
+            1e-3,
+            100,
+        ),
+        _soft(
+            "edc-imagenet-v1", "EDC's for ImageNet: logits of all teachers, 300 passes, averaged", 300, "edc", 1e-3, 100
+        ),
+        _soft("sre2l-plus-v1", "SRe2L++'s: a teacher by batch, 300 passes, batch 16", 300, "sre2l_plus", 1e-3, 16),
         Protocol(
             "ceiling-v1",
             "the whole real set: 30 passes, batch 128",
@@ -246,6 +268,19 @@ def protocols() -> dict[str, Protocol]:
     from datastill.evaluation.protocols_of_targets import PROTOCOLS
 
     return {**_PROTOCOLS, **{p.name: p for p in PROTOCOLS}}
+
+
+def optimizer_of(soft: str) -> str:
+    """What trains networks by a recipe of `training.soft`, or, for "", on the labels of the set."""
+    from datastill.training.soft import SOFT_RECIPES
+
+    return SOFT_RECIPES[soft].optimizer_name if soft else "SGD"
+
+
+def other_labels(name: str, labels: str) -> str:
+    """The kind of labels, where it is not the one that a built-in protocol trains on; else ""."""
+    known = _PROTOCOLS.get(name)
+    return labels if known is not None and known.soft and labels in ("hard", "soft") else ""
 
 
 def register_protocol(protocol: Protocol) -> Protocol:

@@ -148,6 +148,14 @@ class Evaluation:
     made: list[dict[str, Any]] = field(default_factory=list)  #: how each set was made, from its manifest
     notes: list[str] = field(default_factory=list)
     training: dict[str, Any] | None = None  #: how networks were trained to resist a bias, where they were
+    labels: str = ""  #: that networks were trained on: "hard", "soft" (one for each image) or "teacher"; "" is unknown
+    optimizer: str = ""  #: that trained them, "" where it is unknown
+
+    @property
+    def conditions(self) -> str:
+        """Protocol, kind of labels and optimizer, as far as they are known."""
+        labels = f"{self.labels} labels" if self.labels else ""
+        return ", ".join(filter(None, (self.protocol, labels, self.optimizer)))
 
     @property
     def mean(self) -> float:
@@ -212,6 +220,8 @@ class Evaluation:
         """Everything, JSON-able."""
         return {
             "protocol": self.protocol,
+            **({"labels": self.labels} if self.labels else {}),
+            **({"optimizer": self.optimizer} if self.optimizer else {}),
             **({"training": self.training} if self.training is not None else {}),
             "network": self.network,
             "seed": self.seed,

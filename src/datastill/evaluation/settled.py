@@ -24,12 +24,17 @@ if TYPE_CHECKING:
     from datastill.data.real import RealSet
 
 
+#: Kinds of labels: classes; probabilities, one for each image; a teacher's, for each view at training time.
+REGIMES = ("hard", "soft", "teacher")
+
+
 @dataclass(frozen=True)
 class Variation:
     """What a caller changes in a protocol's training.
 
     Attributes:
-        labels: where the protocol trains on a teacher's labels: "auto" or "soft" take them; "hard" does without.
+        labels: where the protocol trains on a teacher's labels: "auto" or "teacher" take them at training time, "soft"
+            takes one for each image; "hard" does without.
         teacher: who labels, a `Teacher` or its folder, instead of the one that comes with each set.
         teacher_network: what builds the teacher, where its network is not built in; None takes the evaluation's, if
             that is not built in either.
@@ -62,6 +67,7 @@ class Settled:
     extras: list[Extras]
     notes: list[str]
     training: DebiasedTraining | None = None
+    labels: str = "hard"  #: one of `REGIMES`
 
     @property
     def learned(self) -> list[float]:
@@ -121,9 +127,16 @@ def settle(
         builder = own if variation.teacher_network is None else variation.teacher_network
         who = labeling(sets, recipe, schedule, variation.labels, variation.teacher, data, runtime.device, builder)
         by_set = zip(extras, who.labelers, who.banks, strict=True)
-        extras = [replace(one, labeler=labeler, bank=bank) for one, labeler, bank in by_set]
+        extras = [replace(one, labeler=labeler, bank=bank, fixed=who.fixed) for one, labeler, bank in by_set]
         notes = who.notes
-    return Settled(sets, data, recipe, factory, rates, extras, notes, training)
+    return Settled(sets, data, recipe, factory, rates, extras, notes, training, _regime(first, recipe, variation))
+
+
+def _regime(first: DistilledSet, protocol: Protocol, variation: Variation) -> str:
+    """What kind of labels networks are trained on."""
+    if not protocol.soft:
+        return "hard" if first.label_kind == "classes" else "soft"
+    return "teacher" if variation.labels == "auto" else variation.labels
 
 
 def _trained_on(one: DistilledSet) -> Tensor:
@@ -140,8 +153,11 @@ def _protocol(first: DistilledSet, protocol: str | Protocol) -> Protocol:
 
 def _check_labels(sets: Sequence[DistilledSet], protocol: Protocol, variation: Variation) -> None:
     """Labels are of a kind that the protocol trains on, and asked for as it has them."""
-    if variation.labels not in ("auto", "soft", "hard"):
-        raise InputError(f"Labels are auto, soft (teacher probabilities) or hard, not {variation.labels!r} (--labels).")
+    if variation.labels not in ("auto", *REGIMES):
+        raise InputError(
+            f"Labels are auto, hard, soft (one for each image) or teacher (at training time), not {variation.labels!r} "
+            "(--labels)."
+        )
     if not protocol.soft and (
         variation.labels != "auto" or variation.teacher is not None or variation.teacher_network is not None
     ):

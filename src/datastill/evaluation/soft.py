@@ -15,6 +15,7 @@ from datastill.core.ranges import Count, Seed, checked
 from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.labels.bank import LabelBank
 from datastill.labels.labeler import Labeler
+from datastill.models import is_built_in
 from datastill.store.artifact import DistilledSet
 from datastill.store.unfinished import remove_rests
 from datastill.surrogates.teachers import Teacher, as_teacher, load_teacher
@@ -31,11 +32,16 @@ OPTION = "--teacher-network (teacher_network=)"
 
 @dataclass(frozen=True)
 class Labeling:
-    """The labeler and the bank of each set; neither where labels are hard."""
+    """The labeler and the bank of each set; neither where labels are hard.
+
+    Attributes:
+        fixed: whether each image is labeled once and not each view of it.
+    """
 
     labelers: Sequence[Labeler | None]
     banks: Sequence[LabelBank | None]
     notes: list[str] = field(default_factory=list)
+    fixed: bool = False
 
 
 def labeling(
@@ -51,7 +57,8 @@ def labeling(
     """Who labels each set under a soft protocol.
 
     Args:
-        labels: "auto" or "soft": the teacher that comes with a set, or `teacher`; "hard": nobody.
+        labels: "auto" or "teacher": the teacher that comes with a set, or `teacher`, labels every view; "soft": it
+            labels each image once; "hard": nobody does.
         teacher: one for all sets: a `Teacher` or its folder; None takes that of each set.
         network: what builds a teacher whose network is not built in.
 
@@ -61,29 +68,44 @@ def labeling(
     if labels == "hard":
         return Labeling([None] * len(sets), [None] * len(sets), ["Labels: hard, for both arms."])
     given = None if teacher is None else as_teacher(teacher, network, OPTION)
-    teachers = [given or teacher_of(one, network) for one in sets]
-    missing = [one.name for one, found in zip(sets, teachers, strict=True) if found is None]
+    teachers = [[given] if given is not None else teachers_of(one, network) for one in sets]
+    missing = [one.name for one, found in zip(sets, teachers, strict=True) if not found]
     if missing:
         raise InputError(
             f"{protocol.name} trains on a teacher's labels, and {missing[0]} comes without a teacher; give one "
             "(--teacher FOLDER), or train on hard labels (--labels hard)."
         )
-    found = [t for t in teachers if t is not None]
+    fixed = labels == "soft"
     labelers = [
-        Labeler([t.seen_from(real.space, real.class_names).to(device)], mode=schedule.teacher_mode) for t in found
+        Labeler(
+            [t.seen_from(real.space, real.class_names).to(device) for t in own],
+            mode="eval" if fixed else schedule.teacher_mode,
+            combine=one.record.student.combine if len(own) > 1 else "single",
+        )
+        for one, own in zip(sets, teachers, strict=True)
     ]
-    banks = [None if given is not None else bank_of(one, schedule) for one in sets]
-    return Labeling(labelers, banks, _notes(sets, found, banks))
+    banks = [None if given is not None or fixed else bank_of(one, schedule) for one in sets]
+    if fixed:
+        return Labeling(labelers, banks, _notes_of_fixed(sets[0], teachers[0], len(real.class_names)), True)
+    return Labeling(labelers, banks, _notes(sets, teachers, banks))
 
 
-def teacher_of(one: DistilledSet, network: Any = None) -> Teacher | None:
-    """The teacher that a set was made with, where it is at hand; `network` builds it where it is not built in."""
-    companion = one.companions.get(TEACHER)
-    if isinstance(companion, Teacher):
-        return companion
-    if one.folder is not None and (one.folder / TEACHER).is_dir():
-        return load_teacher(one.folder / TEACHER, network, OPTION)
-    return None
+def teachers_of(one: DistilledSet, network: Any = None) -> list[Teacher]:
+    """The teachers that a set was made with, where they are at hand; `network` builds those not built in.
+
+    The folder of the first is `teacher`, those of others are `teacher-1`, `teacher-2`, ...
+    """
+    found: list[Teacher] = []
+    while True:
+        name = f"{TEACHER}-{len(found)}" if found else TEACHER
+        companion = one.companions.get(name)
+        if isinstance(companion, Teacher):
+            found.append(companion)
+        elif one.folder is not None and (one.folder / name).is_dir():
+            known = is_built_in(one.manifest.get("companions", {}).get(name, {}).get("network"))
+            found.append(load_teacher(one.folder / name, None if known else network, OPTION))
+        else:
+            return found
 
 
 def bank_of(one: DistilledSet, schedule: SoftSchedule) -> LabelBank | None:
@@ -103,19 +125,34 @@ def set_bytes(one: DistilledSet) -> int:
     return sum(t.numel() for t in one.codes.values())
 
 
-def _notes(sets: Sequence[DistilledSet], teachers: list[Teacher], banks: Sequence[LabelBank | None]) -> list[str]:
-    first, size = teachers[0], set_bytes(sets[0])
-    accuracy = first.record.get("accuracy")
-    told = f", {100 * accuracy:.1f} % on the test split" if accuracy is not None else ""
-    if not told and "trial_accuracy" in first.record:
-        told = f", {100 * first.record['trial_accuracy']:.1f} % on training images"
-    notes = [f"Labels: by the teacher ({first.spec or type(first.network).__name__}{told}), for Random as well."]
+def _notes(sets: Sequence[DistilledSet], teachers: list[list[Teacher]], banks: Sequence[LabelBank | None]) -> list[str]:
+    size, weight = set_bytes(sets[0]), sum(t.nbytes for t in teachers[0])
+    notes = [f"Labels: by the teacher ({_called(teachers[0])}), for Random as well."]
     bank = banks[0]
     if bank is not None:
         notes.append(f"Bytes: images {_told(size)} at 8 bits, stored labels {_told(bank.nbytes)}.")
     else:
-        notes.append(f"Bytes: images {_told(size)} at 8 bits, teacher {_told(first.nbytes)}, which training needs.")
+        notes.append(f"Bytes: images {_told(size)} at 8 bits, teacher {_told(weight)}, which training needs.")
     return notes
+
+
+def _called(teachers: list[Teacher]) -> str:
+    first = teachers[0]
+    accuracy = first.record.get("accuracy")
+    told = f", {100 * accuracy:.1f} % on the test split" if accuracy is not None else ""
+    if not told and "trial_accuracy" in first.record:
+        told = f", {100 * first.record['trial_accuracy']:.1f} % on training images"
+    more = f", and {len(teachers) - 1} more" if len(teachers) > 1 else ""
+    return f"{first.spec or type(first.network).__name__}{told}{more}"
+
+
+def _notes_of_fixed(one: DistilledSet, teachers: list[Teacher], classes: int) -> list[str]:
+    """Labels that could be stored with the images: a probability of two bytes for each class."""
+    size, stored = set_bytes(one), 2 * classes * len(one.images)
+    return [
+        f"Labels: soft, one for each image, by the teacher ({_called(teachers)}), for Random as well.",
+        f"Bytes: images {_told(size)} at 8 bits, labels {_told(stored)}.",
+    ]
 
 
 def _told(count: float) -> str:
@@ -169,8 +206,8 @@ def relabel(
     data = real.with_space(distilled.space)
     schedule = schedule_of(distilled, recipe, data)
     known = as_teacher(teacher, teacher_network, OPTION) if teacher is not None else None
-    known = known or teacher_of(distilled, teacher_network)
-    who = labeling([distilled], recipe, schedule, "soft", known, data, where)
+    own = [known] if known is not None else teachers_of(distilled, teacher_network)
+    who = labeling([distilled], recipe, schedule, "soft", known, data, where, teacher_network)
     labeler = who.labelers[0]
     assert labeler is not None
     return LabelBank.make(
@@ -184,7 +221,7 @@ def relabel(
         dtype=dtype,
         top_k=top_k,
         temperature=schedule.temperature if top_k is not None else None,
-        teacher=known.describe() if known is not None else None,
+        teacher=own[0].describe(),
         space=distilled.space,
         progress=progress,
         device=where,

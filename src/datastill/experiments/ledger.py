@@ -10,6 +10,7 @@ from typing import Any
 from datastill.core.errors import InputError
 from datastill.core.overrides import overrides
 from datastill.core.recipes import Recipe, find_recipe
+from datastill.evaluation.protocols import other_labels
 from datastill.experiments.cells import FORMAT as CELL
 from datastill.experiments.rates import FOLDER as RATES
 from datastill.experiments.records import CellRecord, EvaluationRecord, Made
@@ -118,7 +119,7 @@ def _pseudo_cell(
         "real": stored["data"],
         "ipc": made.ipc,
         "seed": made.seed,
-        "protocol": stored["protocol"],
+        "protocol": _protocol_of(stored),
         "network": stored["network"],
         "accuracies": accuracies,
         "per_class": arm["per_class"],
@@ -152,6 +153,12 @@ def _known(path: Path) -> bool:
         "manifest.json",
         "config.json",
     )
+
+
+def _protocol_of(stored: Mapping[str, Any]) -> str:
+    """The protocol's name, with the kind of labels where it is not that of the protocol."""
+    name, labels = str(stored["protocol"]), other_labels(str(stored["protocol"]), str(stored.get("labels", "")))
+    return f"{name}, {labels} labels" if labels else name
 
 
 def _scene(key: str, record: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from datastill._version import __version__
 from datastill.core.errors import InputError
 from datastill.core.overrides import overrides
+from datastill.evaluation.protocols import optimizer_of
 from datastill.experiments.figures import charts, image_groups, limits
 from datastill.experiments.settings import BASELINE
 from datastill.experiments.tables import caption, cells, headlines
@@ -204,12 +205,14 @@ def _settings(comparison: Comparison) -> list[tuple[str, str]]:
     first = {row.data: next(iter(row.cells.values())) for row in comparison.rows}
     protocol = ", ".join(f"{k} {words.value(v)}" for k, v in config["protocol"].items() if k not in ("name", "summary"))
     described = {words.describe_network(cell["network"]) for cell in first.values()}
+    soft = str(config["protocol"].get("soft", ""))
     found = [
         ("Images per class", ", ".join(map(str, config["ipc"]))),
         ("Seeds", ", ".join(map(str, config["seeds"]))),
         ("Networks per set", str(config["networks"])),
         ("Network", "; ".join(sorted(described))),
         ("Protocol", f"{config['protocol']['name']}: {protocol}"),
+        ("Labels and optimizer", f"{'teacher' if soft else 'hard'} labels, {optimizer_of(soft)}"),
         ("Recipe", str(config["recipe"])),
         ("Budget", "–" if config["budget"] is None else f"{words.duration(config['budget'])} per set"),
         ("Device", str(config["device"])),

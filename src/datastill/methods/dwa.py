@@ -7,8 +7,8 @@ the variance term pushes the images of a block apart, the perturbation gives eve
 - Needs: what SRe2L needs.
 - Cost: as SRe2L, and K forward and backward passes of a block at its start (about 1 %).
 - Departs: every block starts from the teacher's own weights, where the released code lets perturbations add up over the
-  blocks of an image index; weight gradients are taken only for the perturbation; statistics are those of the perturbed
-  network, as in the code, or of the teacher (bn_on = "base"), as in the formula.
+  blocks of an image index (`accumulate`); weight gradients are taken only for the perturbation; statistics are those of
+  the perturbed network, as in the code, or of the teacher (bn_on = "base"), as in the formula.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class DWA(SRe2L):
     normalize: bool = True  #: steps of equal length; off takes the plain gradient
     batch: Literal["init", "real"] = "init"  #: climb on the block's own start, or on real images of its classes
     bn_on: Literal["perturbed", "base"] = "perturbed"  #: whose statistics are matched
+    accumulate: bool = False  #: begin where the block before, of other classes, ended; as released
 
     def objective(self, views: RecoveryViews, pretrained: Pretrained) -> Recovery:
         """Cross-entropy and statistics, variances weighted up."""
@@ -53,4 +54,12 @@ class DWA(SRe2L):
         """A perturbed teacher for every block."""
         from datastill.surrogates.perturbed import Perturbed
 
-        return Perturbed(pretrained, views, self.ascent_steps, self.radius, self.normalize, self.batch)
+        return Perturbed(
+            pretrained,
+            views,
+            self.ascent_steps,
+            self.radius,
+            self.normalize,
+            self.batch,
+            accumulate=self.accumulate,
+        )

@@ -31,7 +31,7 @@ class RDED(Squeezed):
     candidates: Count = 300  #: real images of each class that are looked at
     crops: Few = 5  #: crops of each
     low_scale: Share = 0.08  #: smallest share of an image in a crop
-    pick: Literal["lowest", "random", "stratified"] = "lowest"  #: which of the best crops, by loss
+    pick: Literal["lowest", "medium", "random", "stratified"] = "lowest"  #: which of the best crops, by loss
 
     paper_values: ClassVar[dict[str, Any]] = {"squeeze_passes": 200}
     matches_statistics: ClassVar[bool] = False

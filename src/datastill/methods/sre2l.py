@@ -44,6 +44,8 @@ class SRe2L(Squeezed):
     jitter: Pixels = 4  #: circular shift by up to so many pixels; 32 at 224 pixels
     per_sample: bool = False  #: draw crops and shifts for every image; the published loop draws once a block
     init: str = "noise"  #: start from "noise", from "real" images, or from "patches" of real ones (RDED)
+    #: end as 8-bit pixels, rounded or cut off (floor, as released), so that labels are those of what a file keeps
+    quantize: Literal["none", "round", "floor"] = "none"
 
     paper_values: ClassVar[dict[str, Any]] = {"r_bn": 0.01, "squeeze_passes": 200}
 
@@ -51,18 +53,20 @@ class SRe2L(Squeezed):
         """A teacher, its statistics, independent blocks of pixels kept inside the valid range."""
         from datastill.core.plan import Plan
         from datastill.core.update import Adam, cosine
+        from datastill.core.wrapped import Quantized
         from datastill.decoders.pixels import Pixels
         from datastill.sampling.partitions import IpcMajor
         from datastill.surrogates.pretrained import Pretrained
 
         source = self.source(task)
         pretrained, views = Pretrained(source), self.views()
+        adam = Adam(lr=self.image_lr, betas=(0.5, 0.9), schedule=cosine)
         return Plan(
             init=self.start(source),
             decoder=Pixels(clamp=True),
             objective=self.objective(views, pretrained),
             surrogates=self.surrogates(views, pretrained),
-            update={"images": Adam(lr=self.image_lr, betas=(0.5, 0.9), schedule=cosine)},
+            update={"images": Quantized(adam, task.real.space, self.quantize)},
             partition=IpcMajor(self.block_classes, self.block_group),
             steps=self.steps,
             prepare=(source,),

@@ -103,14 +103,18 @@ def automatic_weight(network: nn.Module, context: Context, first: float, power: 
     constant fits one network. R is that of as many images of noise as the block has, the same for all blocks and every
     start. The balance is ours: the middle of what works for a ResNet-20 and for a small ConvNet (docs/decoupled.md).
     """
-    count, shape = len(context.block.index), context.task.real.shape
-    drawn = torch.randn(count, *shape, generator=context.rng.generator("r_bn"))
-    if context.task.real.space.kind == "raw":
-        drawn = (drawn / 4 + 0.5).clamp(0, 1)
     with torch.no_grad(), StatRecorder.of(network) as recorder:
-        network(drawn.to(context.device))
+        network(noise(context))
     means, variances = recorder.distance(first, power)
     return BALANCE * math.log(context.task.classes) / max(float(means + variances), 1e-12)
+
+
+def noise(context: Context) -> Tensor:
+    """As many images of noise as the block has, the same for all blocks."""
+    drawn = torch.randn(len(context.block.index), *context.task.real.shape, generator=context.rng.generator("r_bn"))
+    if context.task.real.space.kind == "raw":
+        drawn = (drawn / 4 + 0.5).clamp(0, 1)
+    return drawn.to(context.device)
 
 
 def total_variation(x: Tensor) -> Tensor:

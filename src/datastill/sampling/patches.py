@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datastill.augment.crops import resized_crop_boxes
+from datastill.augment.crops import edges, resized_crop_boxes
 from datastill.core.context import Context
 from datastill.core.errors import InputError
 from datastill.core.plan import Block, Task
@@ -19,7 +19,7 @@ from datastill.sampling.inits import shuffled_members
 if TYPE_CHECKING:
     from datastill.surrogates.teachers import TeacherSource
 
-Pick = Literal["lowest", "random", "stratified"]
+Pick = Literal["lowest", "medium", "random", "stratified"]
 #: What is kept of the tiles of a class.
 _CHOSEN = ("mixed", "boxes", "loss")
 
@@ -35,7 +35,9 @@ class Patches:
     Attributes:
         source: the teacher that scores.
         low_scale: smallest share of an image in a crop.
-        pick: of the best crops, the "lowest" losses, "random" ones, or "stratified" over the range of losses.
+        pick: of the best crops, the "lowest" losses, those of "medium" rank, "random" ones, or "stratified" over the
+            range of losses.
+        again: take images of a class that has too few for all tiles several times, in the same order.
     """
 
     source: TeacherSource
@@ -44,15 +46,27 @@ class Patches:
     crops: int = 5
     low_scale: float = 0.08
     pick: Pick = "lowest"
+    again: bool = False
 
     def images(self, task: Task, block: Block, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         """The mosaics; `mixed` and `loss`: position in the real set and loss of every tile, (n, factor^2)."""
+        mixed, boxes, loss = self._of_block(task, block, context)
+        mosaics = torch.stack([self._mosaic(task.real.batch(p).x, b) for p, b in zip(mixed, boxes, strict=True)])
+        return mosaics, {"mixed": mixed, "loss": loss}
+
+    def anchors(self, task: Task, block: Block, context: Context) -> Tensor:
+        """What every tile was cut from, at the size of a whole image, (n, factor^2, c, h, w)."""
+        mixed, boxes, _ = self._of_block(task, block, context)
+        images, size = task.real.batch(mixed.flatten()).x, (task.real.shape[1], task.real.shape[2])
+        whole = [cut(image, box, size) for image, box in zip(images, boxes.flatten(0, 1), strict=True)]
+        return torch.stack(whole).unflatten(0, mixed.shape)
+
+    def _of_block(self, task: Task, block: Block, context: Context) -> list[Tensor]:
+        """Position, box and loss of every tile of a block."""
         chosen = self._chosen(task, block.classes, context)
         within = block.index % task.ipc  # image k of its class
         rows = list(zip(block.y.tolist(), within.tolist(), strict=True))
-        mixed, boxes, loss = (torch.stack([chosen[f"{what}/{c}"][k] for c, k in rows]) for what in _CHOSEN)
-        mosaics = torch.stack([self._mosaic(task.real.batch(p).x, b) for p, b in zip(mixed, boxes, strict=True)])
-        return mosaics, {"mixed": mixed, "loss": loss}
+        return [torch.stack([chosen[f"{what}/{c}"][k] for c, k in rows]) for what in _CHOSEN]
 
     def _chosen(self, task: Task, classes: list[int], context: Context) -> dict[str, Tensor]:
         """What was chosen of these classes, once for all blocks of a process: kept beside what was prepared."""
@@ -75,13 +89,14 @@ class Patches:
             "crops": self.crops,
             "low_scale": self.low_scale,
             "pick": self.pick,
+            **({"again": True} if self.again else {}),
         }
 
     def _of_class(self, task: Task, c: int, network: nn.Module, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Positions (ipc, factor^2), boxes (ipc, factor^2, 4) and losses (ipc, factor^2) of the tiles of a class."""
         wanted = task.ipc * self.factor**2
         members = shuffled_members(task.real, c, task.seed)
-        if len(members) < wanted:
+        if len(members) < (task.ipc if self.again else wanted):
             raise InputError(
                 f"{task.ipc} images of {self.factor} x {self.factor} patches need {wanted} images of "
                 f"{task.real.class_names[c]!r} and there are {len(members)}; take fewer images or --factor 1."
@@ -95,7 +110,8 @@ class Patches:
         images = task.real.batch(members).x
         losses = self._losses(images, boxes, c, network, task)
         best, crop = losses.min(1)
-        order = pick_by_loss(best, wanted, self.pick, generator)
+        order = pick_by_loss(best, min(wanted, len(members)), self.pick, generator)
+        order = order[torch.arange(wanted) % len(order)]
         rank = order.view(self.factor**2, task.ipc).T  # tile k of image i: rank k * ipc + i
         return members[rank], boxes[torch.arange(len(members)), crop][rank], best[rank]
 
@@ -128,12 +144,6 @@ class Patches:
         return mosaic
 
 
-def edges(side: int, factor: int) -> list[tuple[int, int]]:
-    """Where the tiles of a side begin and end; what is left over goes to the first, as where tiles are shuffled."""
-    bounds = [0, *itertools.accumulate(side // factor + (k < side % factor) for k in range(factor))]
-    return list(itertools.pairwise(bounds))
-
-
 def cut(image: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
     """A crop (top, left, height, width) of an image (c, h, w), resized with antialiasing."""
     top, left, h, w = box.tolist()
@@ -147,11 +157,15 @@ def pick_by_loss(loss: Tensor, n: int, pick: Pick, generator: torch.Generator) -
     """Positions of n of the given losses, those with the lowest loss first.
 
     Args:
-        pick: the n lowest, n random ones, or the lowest of each of n equal runs of ranks ("stratified").
+        pick: the n lowest, the n of "medium" rank, n random ones, or the lowest of each of n equal runs of ranks
+            ("stratified").
     """
     order = loss.argsort(stable=True)
     if pick == "lowest":
         return order[:n]
+    if pick == "medium":
+        first = (len(order) - n) // 2
+        return order[first : first + n]
     if pick == "stratified":
         return order[(torch.arange(n) * len(order)) // n]
     kept = torch.randperm(len(order), generator=generator)[:n].sort().values

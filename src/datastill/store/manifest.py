@@ -114,6 +114,7 @@ class Student(Record):
     lr: Annotated[float, Field(le=1e6)] | None = None
     labels: Text | dict[str, Any] | None = None
     patches: Annotated[int, Field(ge=1, le=65_536)] = 1
+    combine: Text = "single"
 
     @field_validator("lr", mode="before")
     @classmethod

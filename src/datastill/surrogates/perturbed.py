@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from datastill.augment.recovery_views import RecoveryViews
 from datastill.core.context import Context
+from datastill.core.plan import Block
 from datastill.surrogates.pretrained import Pretrained
 
 
@@ -31,6 +32,8 @@ class Perturbed:
         batch: the block's initial images, as its first step sees them ("init"), or real images of its classes ("real").
         real_batch: how many of each class, for "real".
         views: of the recovery, with which the initial images are seen.
+        accumulate: begin where the block before of the same images of their classes ended, as released, where that is
+            an accident: such blocks' steps are taken again here, so that a block does not depend on the order.
     """
 
     source: Pretrained
@@ -40,6 +43,7 @@ class Perturbed:
     normalize: bool = True
     batch: Literal["init", "real"] = "init"
     real_batch: int = 10
+    accumulate: bool = False
     _start: Tensor | None = field(default=None, repr=False)
     _network: nn.Module | None = field(default=None, repr=False)
 
@@ -61,7 +65,11 @@ class Perturbed:
         if self.steps == 0 or self.radius == 0:
             return self.source.network
         network = copy.deepcopy(self.source.network).requires_grad_(True).eval()
-        x, y = self._images(context)
+        for block in [*(_before(context) if self.accumulate else []), context.block]:
+            self._ascend(network, *self._images(context, block))
+        return network.requires_grad_(False)
+
+    def _ascend(self, network: nn.Module, x: Tensor, y: Tensor) -> None:
         weights = list(network.parameters())
         for _ in range(self.steps):
             with torch.enable_grad():
@@ -72,21 +80,28 @@ class Perturbed:
             with torch.no_grad():
                 for weight, g in found:
                     weight.add_(g, alpha=size)
-        return network.requires_grad_(False)
 
-    def _images(self, context: Context) -> tuple[Tensor, Tensor]:
+    def _images(self, context: Context, block: Block) -> tuple[Tensor, Tensor]:
         """What the loss climbs on: images in the Space, and their classes."""
-        assert self._start is not None
-        block = context.block
         if self.batch == "init":
-            record = self.views.draw(
-                context.rng.generator("views", block.key, 0), len(self._start), self._start.shape, 0.0
-            )
-            return self.views.apply(self._start, record), block.y.to(context.device)
+            start = self._start_of(context, block)
+            record = self.views.draw(context.rng.generator("views", block.key, 0), len(start), start.shape, 0.0)
+            return self.views.apply(start, record), block.y.to(context.device)
         real = context.task.real
         generator = context.rng.generator("perturbation", block.key)
         drawn = real.of_classes(block.classes, self.real_batch, generator)
         return drawn.x.to(context.device), drawn.y.to(context.device)
+
+    def _start_of(self, context: Context, block: Block) -> Tensor:
+        """Initial images of a block."""
+        if block.key == context.block.key:
+            assert self._start is not None
+            return self._start
+        there = replace(context, block=block)
+        images, _ = context.plan.init.images(context.task, block, there)
+        decoder = context.plan.decoder
+        with torch.no_grad():
+            return decoder.decode(decoder.encode(images.to(context.device)), block.y, None).x
 
     def advance(self, context: Context) -> None:
         """Nothing to advance."""
@@ -97,3 +112,14 @@ class Perturbed:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Nothing to remember."""
+
+
+def _before(context: Context) -> list[Block]:
+    """The blocks before this one that hold the same images of other classes."""
+    task = context.task
+
+    def images(block: Block) -> set[int]:
+        return set((block.index % task.ipc).tolist())
+
+    blocks = context.plan.partition.blocks(task.labels)
+    return [b for b in blocks if b.key < context.block.key and images(b) == images(context.block)]

@@ -11,6 +11,7 @@ from datastill.core.registry import NOMINAL_STEP_SECONDS, Method, nominal_speed
 
 if TYPE_CHECKING:
     from datastill.core.plan import Task
+    from datastill.models.factory import NetworkFactory
     from datastill.surrogates.teachers import TeacherSource
 
 replace: Any = dataclasses.replace  #: the fields are those of the methods that inherit from this
@@ -30,9 +31,13 @@ class PaysForTeacher(Method):
         """Where the teacher comes from."""
         raise NotImplementedError
 
+    def squeezed(self, task: Task) -> list[NetworkFactory]:
+        """The networks that are trained before the steps."""
+        return [] if self.teacher else [task.network]
+
     def with_passes(self, task: Task, seconds: float) -> Self:
         """This method with as many passes of the squeeze as `seconds` allow at the nominal speed."""
-        if self.teacher:
+        if not self.squeezed(task):
             return self
         a_pass = self._squeeze_seconds(task) / self.squeeze_passes
         return replace(self, squeeze_passes=max(1, min(self.squeeze_passes, int(seconds / a_pass))))
@@ -43,10 +48,9 @@ class PaysForTeacher(Method):
 
     def _squeeze_seconds(self, task: Task) -> float:
         """Of the squeeze, at the nominal speed, with what an update costs beside its arithmetic."""
-        if self.teacher:
-            return 0.0
-        updates = self.squeeze_passes * -(-len(task.real) // self.squeeze_batch)
-        work = 3.0 * self.squeeze_passes * len(task.real) * task.network.macs
+        networks = self.squeezed(task)
+        updates = len(networks) * self.squeeze_passes * -(-len(task.real) // self.squeeze_batch)
+        work = 3.0 * self.squeeze_passes * len(task.real) * sum(network.macs for network in networks)
         return work / nominal_speed(task.device.type) + updates * NOMINAL_STEP_SECONDS
 
     def nominal_preparation(self, task: Task) -> float:

@@ -1,7 +1,8 @@
 """How networks are trained on soft labels: schedules, the published recipes, and the batches of an epoch.
 
-The recipes are those of the official code of SRe2L (arXiv:2306.13092), DWA (arXiv:2409.17612) and RDED
-(arXiv:2312.03526).
+The recipes are those of the official code of SRe2L (arXiv:2306.13092), DWA (arXiv:2409.17612), RDED
+(arXiv:2312.03526), G-VBSM (arXiv:2311.17950) and EDC (arXiv:2404.13733), and that of RD3 (arXiv:2509.19743), which
+trains on the sets of all of them in one way.
 """
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ class SoftSchedule:
                 f"Weight decay, momentum, hard_weight and warmup are 0 or more, ema is in [0, 1): not {self}."
             )
 
+    @property
+    def optimizer_name(self) -> str:
+        """As it is called; AdamW without decay is Adam."""
+        return "SGD" if self.optimizer == "sgd" else "AdamW" if self.weight_decay else "Adam"
+
     def factor(self, epoch: int) -> float:
         """What the learning rate is multiplied by in an epoch, from 0."""
         if epoch < self.warmup:
@@ -118,6 +124,18 @@ SOFT_RECIPES: dict[str, SoftSchedule] = {
         curve="half-cosine",
         trace=TraceSpec(crop="resized", min_scale=0.5, shuffle=2, mix="cutmix"),
     ),
+    "rd3": SoftSchedule(400, 50, weight_decay=0.0, curve="half-cosine", trace=_FKD),
+    "gvbsm": SoftSchedule(1000, 100, loss="mse", hard_weight=0.15, trace=_FKD),
+    "edc": SoftSchedule(
+        300,
+        100,
+        loss="mse",
+        hard_weight=0.025,
+        curve="half-cosine",
+        ema=0.99,
+        trace=TraceSpec(crop="resized", min_scale=0.5, shuffle=2, mix="cutmix"),
+    ),
+    "sre2l_plus": SoftSchedule(300, 16, curve="half-cosine", trace=_FKD, teacher_mode="batch"),
     "small": SoftSchedule(
         75,
         25,

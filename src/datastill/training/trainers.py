@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from datastill.models import Network
     from datastill.models.factory import NetworkFactory
 
+#: Images that a teacher labels at a time.
+_AT_ONCE = 256
 #: Told how many networks are done, fractions included, and numbers worth showing.
 Told = Callable[[float, dict[str, float]], None]
 
@@ -103,11 +105,15 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class TeacherLabels:
-    """Training on the labels of a teacher, on line or from a bank; with neither, in the same way on hard labels."""
+    """Training on the labels of a teacher, on line or from a bank; with neither, in the same way on hard labels.
+
+    With `fixed` the teacher labels each image once, as it is stored, by its probabilities; a set's own stay.
+    """
 
     schedule: SoftSchedule
     labeler: Labeler | None = None
     bank: LabelBank | None = None
+    fixed: bool = False
 
     @property
     def lr(self) -> float:
@@ -119,15 +125,18 @@ class TeacherLabels:
     ) -> Trained:
         """See `Trainer`."""
         assert isinstance(data.x, Tensor)
+        y, labeler = data.y, None if self.bank is not None else self.labeler
+        if self.fixed and labeler is not None:
+            y, labeler = fixed_labels(data, labeler, runtime.device), None
         made, on_pass = [factory(rng.derive("network")) for rng in rngs], _by_passes(self.schedule.epochs, told)
         losses = [
             train_soft(
                 network,
                 data.x,
-                data.y,
+                y,
                 self.schedule,
                 rng,
-                labeler=None if self.bank is not None else self.labeler,
+                labeler=labeler,
                 bank=self.bank,
                 device=runtime.device,
                 on_pass=lambda p, loss, k=k: on_pass(k, p, loss),  # type: ignore[misc]
@@ -167,6 +176,14 @@ class Debiased:
             for k, rng in enumerate(rngs)
         ]
         return Trained(made, [])
+
+
+def fixed_labels(data: Labeled, labeler: Labeler, device: torch.device) -> Tensor:
+    """Probabilities (n, C) of each image as it is stored; those that a set has are taken as they are."""
+    if data.y.ndim == 2:
+        return data.y
+    assert isinstance(data.x, Tensor)
+    return torch.cat([labeler(part.to(device)).softmax(1).cpu() for part in data.x.split(_AT_ONCE)])
 
 
 def _by_passes(passes: int, told: Told) -> Callable[[int, int, Tensor], None]:

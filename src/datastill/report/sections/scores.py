@@ -113,13 +113,17 @@ def _results(evaluation: Evaluation) -> str:
         "|---|---:|---:|---:|---:|" + more[1],
         *(_row(row, biased) for row in arm_rows(evaluation)),
         "",
-        f"Protocol `{code(evaluation.protocol)}`: {words.plural(sets, 'set')}"
+        f"Protocol `{code(evaluation.protocol)}`{_labels(evaluation)}: {words.plural(sets, 'set')}"
         f"{', of which this is one,' if sets > 1 else ''} × {words.plural(networks, 'fresh network')} "
         f"({md(words.describe_network(evaluation.network))}), {_trained(evaluation)}; "
         f"± is the half-width of a 95 % interval over {evaluation.distilled.interval_over}."
         + (_BIASED if biased else ""),
     ]
     return "\n".join(lines)
+
+
+def _labels(evaluation: Evaluation) -> str:
+    return evaluation.conditions.removeprefix(evaluation.protocol)
 
 
 def _trained(evaluation: Evaluation) -> str:
