@@ -1,11 +1,11 @@
-"""Protocols that train on a squared error, which is what learned regression targets are for."""
+"""Protocols of a squared error, which is what learned regression targets are for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from datastill.core.ranges import Count
+from datastill.core.ranges import Count, Weight
 from datastill.evaluation.protocols import Extras, Protocol
 
 if TYPE_CHECKING:
@@ -34,7 +34,28 @@ class FitsTargets(Protocol):
         return SquaredError(real.classes, lr, self.most, self.warmup, self.batch, augment)
 
 
+@dataclass(frozen=True)
+class RegressesByKernel(Protocol):
+    """Ridge regression by the kernel of a dense network of infinite width, see `engines.kernels`."""
+
+    accepts: tuple[str, ...] = TARGETS
+    ridge: Weight = 1e-6  #: in units of the kernel's mean diagonal
+
+    def trainer(self, real: RealSet, rate: float | None = None, extras: Extras | None = None) -> Trainer:
+        """See `Protocol`."""
+        from datastill.engines.kernels import DenseKernel
+        from datastill.training.kernel_ridge import KernelTrainer
+
+        return KernelTrainer(DenseKernel(), self.ridge, real.classes, self.lr)
+
+
 PROTOCOLS = (
+    RegressesByKernel(
+        "krr-v1",
+        "kernel ridge regression: NTK of three dense layers, images normalized one by one; no network",
+        passes=1,
+        lr=1.0,
+    ),
     FitsTargets(
         "frepo-v1",
         "FRePo's: squared error with learned targets, Adam, up to 40,000 steps with DSA",

@@ -35,6 +35,11 @@ def centered(y: Tensor, classes: int) -> Tensor:
     return F.one_hot(y, classes).float() - 1 / classes
 
 
+def targets_of(y: Tensor, classes: int) -> Tensor:
+    """Targets (n, C) as they are, or of class positions (n,) their centered one-hot rows."""
+    return y if y.is_floating_point() else centered(y, classes)
+
+
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """Half the sum of squares of each row, (b, C), as a mean over the rows; 0-dim."""
     return 0.5 * (outputs - targets).square().sum(1).mean()
@@ -71,7 +76,7 @@ class SquaredError:
         """See `Trainer`."""
         assert isinstance(data.x, Tensor)
         x, y = data.x.to(runtime.device), data.y.to(runtime.device)
-        targets = y if y.is_floating_point() else centered(y, self.classes)
+        targets = targets_of(y, self.classes)
         made, losses = [], []
         for k, rng in enumerate(rngs):
             network = factory(rng.derive("network")).to(runtime.device).train()
