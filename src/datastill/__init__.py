@@ -9,6 +9,8 @@ from datastill._version import __version__
 
 _LAZY = {
     "InputError": "datastill.core.errors",
+    "as_dataloader": "datastill.exchange.loaders",
+    "as_html": "datastill.report.notebook",
     "load_real": "datastill.data",
     "distill": "datastill.distillation.distill",
     "compare": "datastill.experiments",
@@ -19,6 +21,7 @@ _LAZY = {
     "import_released": "datastill.exchange",
     "load_distilled": "datastill.store.artifact",
     "methods": "datastill.core.registry",
+    "plot": "datastill.report.notebook",
     "protocols": "datastill.evaluation.protocols",
 }
 
@@ -32,13 +35,17 @@ if TYPE_CHECKING:
     from datastill.evaluation.protocols import protocols
     from datastill.exchange import import_released
     from datastill.exchange.export import Exported, export
+    from datastill.exchange.loaders import as_dataloader
     from datastill.experiments import compare
+    from datastill.report.notebook import as_html, plot
     from datastill.store.artifact import load_distilled
 
 __all__ = [
     "Exported",
     "InputError",
     "__version__",
+    "as_dataloader",
+    "as_html",
     "compare",
     "distill",
     "estimate",
@@ -48,6 +55,7 @@ __all__ = [
     "load_distilled",
     "load_real",
     "methods",
+    "plot",
     "protocols",
 ]
 

@@ -28,8 +28,9 @@ from datastill.methods.dm import DM
 from datastill.models import resolve_network
 from datastill.sampling.inits import MixReal, Noise, RandomReal, make_init, random_indices, several_indices
 from datastill.sampling.samplers import ClassBatches
-from datastill.store.artifact import DistilledSet, decoder_of
+from datastill.store.artifact import DistilledSet
 from datastill.store.checkpoint import Checkpointer
+from datastill.store.rendering import decoder_of
 
 SMALL = "convnet:width=4,depth=1"
 

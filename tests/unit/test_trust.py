@@ -26,8 +26,8 @@ from datastill.experiments.ledger import read_ledger
 from datastill.experiments.page import write_comparison_report
 from datastill.models import is_built_in, resolve_network
 from datastill.report.html import write_report
-from datastill.store.artifact import decoder_of
 from datastill.store.files import CHECKSUM, member, read_tensors, write_tensors
+from datastill.store.rendering import decoder_of
 from datastill.surrogates.teachers import load_teacher
 from decoupled_data import digits, teacher
 

@@ -19,6 +19,8 @@ from datastill.data.store import Store, SubsetStore
 from datastill.data.stratify import hold_out, members_by_class
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from datastill.data.biased.attribute import Attribute
 
 RAW = Space()
@@ -155,6 +157,17 @@ class RealSet:
         if self.weights is not None:
             sha.update(self.weights.numpy().tobytes())
         return sha.hexdigest()[:16]
+
+    def plot(self) -> Figure:
+        """Some images of every class as a matplotlib figure; see `datastill.plot`."""
+        import datastill
+
+        return datastill.plot(self)
+
+    def _repr_html_(self) -> str:
+        import datastill
+
+        return datastill.as_html(self)
 
     def describe(self) -> dict[str, Any]:
         """What a manifest or a report says about the set; JSON-able."""

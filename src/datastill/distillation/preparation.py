@@ -14,9 +14,9 @@ from datastill.core.errors import InputError
 from datastill.core.plan import Decoder, Needs, Plan, Reduces, Task, Unit
 from datastill.core.ranges import MANY
 from datastill.core.usercode import blaming
-from datastill.store.artifact import decoder_of
 from datastill.store.checkpoint import plain
 from datastill.store.files import digest, read_tensors, seconds_of, write_tensors
+from datastill.store.rendering import decoder_of
 
 Prepared = dict[str, dict[str, Tensor]]
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from datastill.data.biased.groups import GroupAccuracy
 
 
@@ -156,6 +158,17 @@ class Evaluation:
         """Protocol, kind of labels and optimizer, as far as they are known."""
         labels = f"{self.labels} labels" if self.labels else ""
         return ", ".join(filter(None, (self.protocol, labels, self.optimizer)))
+
+    def plot(self) -> Figure:
+        """Accuracies of all networks as a matplotlib figure; see `datastill.plot`."""
+        import datastill
+
+        return datastill.plot(self)
+
+    def _repr_html_(self) -> str:
+        import datastill
+
+        return datastill.as_html(self)
 
     @property
     def mean(self) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from datastill.experiments.grid import PLAN
 from datastill.experiments.records import ComparedCell, PlanRecord
 from datastill.experiments.settings import BASELINE
 from datastill.store.files import member, read_sealed, write_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = "datastill-comparison"
 
@@ -182,6 +185,20 @@ class Comparison:
         from datastill.experiments.tables import markdown
 
         return markdown(self)
+
+    def plot(self) -> Figure:
+        """Accuracies of every row as a matplotlib figure."""
+        from datastill.report.notebook import dots
+
+        several = len(self.groups()) > 1
+        names = [f"{r.method}, {r.data}, ipc {r.ipc}" if several else r.method for r in self.rows]
+        rows = [(name, 100 * r.arm.accuracies.flatten().numpy()) for name, r in zip(names, self.rows, strict=True)]
+        return dots(rows, f"test accuracy (%), {self.protocol}")
+
+    def _repr_html_(self) -> str:
+        from datastill.experiments.tables import html
+
+        return html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, JSON-able."""

@@ -36,6 +36,14 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join([*lines, "", *told]) + "\n"
 
 
+def html(comparison: Comparison) -> str:
+    """As a notebook shows it."""
+    from datastill.report.notebook import table
+
+    rows = [(row.data, str(row.ipc), *cells(row)) for row in comparison.rows]
+    return table(("data", "ipc", *COLUMNS), rows, caption(comparison))
+
+
 def cells(row: Row) -> tuple[str, str, str, str, str]:
     """Method, accuracy, paired difference, time to distill and to evaluate, as text."""
     return (

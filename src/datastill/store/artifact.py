@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from datastill.core.errors import InputError
-from datastill.core.plan import Codes, Companion, Decoder, Synthetic
+from datastill.core.plan import Codes, Companion, Synthetic
 from datastill.core.space import Space
 from datastill.store.agreement import refuse_claims, refuse_disagreement
 from datastill.store.files import (
@@ -30,9 +29,12 @@ from datastill.store.files import (
 )
 from datastill.store.manifest import FORMAT, VERSION, Manifest
 from datastill.store.opening import sha256_of, sound_path
+from datastill.store.rendering import Rendering, decoder_of
 from datastill.store.schema import SPACE, Kind
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from datastill import Exported
 
 TENSORS = "synthetic.safetensors"
@@ -46,21 +48,6 @@ KINDS = {
     "extra/*": Kind(),
     "space/*": SPACE,
 }
-
-
-class _Rendering:
-    """What a decoder made of tensors, and whether any of them has been written to since."""
-
-    def __init__(self, decoder: dict[str, Any], of: list[Tensor], result: Synthetic) -> None:
-        self.decoder, self.of, self.result = decoder, of, result
-        self._versions = self._written()
-
-    def holds(self) -> bool:
-        return self._versions is not None and self._versions == self._written()
-
-    def _written(self) -> list[int] | None:
-        tensors = [*self.of, self.result.x, self.result.y]
-        return None if any(t.is_inference() for t in tensors) else [t._version for t in tensors]
 
 
 @dataclass
@@ -86,7 +73,7 @@ class DistilledSet:
     extra: dict[str, Tensor] = field(default_factory=dict)
     companions: Mapping[str, Companion] = field(default_factory=dict)
     folder: Path | None = None
-    _kept: list[_Rendering] = field(default_factory=list, init=False, repr=False, compare=False)
+    _kept: list[Rendering] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def record(self) -> Manifest:
@@ -121,7 +108,7 @@ class DistilledSet:
                 return kept.result
         with torch.no_grad():
             result = decoder_of(decoder).decode(self.codes, y)
-        self._kept = [*self._kept[-1:], _Rendering(decoder, of, result)]
+        self._kept = [*self._kept[-1:], Rendering(decoder, of, result)]
         return result
 
     @property
@@ -172,6 +159,27 @@ class DistilledSet:
     def as_dataset(self, pixels: bool = False) -> Dataset[tuple[Tensor, Tensor]]:
         """A torch Dataset of (image, label): images in the Space, or as pixels in [0, 1]."""
         return torch.utils.data.TensorDataset(self.pixels if pixels else self.images, self.targets)  # type: ignore[return-value]
+
+    def as_dataloader(self, batch_size: int = 256, **options: Any) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Batches for training code of one's own, augmented if asked for; see `datastill.as_dataloader`."""
+        import datastill
+
+        return datastill.as_dataloader(self, batch_size, **options)
+
+    def to_numpy(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels in [0, 1] as rows (N, c * h * w) and labels (N,) or (N, C), as scikit-learn takes them."""
+        return self.pixels.flatten(1).numpy(), self.targets.numpy()
+
+    def plot(self) -> Figure:
+        """The images as a matplotlib figure; see `datastill.plot`."""
+        import datastill
+
+        return datastill.plot(self)
+
+    def _repr_html_(self) -> str:
+        import datastill
+
+        return datastill.as_html(self)
 
     def export(self, folder: str | Path, format: str = "imagefolder", **options: Any) -> Exported:
         """Write the set for other tools; see `datastill.export`."""
@@ -258,24 +266,6 @@ def _checked(manifest: Any, folder: Path) -> tuple[dict[str, Any], Manifest]:
     if missing or TENSORS not in files:
         raise InputError(f"{where} is incomplete: {', '.join(missing) or TENSORS} is missing.")
     return manifest, Manifest.of_file(manifest, where)
-
-
-def decoder_of(record: Mapping[str, Any]) -> Decoder:
-    """The decoder that a manifest describes: the class that `datastill.decoders.<name>` exports as DECODER."""
-    name = str(record.get("decoder", ""))
-    package = importlib.import_module("datastill.decoders")
-    if name not in {module.name for module in pkgutil.iter_modules(package.__path__)}:
-        raise InputError(f"This datastill has no decoder {name!r}: update datastill.")
-    module = importlib.import_module(f"{package.__name__}.{name}")
-    if not hasattr(module, "DECODER"):
-        raise InputError(f"The manifest's decoder {name!r} is none.")
-    options = {key: value for key, value in record.items() if key != "decoder"}
-    try:
-        return cast("Decoder", module.DECODER(**options))
-    except InputError:
-        raise
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"The manifest's decoder {name!r} has options that this datastill does not know.") from error
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -1,0 +1,157 @@
+"""Sets and results as notebooks show them: HTML that stands for itself, and matplotlib figures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import singledispatch
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from datastill.data.real import RealSet
+from datastill.data.survey import samples
+from datastill.evaluation.scores import Arm, Evaluation
+from datastill.report import words
+from datastill.report.pictures import grid, png, preview
+from datastill.report.section import data_uri
+from datastill.store.artifact import DistilledSet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+#: Images of each class of a real set.
+_SHOWN = 8
+
+
+@singledispatch
+def as_html(shown: Any) -> str:
+    """A distilled set, a real set or an evaluation as HTML: a picture and a table, without scripts or links.
+
+    Notebooks call it for the last value of a cell.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    raise TypeError(f"There is no HTML for a {type(shown).__name__}.")
+
+
+@as_html.register(DistilledSet)
+def _(shown: DistilledSet) -> str:
+    record = shown.record
+    facts = [("method", record.method), ("images", words.images(shown)), ("labels", shown.label_kind)]
+    if record.network is not None:
+        facts.append(("network", words.describe_network(record.network.plain())))
+    if record.cost.known and "seconds" in record.cost.model_fields_set:
+        facts.append(("time", words.duration(record.cost.seconds)))
+    facts += [("note", note) for note in record.notes]
+    return _block(shown.name, preview(shown), facts)
+
+
+@as_html.register(RealSet)
+def _(shown: RealSet) -> str:
+    counts = [int(n) for n in shown.counts]
+    spread = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
+    test = 0 if shown.test is None else len(shown.test)
+    facts = [
+        ("train images", f"{len(shown):,}, {spread} of each of {shown.classes} classes"),
+        ("test images", f"{test:,}"),
+        ("size", " × ".join(str(n) for n in shown.shape)),
+        *(("note", note) for note in shown.notes),
+    ]
+    return _block(shown.name, _contact_sheet(shown), facts)
+
+
+@as_html.register(Evaluation)
+def _(shown: Evaluation) -> str:
+    rows = [(name, words.with_interval(arm.mean, arm.interval) + " %") for name, arm in _arms(shown)]
+    if shown.random is not None:
+        gain = f"{words.signed(shown.difference)} ± {words.percent(shown.difference_interval)} points"
+        rows.append(("distilled − Random", gain))
+    rows += [("note", note) for note in shown.notes]
+    return _block(f"Test accuracy, {shown.conditions}", None, rows)
+
+
+@singledispatch
+def plot(shown: Any) -> Figure:
+    """A distilled set, a real set or an evaluation as a matplotlib figure: its images, or its accuracies.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    raise TypeError(f"There is no plot of a {type(shown).__name__}.")
+
+
+@plot.register(DistilledSet)
+def _(shown: DistilledSet) -> Figure:
+    return _pictured(preview(shown))
+
+
+@plot.register(RealSet)
+def _(shown: RealSet) -> Figure:
+    return _pictured(_contact_sheet(shown))
+
+
+@plot.register(Evaluation)
+def _(shown: Evaluation) -> Figure:
+    arms = _arms(shown)
+    return dots([(name, 100 * arm.accuracies.flatten().numpy()) for name, arm in arms], "test accuracy (%)")
+
+
+def dots(rows: Sequence[tuple[str, Any]], label: str) -> Figure:
+    """One row for each name, from the top: its values as dots, their mean as a line."""
+    figure = _figure(6.0, 0.9 + 0.4 * len(rows))
+    axes = figure.add_subplot()
+    for k, (_, values) in enumerate(rows):
+        axes.plot(values, [k] * len(values), "o", alpha=0.6)
+        axes.plot([values.mean()] * 2, [k - 0.3, k + 0.3], "-", color="black")
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(label)
+    return figure
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], told: str) -> str:
+    """A table of texts as HTML, with what it means above it."""
+    cell = '<{0} style="text-align:left">{{}}</{0}>'
+    lines = [
+        Markup("<tr>{}</tr>").format(Markup("").join(Markup(cell.format(kind)).format(text) for text in row))
+        for kind, row in [("th", heads), *(("td", row) for row in rows)]
+    ]
+    return str(Markup("<div>{}<table>{}</table></div>").format(told, Markup("").join(lines)))
+
+
+def _arms(evaluation: Evaluation) -> list[tuple[str, Arm]]:
+    named = [("distilled", evaluation.distilled), ("Random", evaluation.random), ("whole set", evaluation.ceiling)]
+    return [(name, arm) for name, arm in named if arm is not None]
+
+
+def _contact_sheet(real: RealSet) -> Image.Image:
+    index = samples(real, _SHOWN)
+    return grid(real.pixels(index), real.labels[index], real.class_names, title=real.name, columns=_SHOWN, rows=20)
+
+
+def _pictured(picture: Image.Image) -> Figure:
+    figure = _figure(picture.width / 100, picture.height / 100)
+    axes = figure.add_subplot()
+    axes.imshow(picture)
+    axes.set_axis_off()
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    if "IPython" in sys.modules:
+        import matplotlib.pyplot  # noqa: F401  # lets notebooks draw figures
+    return Figure(figsize=(width, max(1.0, height)), layout="constrained")
+
+
+def _block(title: str, picture: Image.Image | None, rows: Sequence[tuple[str, str]]) -> str:
+    shown = Markup("") if picture is None else Markup('<img alt="{}" src="{}">').format(title, data_uri(png(picture)))
+    cells = Markup("").join(
+        Markup('<tr><th style="text-align:left">{}</th><td style="text-align:left">{}</td></tr>').format(*row)
+        for row in rows
+    )
+    return str(Markup("<div><strong>{}</strong><br>{}<table>{}</table></div>").format(title, shown, cells))
