@@ -30,18 +30,18 @@ from datastill.store.files import write_json
 
 #: The mosaic start stands beside all of them.
 START: dict[str, Any] = {"method": "mosaic"}
+RANDOM_START = {"init": "mix"}
 FACTORS: dict[str, dict[str, Any]] = {
     "start": START,
+    "herded start": {"steps": 1, "image_lr": 1e-9},
     "base": {},
+    **{f"random start, alpha {a:g}": {"alpha": a, **RANDOM_START} for a in (0.0, 0.003, 0.03, 0.1)},
     "alpha 0": {"alpha": 0.0},
-    "alpha .003": {"alpha": 0.003},
-    "alpha .03": {"alpha": 0.03},
     "alpha .1": {"alpha": 0.1},
     "means and spreads": {"moment": "spreads"},
     "characteristic functions": {"moment": "cf"},
     "no augmentation": {"augment": "none"},
     "150 steps": {"steps": 150},
-    "600 steps": {"steps": 600},
     "lr .03": {"image_lr": 0.03},
     "200 real images a class": {"statistics_images": 200},
     "two networks": {"expert_count": 2},
@@ -51,7 +51,7 @@ FACTORS: dict[str, dict[str, Any]] = {
     "width 32": {"width": 32},
     "width 128": {"width": 128},
     "600 updates": {"expert_updates": 600},
-    "whole images": {"factor": 1, "init": "real"},
+    "whole images": {"factor": 1},
 }
 
 
@@ -66,6 +66,7 @@ def table() -> dict[str, dict[str, Any]]:
                 "moment": moment,
                 "alpha": alpha,
                 "statistics": real,
+                "init": "mix",
             }
     return found
 

@@ -39,5 +39,5 @@ class Auto(Method):
         if images < IMAGES:
             return "dm-fast", {}, f"a class of {images} images is too small to train networks on"
         if side < TILED_SIDE:
-            return "stages", {"factor": 1, "init": "real"}, f"images of {side} pixels are stored whole"
+            return "stages", {"factor": 1}, f"images of {side} pixels are stored whole"
         return "stages", {}, "networks that were trained on the data tell more of a class than random ones"

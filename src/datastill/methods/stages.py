@@ -25,7 +25,9 @@ from datastill.surrogates.stage_cost import Staged
 if TYPE_CHECKING:
     from typing import Self
 
-    from datastill.core.plan import Plan, Task
+    from datastill.core.plan import Init, Plan, Task
+    from datastill.surrogates.experts import ExpertsUnit
+    from datastill.surrogates.stage_statistics import StageStatistics
 
 
 @method("stages", paper="ours, after arXiv:2406.01063", family="distribution")
@@ -38,7 +40,9 @@ class StageMatching(Staged):
 
     steps: Count = 300  #: image updates
     image_lr: AdamRate = 0.01  #: Adam learning rate of the images, which falls along a cosine
-    alpha: Weight = 0.1  #: weight of the cross-entropy on the drawn snapshot
+    alpha: Weight = 0.03  #: weight of the cross-entropy on the drawn snapshot
+    #: start: tiles of real images, "herded" to the means that are matched, or random ones ("mix"), or as in dance
+    init: str = "herded"
     #: networks: "snapshots" of training, or "interpolated" between its beginning and its end, which takes fresh images
     law: Literal["snapshots", "interpolated"] = "snapshots"
     moment: Literal["means", "spreads", "cf"] = "means"  #: what is matched: means, standard deviations too, or CF
@@ -64,7 +68,6 @@ class StageMatching(Staged):
         from datastill.core.update import Adam, cosine
         from datastill.decoders.multi_formation import MultiFormation
         from datastill.objectives.stage_match import StageMatch
-        from datastill.sampling.inits import make_init
         from datastill.sampling.samplers import ClassBatches
         from datastill.surrogates.stage_statistics import StageStatistics
         from datastill.surrogates.stages import Stages, spread_out
@@ -80,7 +83,7 @@ class StageMatching(Staged):
         fresh = self.statistics == "fresh"
         pad = 0.5 if task.real.space.kind == "raw" else 0.0
         return Plan(
-            init=make_init(self.init, self.factor),
+            init=self._init(unit, kept, epochs),
             decoder=MultiFormation(self.factor, pad=pad),
             objective=StageMatch(
                 self.moment, self.alpha, None if fresh else kept, siamese=False, standardized=True, frequencies=1024
@@ -93,6 +96,17 @@ class StageMatching(Staged):
             prepare=[unit] if fresh else [unit, kept],
             network=self.network(task),
         )
+
+    def _init(self, unit: ExpertsUnit, kept: StageStatistics, epochs: tuple[int, ...]) -> Init:
+        """Herded on an early and on the last snapshot, or as it is called."""
+        from datastill.sampling.inits import make_init
+        from datastill.surrogates.stage_starts import HerdedTiles
+
+        if self.init != "herded":
+            return make_init(self.init, self.factor)
+        positions = tuple(sorted({len(epochs) // 2 - 1, len(epochs) - 1} - {-1}))
+        means = kept if self.statistics == "amortized" and self.moment != "cf" else None
+        return HerdedTiles(unit, epochs, means, positions, self.factor)
 
     def macs_per_step(self, task: Task) -> float:
         """Forward and backward to the pixels, about three passes, per rendered image; fresh real ones beside them."""

@@ -10,15 +10,17 @@ from torch import Tensor
 from datastill.core.rng import undisturbed
 
 
-def herding(features: Tensor, k: int, weights: Tensor | None = None) -> Tensor:
+def herding(features: Tensor, k: int, weights: Tensor | None = None, mean: Tensor | None = None) -> Tensor:
     """Greedy running mean (Welling, ICML 2009): minimize || (j+1) mu - sum of chosen - f_i || at each j.
 
     Args:
         features: (n, d) of one class.
         k: how many to choose, at most n.
         weights: (n,) of the mean mu, or None.
+        mean: mu itself, (d,), where it is known otherwise.
     """
-    mean = features.mean(0) if weights is None else (weights / weights.sum()).to(features.dtype) @ features
+    if mean is None:
+        mean = features.mean(0) if weights is None else (weights / weights.sum()).to(features.dtype) @ features
     chosen: list[int] = []
     total = torch.zeros_like(mean)
     free = torch.ones(len(features), dtype=torch.bool)
