@@ -26,11 +26,12 @@ from datastill.models import resolve_network
 from datastill.objectives.feature_means import FeatureMeans
 from datastill.objectives.moments import Reference, characteristic_distance, distance, statistic, within_variance
 from datastill.objectives.stage_match import StageMatch
-from datastill.sampling.inits import RandomReal
+from datastill.sampling.inits import RandomReal, mosaic
 from datastill.sampling.samplers import ClassBatches
 from datastill.surrogates.experts import ExpertsUnit, open_buffer
 from datastill.surrogates.experts.policies import Epoch, TrainingSet, get_policy
 from datastill.surrogates.experts.policies.momentum import MomentumSgd
+from datastill.surrogates.stage_starts import HerdedTiles
 from datastill.surrogates.stage_statistics import StageStatistics
 from datastill.surrogates.stages import Stage, Stages, load_between, spread_out
 
@@ -308,6 +309,45 @@ def test_epochs_of_an_expert_are_one_training_with_momentum(digits: RealSet) -> 
 def test_weights_between_snapshots_have_no_statistics_to_keep(digits: RealSet) -> None:
     with pytest.raises(InputError, match="statistics=fresh"):
         distill("stages", digits, ipc=1, law="interpolated")
+
+
+@pytest.mark.parametrize("means", ["kept", "own"])
+def test_a_herded_start_picks_the_tiles_that_come_nearest(
+    task: Task, unit: ExpertsUnit, prepared: dict[str, dict[str, Tensor]], means: str
+) -> None:
+    statistics = StageStatistics(unit, (1, 3), 20, None)
+    everything = {**prepared, statistics.name: statistics.run(replace(task, prepared=prepared))}
+    start = HerdedTiles(unit, (1, 3), statistics if means == "kept" else None, (1,), factor=2, candidates=12)
+    context = context_of(task, plan_of(StageMatch()), everything)
+    images, extra = start.images(task, context.block, context)
+    index = extra["mixed"]
+    assert index.shape == (20, 4)
+    assert torch.equal(images, mosaic(task.real, index, 2))
+    assert bool((task.real.labels[index] == task.labels[:, None]).all())
+
+    # class 3 by hand: every next tile is the one that leaves the mean nearest to the class's
+    candidates = task.real.class_index(3)
+    drawn = torch.randperm(len(candidates), generator=context.rng.generator("start candidates", 3))[:12]
+    candidates = candidates[drawn]
+    small = F.interpolate(task.real.batch(candidates).x, size=(4, 4), mode="nearest")
+    seen = F.interpolate(small, size=(8, 8), mode="bilinear")
+    network, buffer, parts, wanted = task.network(0).eval(), unit.open(task, prepared["experts"]), [], []
+    for k in (0, 1):
+        buffer.load(network, buffer.experts[k], 3)
+        with torch.no_grad():
+            features = network.embed(seen)
+        values, variance = (everything[statistics.name][name] for name in ("values", "variance"))
+        mean, spread = values[k, 1, 3], variance[k, 1]
+        if means == "own":
+            mean, spread = features.mean(0), features.var(0, unbiased=False).clamp_min(1e-6)
+        parts.append(features / spread.sqrt())
+        wanted.append(mean / spread.sqrt())
+    rows, target, chosen = torch.cat(parts, 1), torch.cat(wanted), []
+    for _ in range(8):
+        left = [i for i in range(12) if i not in chosen]
+        chosen.append(min(left, key=lambda i: float((rows[[*chosen, i]].mean(0) - target).square().sum())))
+    assert sorted(index[6:8].flatten().tolist()) == sorted(candidates[chosen].tolist())
+    assert index[6:8, 0].tolist() == candidates[chosen[:2]].tolist()  # the first choices are the first tiles
 
 
 def test_words_of_a_policy_are_read_from_its_text() -> None:
