@@ -106,7 +106,7 @@ def test_methods_with_experts_of_their_own(
     found = buffer.describe()["smoothness"]
     assert found["train_accuracy"] > 0.9
     assert 0 < found["mean_squared_step"] < found["max_squared_step"]
-    settings = {**SETTINGS, "steps": 80, "student_steps": 12, **changes}
+    settings = {**SETTINGS, "steps": 60, "student_steps": 12, **changes}
     one = distill(
         name, digits, ipc=1, network=SMALL_NETWORK, experts=str(buffer.path), out=tmp_path / "run", **settings
     )
