@@ -50,8 +50,8 @@ def row(name: str, real: RealSet, given: argparse.Namespace) -> dict[str, Any]:
         "student_lr": 0.01,
         **own,
     }
-    spec = f"convnet:width={given.width}"
-    run = folder / "run"
+    spec, run = f"convnet:width={given.width}", folder / "run"
+    settings |= {"out": run, "resume": run.exists()}
     one = distill("mtt", real, ipc=given.ipc, network=spec, experts=str(buffer.path), **settings)
     result = evaluate(one, real, protocol="mtt-quick-v1", networks=3)
     return {**buffer.describe()["smoothness"], "distilled": result.mean, "over_random": result.difference}
@@ -77,9 +77,8 @@ def main() -> None:
         if name not in rows:
             rows[name] = row(name, real, given)
             write_json(path, rows)
-    print(
-        "| experts | mean squared step | max | accuracy in training % | distilled % | over Random |\n|---|---|---|---|---|---|"
-    )
+    print("| experts | mean squared step | max | accuracy in training % | distilled % | over Random |")
+    print("|---|---|---|---|---|---|")
     for name, one in rows.items():
         steps = f"{one['mean_squared_step']:.3g} | {one['max_squared_step']:.3g} | {100 * one['train_accuracy']:.1f}"
         print(f"| {name} | {steps} | {100 * one['distilled']:.1f} | {100 * one['over_random']:+.1f} |")
