@@ -83,3 +83,53 @@ def test_a_rate_that_is_too_high_is_told(digits: RealSet, experts: str) -> None:
     """The pixel rate of the papers' tables for CIFAR-10, on digits."""
     one = made("mtt", digits, experts, image_lr=100.0, steps=10)
     assert any("images: the first steps had an RMS of" in note and "lower" in note for note in one.manifest["notes"])
+
+
+#: A smaller network for the methods that train experts of their own: seconds each.
+SMALL_NETWORK = "convnet:width=16,depth=2,norm=group"
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "changes"),
+    [
+        ("ftd", "gsam:lr=0.05,batch=64", {"ema": 0.95}),
+        ("datm", "gsam:lr=0.05,batch=64,alpha=0.3", {"max_start": 6}),
+        ("ast", "smooth:lr=0.01,batch=64", {"student_lr": 0.01}),
+    ],
+)
+def test_methods_with_experts_of_their_own(
+    name: str, policy: str, changes: dict, digits: RealSet, tmp_path: Path
+) -> None:
+    """Experts of eight short epochs; of 150 steps with four such, FTD made 82, DATM 85 and AST 81 % (Random: 45)."""
+    network = resolve_network(SMALL_NETWORK, channels=1, classes=10, size=(8, 8))
+    buffer = train_experts(digits, network, tmp_path / "experts", experts=2, epochs=8, policy=policy)
+    found = buffer.describe()["smoothness"]
+    assert found["train_accuracy"] > 0.9
+    assert 0 < found["mean_squared_step"] < found["max_squared_step"]
+    settings = {**SETTINGS, "steps": 60, "student_steps": 12, **changes}
+    one = distill(
+        name, digits, ipc=1, network=SMALL_NETWORK, experts=str(buffer.path), out=tmp_path / "run", **settings
+    )
+    result = evaluate(one, digits, protocol=STUDENT, networks=2)
+    assert result.difference >= 0.15
+    assert 0.005 < one.manifest["student"]["lr"] < 0.5
+    if name == "datm":
+        assert one.labels.argmax(1).tolist() == list(range(10))
+        assert one.manifest["label_kind"] == "logits"
+
+
+def test_momentum_lengthens_the_epochs_of_experts_and_the_ramp_shortens_them(digits: RealSet, tmp_path: Path) -> None:
+    """At the published rates. Momentum makes 4.1 times the squared step of plain SGD (over twelve epochs).
+
+    The published table has the penalty below momentum alone. Not here, nor on FashionMNIST: slopes begin below the K to
+    which it draws them. What the ramp does shows.
+    """
+    network = resolve_network(SMALL_NETWORK, channels=1, classes=10, size=(8, 8))
+    steps = []
+    for k, policy in enumerate(("sgd:lr=0.01", "smooth:penalty=0,ramp=0", "smooth:ramp=0", "smooth")):
+        policy = f"{policy}{',' if ':' in policy else ':'}batch=64"
+        buffer = train_experts(digits, network, tmp_path / str(k), experts=1, epochs=8, policy=policy)
+        steps.append(buffer.describe()["smoothness"]["mean_squared_step"])
+    plain, momentum, penalized, ramped = steps
+    assert momentum >= 3 * plain
+    assert ramped < penalized

@@ -4,7 +4,7 @@ L = sum_j beta_j || theta_{s_j} - theta*_{t+j} ||^2 / || theta*_t - theta*_{t+j}
 over the epochs j = 1 .. M of a segment, met after s_j = j floor(N/M) student steps, the last after N. Students have
 momentum, start from perturbed weights, and their loss is damped for early segments and amplified for late ones.
 
-- Needs: experts that are strong and smooth (policy `smooth`), in about three times the time of MTT's.
+- Needs: experts that are strong and smooth (policy `smooth`), in 3.6 times the time of MTT's.
 - Cost: as MTT, and one pass over the candidates of the start.
 - Departs: the gradient passes momentum and all terms by an exact adjoint recursion; clusters of the start are as many
   as images, at most ten, and no class comes out empty; at most 1,000 candidates a class (`--recipe paper` takes all).

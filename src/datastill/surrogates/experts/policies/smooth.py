@@ -28,7 +28,7 @@ Norm = Literal["channel", "sample"]
 #: What remains of the rate after a little more than half of the epochs, and of the loss in the first.
 _DROP, _START = 0.6, 0.5
 #: Pixels (height x width x images) that go through the penalty together on a CPU.
-_PIXELS = 16 * 32 * 32
+_PIXELS = 8 * 32 * 32
 
 
 @dataclass(frozen=True)
