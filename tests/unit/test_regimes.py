@@ -16,7 +16,8 @@ from datastill.core.errors import InputError
 from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
 from datastill.evaluation import Evaluation, evaluate_regimes
-from datastill.evaluation.protocols import Protocol, other_labels
+from datastill.evaluation.kinds import other_labels
+from datastill.evaluation.protocols import Protocol
 from datastill.experiments.ledger import _protocol_of
 from datastill.labels.labeler import Labeler
 from datastill.report.reproduce import evaluate_call

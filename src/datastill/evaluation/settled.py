@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from datastill.core.errors import InputError
 from datastill.core.runtime import Runtime
 from datastill.evaluation.inputs import Distilled, check_alike, check_fit, load_sets, network_for, real_for
+from datastill.evaluation.kinds import REGIMES
 from datastill.evaluation.protocols import Extras, Protocol, get_protocol
 from datastill.evaluation.rates import learned_rate, rates_of
 from datastill.evaluation.soft import labeling, patches_of, schedule_of
@@ -20,10 +21,6 @@ from datastill.training.trainers import Labeled, Trainer
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
-
-
-#: Kinds of labels: classes; probabilities, one for each image; a teacher's, for each view at training time.
-REGIMES = ("hard", "soft", "teacher")
 
 
 @dataclass(frozen=True)
