@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from datastill.core.errors import InputError
 from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
 from datastill.evaluation import Evaluation, evaluate_regimes
-from datastill.evaluation.protocols import Protocol, other_labels
+from datastill.evaluation.kinds import other_labels
+from datastill.evaluation.protocols import Protocol
+from datastill.evaluation.soft import relabel
 from datastill.experiments.ledger import _protocol_of
 from datastill.labels.labeler import Labeler
 from datastill.report.reproduce import evaluate_call
@@ -130,3 +133,21 @@ def test_the_command_writes_one_table_and_one_file(made: Any, capsys: pytest.Cap
     assert list(stored["regimes"]) == ["hard", "soft"]
     assert stored["regimes"]["soft"]["labels"] == "soft"
     assert not (folder / "evaluation.json").exists()
+
+
+def test_a_bank_without_its_teacher_scores_the_set_alone(tmp_path: Path) -> None:
+    datastill.distill("rded", digits(), ipc=1, teacher=teacher(), network=NETWORK, candidates=10, out=tmp_path / "run")
+    loaded = datastill.load_distilled(tmp_path / "run")
+    relabel(loaded, digits(), PROTOCOL)
+    asked: dict[str, Any] = {"protocol": PROTOCOL, "networks": 1}
+    both = datastill.evaluate(loaded, digits(), **asked)
+    shutil.rmtree(tmp_path / "run" / "teacher")
+    bare = datastill.load_distilled(tmp_path / "run")
+    with pytest.raises(InputError, match="--no-random"):
+        datastill.evaluate(bare, digits(), **asked)
+    alone = datastill.evaluate(bare, digits(), random=False, **asked)
+    assert torch.equal(alone.distilled.accuracies, both.distilled.accuracies)
+    assert alone.labels == "teacher"
+    shutil.rmtree(tmp_path / "run" / "labels")
+    with pytest.raises(InputError, match="comes without a teacher"):
+        datastill.evaluate(datastill.load_distilled(tmp_path / "run"), digits(), random=False, **asked)

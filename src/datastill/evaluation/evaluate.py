@@ -11,6 +11,7 @@ import torch
 
 from datastill.core.allocator import keep_freed_memory
 from datastill.core.cost import Stopwatch, environment, peak_memory_bytes
+from datastill.core.errors import InputError
 from datastill.core.overrides import overrides
 from datastill.core.plan import Progress, silent
 from datastill.core.ranges import Few, Seed, checked
@@ -91,6 +92,8 @@ def evaluate(
     runtime = Runtime.of(device, precision, compile, progress)
     variation = Variation(labels, teacher, teacher_network, training, stacked)
     asked = settle(distilled, real, protocol, network, variation, runtime)
+    if random:
+        _refuse_no_teacher(asked)
     test = TestSplit.of(with_test(asked.data))
     setup = Setup(asked.factory, test, networks, seed, runtime, asked.protocol.metric)
     macs = _macs(asked, setup, len(test.y), random)
@@ -152,6 +155,20 @@ def trained(
     asked = settle(distilled, real, protocol, network, variation or Variation(), runtime)
     setup = Setup(asked.factory, None, networks, seed, runtime)
     return setup.train(asked.trainers[0], asked.labeled[0], 0, asked.sets[0].name, 1).networks
+
+
+def _refuse_no_teacher(asked: Settled) -> None:
+    """Random beside a set whose labels are stored takes the teacher's.
+
+    Raises:
+        InputError: it is not at hand.
+    """
+    for one, extras in zip(asked.sets, asked.extras, strict=True):
+        if extras.bank is not None and extras.labeler is None:
+            raise InputError(
+                f"{one.name} has stored labels, and its teacher, who would label Random, is not at hand; give it "
+                "(--teacher FOLDER), or leave Random out (--no-random)."
+            )
 
 
 def _macs(asked: Settled, setup: Setup, test: int, random: bool) -> float:

@@ -74,6 +74,8 @@ class Protocol:
     @property
     def optimizer(self) -> str:
         """What trains the networks: it alone is worth some points."""
+        from datastill.training.soft_schedule import optimizer_of
+
         return optimizer_of(self.soft)
 
     @property
@@ -268,19 +270,6 @@ def protocols() -> dict[str, Protocol]:
     from datastill.evaluation.protocols_of_targets import PROTOCOLS
 
     return {**_PROTOCOLS, **{p.name: p for p in PROTOCOLS}}
-
-
-def optimizer_of(soft: str) -> str:
-    """What trains networks by a recipe of `training.soft`, or, for "", on the labels of the set."""
-    from datastill.training.soft import SOFT_RECIPES
-
-    return SOFT_RECIPES[soft].optimizer_name if soft else "SGD"
-
-
-def other_labels(name: str, labels: str) -> str:
-    """The kind of labels, where it is not the one that a built-in protocol trains on; else ""."""
-    known = _PROTOCOLS.get(name)
-    return labels if known is not None and known.soft and labels in ("hard", "soft") else ""
 
 
 def register_protocol(protocol: Protocol) -> Protocol:

@@ -8,9 +8,9 @@ from typing import Any
 from datastill.core.errors import InputError, nearest
 from datastill.evaluation.evaluate import evaluate
 from datastill.evaluation.inputs import Distilled, load_sets
+from datastill.evaluation.kinds import REGIMES
 from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.evaluation.scores import Evaluation
-from datastill.evaluation.settled import REGIMES
 
 
 def evaluate_regimes(

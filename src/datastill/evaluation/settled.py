@@ -12,6 +12,7 @@ from torch import Tensor
 from datastill.core.errors import InputError
 from datastill.core.runtime import Runtime
 from datastill.evaluation.inputs import Distilled, check_alike, check_fit, load_sets, network_for, real_for
+from datastill.evaluation.kinds import REGIMES
 from datastill.evaluation.protocols import Extras, Protocol, get_protocol, protocols
 from datastill.evaluation.rates import learned_rate, rates_of
 from datastill.evaluation.soft import labeling, patches_of, schedule_of
@@ -22,10 +23,6 @@ from datastill.training.trainers import Labeled, Trainer
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
-
-
-#: Kinds of labels: classes; probabilities, one for each image; a teacher's, for each view at training time.
-REGIMES = ("hard", "soft", "teacher")
 
 
 @dataclass(frozen=True)

@@ -63,28 +63,30 @@ def labeling(
         network: what builds a teacher whose network is not built in.
 
     Raises:
-        InputError: a set comes without a teacher and none is given.
+        InputError: a set comes without a teacher and without a bank that fits, and none is given.
     """
     if labels == "hard":
         return Labeling([None] * len(sets), [None] * len(sets), ["Labels: hard, for both arms."])
     given = None if teacher is None else as_teacher(teacher, network, OPTION)
     teachers = [[given] if given is not None else teachers_of(one, network) for one in sets]
-    missing = [one.name for one, found in zip(sets, teachers, strict=True) if not found]
+    fixed = labels == "soft"
+    banks = [None if given is not None or fixed else bank_of(one, schedule) for one in sets]
+    missing = [one.name for one, who, bank in zip(sets, teachers, banks, strict=True) if not who and bank is None]
     if missing:
         raise InputError(
             f"{protocol.name} trains on a teacher's labels, and {missing[0]} comes without a teacher; give one "
             "(--teacher FOLDER), or train on hard labels (--labels hard)."
         )
-    fixed = labels == "soft"
     labelers = [
-        Labeler(
+        None
+        if not own
+        else Labeler(
             [t.seen_from(real.space, real.class_names).to(device) for t in own],
             mode="eval" if fixed else schedule.teacher_mode,
             combine=one.record.student.combine if len(own) > 1 else "single",
         )
         for one, own in zip(sets, teachers, strict=True)
     ]
-    banks = [None if given is not None or fixed else bank_of(one, schedule) for one in sets]
     if fixed:
         return Labeling(labelers, banks, _notes_of_fixed(sets[0], teachers[0], len(real.class_names)), True)
     return Labeling(labelers, banks, _notes(sets, teachers, banks))
@@ -126,9 +128,11 @@ def set_bytes(one: DistilledSet) -> int:
 
 
 def _notes(sets: Sequence[DistilledSet], teachers: list[list[Teacher]], banks: Sequence[LabelBank | None]) -> list[str]:
-    size, weight = set_bytes(sets[0]), sum(t.nbytes for t in teachers[0])
-    notes = [f"Labels: by the teacher ({_called(teachers[0])}), for Random as well."]
-    bank = banks[0]
+    size, weight, bank = set_bytes(sets[0]), sum(t.nbytes for t in teachers[0]), banks[0]
+    if not teachers[0]:
+        notes = ["Labels: stored ones; the teacher is not at hand."]
+    else:
+        notes = [f"Labels: by the teacher ({_called(teachers[0])}), for Random as well."]
     if bank is not None:
         notes.append(f"Bytes: images {_told(size)} at 8 bits, stored labels {_told(bank.nbytes)}.")
     else:

@@ -10,7 +10,7 @@ from typing import Any
 from datastill.core.errors import InputError
 from datastill.core.overrides import overrides
 from datastill.core.recipes import Recipe, find_recipe
-from datastill.evaluation.protocols import other_labels
+from datastill.evaluation.kinds import other_labels
 from datastill.experiments.cells import FORMAT as CELL
 from datastill.experiments.rates import FOLDER as RATES
 from datastill.experiments.records import CellRecord, EvaluationRecord, Made

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from datastill._version import __version__
 from datastill.core.errors import InputError
 from datastill.core.overrides import overrides
-from datastill.evaluation.protocols import optimizer_of
 from datastill.experiments.figures import charts, image_groups, limits
 from datastill.experiments.settings import BASELINE
 from datastill.experiments.tables import caption, cells, headlines
 from datastill.report import words
 from datastill.report.html import render
 from datastill.store.files import write_text
+from datastill.training.soft_schedule import optimizer_of
 
 if TYPE_CHECKING:
     from datastill.experiments.result import Comparison, Row

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from datastill.evaluation.protocols import other_labels
+from datastill.evaluation.kinds import other_labels
 from datastill.report import words
 from datastill.store.manifest import Data, Manifest
 

@@ -13,7 +13,7 @@ from datastill.core.errors import InputError
 from datastill.core.plan import Task
 from datastill.engines.layer_statistics import has_targets
 from datastill.surrogates.pretrained import Pretrained
-from datastill.surrogates.teachers import Teacher, TeacherSource
+from datastill.surrogates.teachers import Brought, Teacher, TeacherSource
 
 if TYPE_CHECKING:
     from datastill.models.factory import NetworkFactory
@@ -53,8 +53,8 @@ class Backbone:
             InputError: it has no statistics to match, or does not fit the data.
         """
         own = self._for(task)
-        given = getattr(self.source, "given", None)
-        network = given.network if isinstance(given, Teacher) else own.network(0)
+        given = self.source.given if isinstance(self.source, Brought) else None
+        network = own.network(0) if given is None else given.network
         if not self.convolutions and not any(has_targets(m) for m in network.modules()):
             raise InputError(
                 f"The backbone {_called(given, own)} has no batch norm with running statistics, which this matches; "

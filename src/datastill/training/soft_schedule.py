@@ -81,6 +81,11 @@ class SoftSchedule:
         return 0.5 * (1 + math.cos(math.pi * progress / (1 if self.curve == "cosine" else 2)))
 
 
+def optimizer_of(recipe: str) -> str:
+    """What trains networks by a recipe, or, for "", on the labels of the set."""
+    return SOFT_RECIPES[recipe].optimizer_name if recipe else "SGD"
+
+
 def batches_of(rng: Rng, count: int, batch: int, epoch: int) -> Iterator[tuple[Tensor, int]]:
     """The batches of one epoch of `count` images.
 
