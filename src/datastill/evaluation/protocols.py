@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datastill.labels.bank import LabelBank
     from datastill.labels.labeler import Labeler
     from datastill.training.debiased import DebiasedTraining
+    from datastill.training.few_steps import StepsOfSet
     from datastill.training.hard import Schedule
     from datastill.training.soft import SoftSchedule
     from datastill.training.trainers import Trainer
@@ -29,6 +30,7 @@ class Extras:
         labeler: the teacher that labels on line; `bank` holds labels that were stored, and goes first.
         stacked: train networks side by side; None decides by device.
         training: a way that resists a bias, in the place of all but the protocol's augmentation.
+        steps: order and sizes of the steps that the set learned with its images (DD).
     """
 
     patches: int = 1
@@ -36,6 +38,7 @@ class Extras:
     bank: LabelBank | None = None
     stacked: bool | None = None
     training: DebiasedTraining | None = None
+    steps: StepsOfSet | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Protocol:
     cutmix: Probability = 0.0  #: probability of CutMix for each batch; none where "auto" augments nothing
     soft: str = ""  #: a recipe of `training.soft`: train on a teacher's labels, with lr, batch and passes from here
     learned_lr: bool = False  #: whether a set that learned a learning rate is trained on at that rate instead of `lr`
+    tries: tuple[float, ...] = ()  #: rates that Random beside such sets tries; empty takes `evaluation.rates.RATES`
     #: kinds of labels that it trains on: of logits, their softmax
     accepts: tuple[str, ...] = ("classes", "probabilities", "logits")
 
@@ -243,7 +247,7 @@ _PROTOCOLS = {
 
 def protocols() -> dict[str, Protocol]:
     """All protocols by name."""
-    from datastill.evaluation.protocols_of_targets import PROTOCOLS
+    from datastill.evaluation.own_protocols import PROTOCOLS
 
     return {**_PROTOCOLS, **{p.name: p for p in PROTOCOLS}}
 

@@ -18,6 +18,7 @@ from datastill.evaluation.soft import labeling, patches_of, schedule_of
 from datastill.models import NetworkFactory, is_built_in
 from datastill.store.artifact import DistilledSet
 from datastill.training.debiased import DebiasedTraining
+from datastill.training.few_steps import StepsOfSet
 from datastill.training.trainers import Labeled, Trainer
 
 if TYPE_CHECKING:
@@ -82,8 +83,14 @@ class Settled:
         return [self.protocol.trainer(self.data, rate, extras) for rate, extras in pairs]
 
     def for_random(self, rate: float) -> list[Trainer]:
-        """How they are trained on whole real images beside each set: by the same teacher, without a bank."""
-        whole = [replace(extras, bank=None, patches=1) for extras in self.extras]
+        """How they are trained on whole real images beside each set.
+
+        By the same teacher, without a bank; by as many steps in the same order, all of one size.
+        """
+        whole = [
+            replace(extras, bank=None, patches=1, steps=extras.steps and extras.steps.at(rate))
+            for extras in self.extras
+        ]
         return [self.protocol.trainer(self.data, rate, extras) for extras in whole]
 
 
@@ -113,7 +120,15 @@ def settle(
     if training is not None:
         recipe.check_debiased()
     _check_labels(sets, recipe, variation)
-    extras = [Extras(patches_of(one), stacked=variation.stacked, training=training) for one in sets]
+    extras = [
+        Extras(
+            patches_of(one),
+            stacked=variation.stacked,
+            training=training,
+            steps=StepsOfSet.of(one.extra, one.name),
+        )
+        for one in sets
+    ]
     notes: list[str] = []
     if recipe.soft:
         schedule = schedule_of(first, recipe, data, rates[0])
