@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from datastill.core.errors import InputError
 from datastill.core.ranges import Count, Weight
@@ -54,8 +54,9 @@ class RegressesByKernel(Protocol):
 class TakesSteps(Protocol):
     """The few steps that a set learned with its images, in their order and sizes (DD: arXiv:1811.10959)."""
 
+    tries: ClassVar[tuple[float, ...]] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
     learned_lr: bool = True
-    tries: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  #: a few steps may be large ones
 
     def trainer(self, real: RealSet, rate: float | None = None, extras: Extras | None = None) -> Trainer:
         """See `Protocol`.

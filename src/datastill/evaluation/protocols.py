@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from datastill.core.errors import InputError, nearest
 from datastill.core.ranges import AnyRate, Count, Momentum, Probability, Weight, check_fields
@@ -51,6 +51,9 @@ class Protocol:
         InputError: a number out of range.
     """
 
+    #: Rates that Random tries beside sets that learned theirs; empty takes `evaluation.rates.RATES`.
+    tries: ClassVar[tuple[float, ...]] = ()
+
     name: str
     summary: str
     passes: Count  #: passes over the distilled set
@@ -66,9 +69,7 @@ class Protocol:
     cutmix: Probability = 0.0  #: probability of CutMix for each batch; none where "auto" augments nothing
     soft: str = ""  #: a recipe of `training.soft`: train on a teacher's labels, with lr, batch and passes from here
     learned_lr: bool = False  #: whether a set that learned a learning rate is trained on at that rate instead of `lr`
-    tries: tuple[float, ...] = ()  #: rates that Random beside such sets tries; empty takes `evaluation.rates.RATES`
-    #: kinds of labels that it trains on: of logits, their softmax
-    accepts: tuple[str, ...] = ("classes", "probabilities", "logits")
+    accepts: tuple[str, ...] = ("classes", "probabilities")  #: kinds of labels that it trains on
 
     def __post_init__(self) -> None:
         check_fields(self, "{name} of a protocol")
@@ -79,6 +80,29 @@ class Protocol:
         from datastill.evaluation.metrics import Accuracy
 
         return Accuracy()
+
+    def takes(self, kind: str) -> bool:
+        """Whether it trains on labels of this kind; logits become probabilities by a softmax."""
+        return kind in self.accepts or (kind == "logits" and "probabilities" in self.accepts)
+
+    def check_takes(self, kind: str, whose: str) -> None:
+        """Refuse labels that it does not train on.
+
+        Args:
+            kind: of the labels, see `core.plan.Labels`.
+            whose: set or method, for the error.
+
+        Raises:
+            InputError: those that take them are named.
+        """
+        if self.takes(kind):
+            return
+        fitting = [name for name, other in protocols().items() if other.takes(kind)]
+        remedy = f"take {' or '.join(fitting)}" if fitting else "name a protocol for them"
+        raise InputError(
+            f"The labels of {whose} are {kind}, and {self.name} trains on {' or '.join(self.accepts)}; {remedy} "
+            "(--protocol)."
+        )
 
     def trainer(self, real: RealSet, rate: float | None = None, extras: Extras | None = None) -> Trainer:
         """How networks are trained on a set that stands for `real`.

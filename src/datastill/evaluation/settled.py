@@ -12,7 +12,7 @@ from torch import Tensor
 from datastill.core.errors import InputError
 from datastill.core.runtime import Runtime
 from datastill.evaluation.inputs import Distilled, check_alike, check_fit, load_sets, network_for, real_for
-from datastill.evaluation.protocols import Extras, Protocol, get_protocol, protocols
+from datastill.evaluation.protocols import Extras, Protocol, get_protocol
 from datastill.evaluation.rates import learned_rate, rates_of
 from datastill.evaluation.soft import labeling, patches_of, schedule_of
 from datastill.models import NetworkFactory, is_built_in
@@ -164,10 +164,4 @@ def _check_labels(sets: Sequence[DistilledSet], protocol: Protocol, variation: V
             f"{protocol.name} trains on the labels of the set; a teacher labels under protocols such as soft-quick-v1."
         )
     for one in sets:
-        if one.label_kind not in protocol.accepts:
-            fitting = [name for name, other in protocols().items() if one.label_kind in other.accepts]
-            remedy = f"take {' or '.join(fitting)}" if fitting else "name a protocol for them"
-            raise InputError(
-                f"The labels of {one.name} are {one.label_kind}, and {protocol.name} trains on "
-                f"{' or '.join(protocol.accepts)}; {remedy} (--protocol)."
-            )
+        protocol.check_takes(one.label_kind, one.name)
