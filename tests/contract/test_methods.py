@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"steps": 3, "real_batch": 8, "feature_passes": 1, "outer": 2, "inner": 1, "net_images": 24}
 SMALL |= {"student_steps": 2, "max_start": 2, "expert_count": 2, "expert_epochs": 3, "expert_batch": 100}
 SMALL |= {"squeeze_passes": 2, "candidates": 20, "bank_networks": 2, "bank_epochs": 1, "net_steps": 1, "query": 4}
-SMALL |= {"solve_images": 5, "expert_updates": 12, "statistics_images": 12, "frequencies": 32}
+SMALL |= {"solve_images": 5, "pool": 3, "expert_updates": 12, "statistics_images": 12, "frequencies": 32}
 
 
 def small(name: str) -> dict[str, int]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datastill import distill, evaluate, load_distilled, load_real
+from datastill import compare, distill, evaluate, load_distilled, load_real
 from datastill.core import registry
 from datastill.core.context import Context
 from datastill.core.errors import InputError
@@ -109,8 +109,17 @@ def test_the_artifact_says_that_they_are_no_probabilities(digits: RealSet, tmp_p
 
 def test_a_protocol_of_hard_labels_refuses_targets_and_names_others(digits: RealSet) -> None:
     made = distill(Prototype(), digits, ipc=1, network=NETWORK)
-    with pytest.raises(InputError, match=r"are regression, and dc-v1 trains on .*; take frepo-v1 or frepo-quick-v1"):
+    with pytest.raises(
+        InputError, match=r"are regression, and dc-v1 trains on .*; take krr-v1 or frepo-v1 or frepo-quick-v1"
+    ):
         evaluate(made, digits, protocol="dc-v1", networks=1)
+
+
+def test_a_comparison_under_one_is_refused_before_any_work(digits: RealSet, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"labels of frepo are regression, and dc-v1 trains on"):
+        compare(["dm", "frepo"], digits, ipc=1, protocol="dc-v1", out=tmp_path / "all")
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_logits_are_trained_on_by_their_softmax(digits: RealSet) -> None:

@@ -13,6 +13,7 @@ from datastill.models import (
     VGG11,
     AlexNet,
     ConvNet,
+    DoublingConvNet,
     LeNet,
     Network,
     ResNet18,
@@ -21,7 +22,7 @@ from datastill.models import (
     functional,
 )
 
-ZOO = [ConvNet, MLP, LeNet, AlexNet, VGG11, ResNet18, ResNet18AP]
+ZOO = [ConvNet, DoublingConvNet, MLP, LeNet, AlexNet, VGG11, ResNet18, ResNet18AP]
 
 
 def make(kind: type, *args, seed: int = 0, **options) -> Network:
@@ -41,6 +42,7 @@ def hooks_on(module: nn.Module) -> int:
     ("kind", "count"),
     [
         (ConvNet, 320_010),
+        (DoublingConvNet, 3_584 + 256 + 256 * 1_153 + 512 + 512 * 2_305 + 10 * 8_193),
         (MLP, 411_146),
         (LeNet, 62_006),
         (AlexNet, 9_728 + 614_592 + 442_624 + 442_560 + 331_968 + 30_730),
@@ -64,6 +66,14 @@ def test_parameter_counts(kind, count):
 )
 def test_convnet_variants(options, count):
     assert sum(p.numel() for p in make(ConvNet, 3, 10, (32, 32), **options).parameters()) == count
+
+
+def test_doubling_convnet_is_normalized_before_all_convolutions_but_the_first():
+    net = make(DoublingConvNet, 1, 10, (28, 28), width=4)
+    kinds = [type(m).__name__ for m in net.body]
+    assert kinds == ["Conv2d", "ReLU", "AvgPool2", *["BatchNorm2d", "Conv2d", "ReLU", "AvgPool2"] * 2]
+    assert [m.out_channels for m in net.body if isinstance(m, nn.Conv2d)] == [4, 8, 16]
+    assert net.embed_size == 16 * 4 * 4
 
 
 def test_convnet_layers_are_the_published_ones():

@@ -189,7 +189,7 @@ def _random(asked: Settled, setup: Setup) -> Arm:
     count, seed = math.ceil(TRAININGS / len(sets)), Rng(setup.seed).derive("tuning")
     tuning = replace(setup, test=held, networks=count, seed=seed)
     rate, tried = best_rate(
-        (*RATES, sum(asked.learned) / len(asked.learned)),
+        (*(asked.protocol.tries or RATES), sum(asked.learned) / len(asked.learned)),
         lambda rate: tuning.run(f"random, lr {rate:.3g}", sets, asked.for_random(rate)).mean,
     )
     return replace(setup.run("random", sets, asked.for_random(rate)), tried=tried)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from datastill.core.errors import InputError, nearest
 from datastill.core.ranges import AnyRate, Count, Momentum, Probability, Weight, check_fields
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datastill.labels.bank import LabelBank
     from datastill.labels.labeler import Labeler
     from datastill.training.debiased import DebiasedTraining
+    from datastill.training.few_steps import StepsOfSet
     from datastill.training.hard import Schedule
     from datastill.training.soft import SoftSchedule
     from datastill.training.trainers import Trainer
@@ -30,6 +31,7 @@ class Extras:
         fixed: whether the teacher labels each image once, before training.
         stacked: train networks side by side; None decides by device.
         training: a way that resists a bias, in the place of all but the protocol's augmentation.
+        steps: order and sizes of the steps that the set learned with its images (DD).
     """
 
     patches: int = 1
@@ -38,6 +40,7 @@ class Extras:
     fixed: bool = False
     stacked: bool | None = None
     training: DebiasedTraining | None = None
+    steps: StepsOfSet | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,9 @@ class Protocol:
     Raises:
         InputError: a number out of range.
     """
+
+    #: Rates that Random tries beside sets that learned theirs; empty takes `evaluation.rates.RATES`.
+    tries: ClassVar[tuple[float, ...]] = ()
 
     name: str
     summary: str
@@ -65,8 +71,7 @@ class Protocol:
     cutmix: Probability = 0.0  #: probability of CutMix for each batch; none where "auto" augments nothing
     soft: str = ""  #: a recipe of `training.soft`: train on a teacher's labels, with lr, batch and passes from here
     learned_lr: bool = False  #: whether a set that learned a learning rate is trained on at that rate instead of `lr`
-    #: kinds of labels that it trains on: of logits, their softmax
-    accepts: tuple[str, ...] = ("classes", "probabilities", "logits")
+    accepts: tuple[str, ...] = ("classes", "probabilities")  #: kinds of labels that it trains on
 
     def __post_init__(self) -> None:
         check_fields(self, "{name} of a protocol")
@@ -84,6 +89,29 @@ class Protocol:
         from datastill.evaluation.metrics import Accuracy
 
         return Accuracy()
+
+    def takes(self, kind: str) -> bool:
+        """Whether it trains on labels of this kind; logits become probabilities by a softmax."""
+        return kind in self.accepts or (kind == "logits" and "probabilities" in self.accepts)
+
+    def check_takes(self, kind: str, whose: str) -> None:
+        """Refuse labels that it does not train on.
+
+        Args:
+            kind: of the labels, see `core.plan.Labels`.
+            whose: set or method, for the error.
+
+        Raises:
+            InputError: those that take them are named.
+        """
+        if self.takes(kind):
+            return
+        fitting = [name for name, other in protocols().items() if other.takes(kind)]
+        remedy = f"take {' or '.join(fitting)}" if fitting else "name a protocol for them"
+        raise InputError(
+            f"The labels of {whose} are {kind}, and {self.name} trains on {' or '.join(self.accepts)}; {remedy} "
+            "(--protocol)."
+        )
 
     def trainer(self, real: RealSet, rate: float | None = None, extras: Extras | None = None) -> Trainer:
         """How networks are trained on a set that stands for `real`.
@@ -267,7 +295,7 @@ _PROTOCOLS = {
 
 def protocols() -> dict[str, Protocol]:
     """All protocols by name."""
-    from datastill.evaluation.protocols_of_targets import PROTOCOLS
+    from datastill.evaluation.own_protocols import PROTOCOLS
 
     return {**_PROTOCOLS, **{p.name: p for p in PROTOCOLS}}
 

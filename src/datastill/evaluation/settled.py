@@ -13,12 +13,13 @@ from datastill.core.errors import InputError
 from datastill.core.runtime import Runtime
 from datastill.evaluation.inputs import Distilled, check_alike, check_fit, load_sets, network_for, real_for
 from datastill.evaluation.kinds import REGIMES
-from datastill.evaluation.protocols import Extras, Protocol, get_protocol, protocols
+from datastill.evaluation.protocols import Extras, Protocol, get_protocol
 from datastill.evaluation.rates import learned_rate, rates_of
 from datastill.evaluation.soft import labeling, patches_of, schedule_of
 from datastill.models import NetworkFactory, is_built_in
 from datastill.store.artifact import DistilledSet
 from datastill.training.debiased import DebiasedTraining
+from datastill.training.few_steps import StepsOfSet
 from datastill.training.trainers import Labeled, Trainer
 
 if TYPE_CHECKING:
@@ -85,8 +86,14 @@ class Settled:
         return [self.protocol.trainer(self.data, rate, extras) for rate, extras in pairs]
 
     def for_random(self, rate: float) -> list[Trainer]:
-        """How they are trained on whole real images beside each set: by the same teacher, without a bank."""
-        whole = [replace(extras, bank=None, patches=1) for extras in self.extras]
+        """How they are trained on whole real images beside each set.
+
+        By the same teacher, without a bank; by as many steps in the same order, all of one size.
+        """
+        whole = [
+            replace(extras, bank=None, patches=1, steps=extras.steps and extras.steps.at(rate))
+            for extras in self.extras
+        ]
         return [self.protocol.trainer(self.data, rate, extras) for extras in whole]
 
 
@@ -116,7 +123,15 @@ def settle(
     if training is not None:
         recipe.check_debiased()
     _check_labels(sets, recipe, variation)
-    extras = [Extras(patches_of(one), stacked=variation.stacked, training=training) for one in sets]
+    extras = [
+        Extras(
+            patches_of(one),
+            stacked=variation.stacked,
+            training=training,
+            steps=StepsOfSet.of(one.extra, one.name),
+        )
+        for one in sets
+    ]
     notes: list[str] = []
     if recipe.soft:
         schedule = schedule_of(first, recipe, data, rates[0])
@@ -162,10 +177,4 @@ def _check_labels(sets: Sequence[DistilledSet], protocol: Protocol, variation: V
             f"{protocol.name} trains on the labels of the set; a teacher labels under protocols such as soft-quick-v1."
         )
     for one in sets:
-        if one.label_kind not in protocol.accepts:
-            fitting = [name for name, other in protocols().items() if one.label_kind in other.accepts]
-            remedy = f"take {' or '.join(fitting)}" if fitting else "name a protocol for them"
-            raise InputError(
-                f"The labels of {one.name} are {one.label_kind}, and {protocol.name} trains on "
-                f"{' or '.join(protocol.accepts)}; {remedy} (--protocol)."
-            )
+        protocol.check_takes(one.label_kind, one.name)

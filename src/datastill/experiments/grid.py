@@ -47,6 +47,7 @@ def lay_out(settings: Settings, reals: RealSets, out: Path) -> tuple[Work, list[
             settled[cell.group] = Settled(kept["hyper"], tuple(kept["notes"]))
         else:
             job, settled[cell.group] = _settle(settings, reals, cell, out)
+            settings.protocol.check_takes(job.own_plan.labels.kind, job.method_name)
             work.keep(job, cell)
     unnamed = [replace(cell, seed=seed) for seed in settings.seeds for cell in groups]
     cells = [named(cell, work.job(cell), settings) for cell in unnamed]

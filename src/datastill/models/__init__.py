@@ -13,13 +13,14 @@ from datastill.models.resolve import (
     spec_of,
 )
 from datastill.models.wrapped import Wrapped
-from datastill.models.zoo import MLP, VGG11, AlexNet, ConvNet, LeNet
+from datastill.models.zoo import MLP, VGG11, AlexNet, ConvNet, DoublingConvNet, LeNet
 
 __all__ = [
     "MLP",
     "VGG11",
     "AlexNet",
     "ConvNet",
+    "DoublingConvNet",
     "LeNet",
     "Network",
     "NetworkFactory",

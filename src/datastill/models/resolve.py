@@ -23,10 +23,11 @@ from datastill.models.user import (
     factory_of_reference,
     qualified_name,
 )
-from datastill.models.zoo import MLP, VGG11, AlexNet, ConvNet, LeNet
+from datastill.models.zoo import MLP, VGG11, AlexNet, ConvNet, DoublingConvNet, LeNet
 
 ZOO: dict[str, type[StackedNetwork]] = {
     "convnet": ConvNet,
+    "convnet-doubling": DoublingConvNet,
     "mlp": MLP,
     "lenet": LeNet,
     "alexnet": AlexNet,

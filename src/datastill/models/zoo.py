@@ -65,6 +65,40 @@ class ConvNet(StackedNetwork):
         super().__init__(stack, channels, classes, size)
 
 
+class DoublingConvNet(StackedNetwork):
+    """Three blocks of width W, 2 W and 4 W, each but the first normalized before its convolution (FRePo).
+
+    Args:
+        channels, classes, size: of the images and labels.
+        width: W, filters of the first convolution.
+        norm: as for `ConvNet`; FRePo distills with "batch" and scores with "none".
+        padding: of the first convolution; "auto" is 3 for one channel, else 1.
+
+    Raises:
+        InputError: an option is out of range, or the image is too small.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        size: Size,
+        *,
+        width: int = 128,
+        norm: Norm = "batch",
+        padding: int | Literal["auto"] = "auto",
+    ) -> None:
+        require_positive(width=width)
+        stack = Stack("a ConvNet of doubling width", channels, size)
+        for i in range(1, 4):
+            if i > 1:
+                stack.norm(f"norm{i}", norm)
+            stack.conv(f"conv{i}", width * 2 ** (i - 1), padding=first_padding(channels, padding) if i == 1 else 1)
+            stack.activation(i)
+            stack.pool(i, "avg")
+        super().__init__(stack, channels, classes, size)
+
+
 class MLP(StackedNetwork):
     """Two hidden linear layers of 128 with ReLU, then a linear layer; 411,146 parameters."""
 

@@ -10,7 +10,8 @@ from datastill.engines.hypergradient.match import MatchTerm, distance
 from datastill.engines.hypergradient.recursion import adjoint, frozen_path, truncated
 from datastill.engines.hypergradient.result import HyperGradients
 from datastill.engines.hypergradient.steps import InnerPlan, InnerStep, draw_plan
-from datastill.engines.hypergradient.student import cross_entropy, cross_entropy_of_logits
+from datastill.engines.hypergradient.student import Student, cross_entropy, cross_entropy_of_logits
+from datastill.engines.hypergradient.terminal import adjoint_of_loss
 from datastill.engines.hypergradient.unroll import full_unroll
 
 __all__ = [
@@ -20,9 +21,11 @@ __all__ = [
     "InnerStep",
     "KeepPositive",
     "MatchTerm",
+    "Student",
     "SyntheticLr",
     "Watched",
     "adjoint",
+    "adjoint_of_loss",
     "cross_entropy",
     "cross_entropy_of_logits",
     "distance",

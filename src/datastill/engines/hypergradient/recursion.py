@@ -128,7 +128,7 @@ def _recursion(
             if term.step == i + 1:
                 lam = lam + distance_gradient(path[i + 1], start, term)
         kappa = student.momentum * kappa + lam if student.momentum else lam
-        found = _slopes(student, steps[i], path[i], kappa, curved, kept[i] if check else None)
+        found = slopes(student, steps[i], path[i], kappa, curved, kept[i] if check else None)
         sums.add(steps[i].index, found, alpha, student.weight_decay * (path[i] @ kappa))
         lam = lam - alpha * (found.theta + student.weight_decay * kappa)
     if b is not None:
@@ -156,7 +156,7 @@ def _walk(
 
 
 @dataclass
-class _Slopes:
+class Slopes:
     """Of s = <g_i, kappa>: its value, and its gradients for the step's batch and theta_i."""
 
     s: Tensor
@@ -179,7 +179,7 @@ class _Sums:
         y = torch.zeros_like(student.y) if student.soft else None
         return cls(torch.zeros_like(student.x), y, torch.zeros_like(alpha))
 
-    def add(self, index: Tensor, found: _Slopes, alpha: Tensor, decay: Tensor) -> None:
+    def add(self, index: Tensor, found: Slopes, alpha: Tensor, decay: Tensor) -> None:
         """Take in one step; `decay` is w <theta_i, kappa>."""
         index = index.to(self.x.device)
         self.alpha = self.alpha - (found.s + decay)
@@ -188,13 +188,13 @@ class _Sums:
             self.y.index_add_(0, index, -alpha * found.y)
 
 
-def _slopes(
+def slopes(
     student: Student, step: InnerStep, theta: Tensor, kappa: Tensor, curved: bool, expected: Tensor | None
-) -> _Slopes:
+) -> Slopes:
     """The slopes of one step, a chunk of its batch at a time; those for theta are zero unless `curved`."""
     index = step.index.to(student.x.device)
     images, labels = student.x[index], student.y[index]
-    total = _Slopes(kappa.new_zeros(()), torch.zeros_like(images), None, torch.zeros_like(theta))
+    total = Slopes(kappa.new_zeros(()), torch.zeros_like(images), None, torch.zeros_like(theta))
     total.y = torch.zeros_like(labels) if student.soft else None
     g_sum = torch.zeros_like(theta)
     fast = FastDoubleBackward(student.model, whole=expected is not None)

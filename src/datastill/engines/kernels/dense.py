@@ -57,27 +57,35 @@ class DenseKernel:
     bias: float = 0.01
     normalize: bool = True
 
-    def rows(self, x: Tensor) -> Tensor:
-        """Images (n, c, h, w) as rows (n, d), normalized if they are to be."""
-        rows = x.flatten(1)
-        if not self.normalize:
-            return rows
-        rows = rows - rows.mean(1, keepdim=True)
-        return rows / rows.square().mean(1, keepdim=True).clamp_min(1e-12).sqrt()
-
     def gram(self, x: Tensor) -> Tensor:
         """Of images with themselves, (n, n) float64; on the diagonal r = 1 is left out, where slopes are infinite."""
-        rows = self.rows(x).double()
-        inner = self._first(rows @ rows.T, rows)
+        rows, scale = self._rows(x.double())
+        inner = self._first(rows @ rows.T * scale[:, None] * scale, rows)
         squares = inner.diagonal()
         same = torch.eye(len(x), dtype=torch.bool, device=x.device)
         return torch.where(same, self._diagonal(squares)[:, None], self._layers(inner, squares, squares, same))
 
     def cross(self, a: Tensor, b: Tensor) -> Tensor:
         """Of images (m, ...) with others (n, ...), (m, n) float64; inner products are in the images' own type."""
-        left, right = self.rows(a), self.rows(b)
-        squares = [self._first(rows.double().square().sum(1), rows) for rows in (left, right)]
-        return self._layers(self._first((left @ right.T).double(), left), squares[0], squares[1], None)
+        (left, at_left), (right, at_right) = self._rows(a), self._rows(b)
+        inner = self._first((left @ right.T).double() * at_left[:, None] * at_right, left)
+        squares = [
+            self._first((torch.linalg.vector_norm(rows, dim=1).double() * scale).square(), rows)
+            for rows, scale in ((left, at_left), (right, at_right))
+        ]
+        return self._layers(inner, squares[0], squares[1], None)
+
+    def _rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (n, c, h, w) as rows (n, d), without their mean if they are normalized, and factors for them (n,).
+
+        Rows are not multiplied: two more copies of a batch of real images would cost as much as their products.
+        """
+        rows = x.flatten(1)
+        if not self.normalize:
+            return rows, rows.new_ones(len(rows), dtype=torch.float64)
+        rows = rows - rows.mean(1, keepdim=True)
+        rms = torch.linalg.vector_norm(rows, dim=1).double() / rows.shape[1] ** 0.5
+        return rows, 1 / rms.clamp_min(1e-6)
 
     def _first(self, inner: Tensor, rows: Tensor) -> Tensor:
         """S0 of inner products."""

@@ -1,10 +1,11 @@
-"""Protocols of a squared error, which is what learned regression targets are for."""
+"""Protocols that train in a way of their own: by a squared error, by a kernel, or by the steps that a set learned."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from datastill.core.errors import InputError
 from datastill.core.ranges import Count, Weight
 from datastill.evaluation.protocols import Extras, Protocol
 
@@ -49,7 +50,32 @@ class RegressesByKernel(Protocol):
         return KernelTrainer(DenseKernel(), self.ridge, real.classes, self.lr)
 
 
+@dataclass(frozen=True)
+class TakesSteps(Protocol):
+    """The few steps that a set learned with its images, in their order and sizes (DD: arXiv:1811.10959)."""
+
+    tries: ClassVar[tuple[float, ...]] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+    learned_lr: bool = True
+
+    def trainer(self, real: RealSet, rate: float | None = None, extras: Extras | None = None) -> Trainer:
+        """See `Protocol`.
+
+        Raises:
+            InputError: the set comes without steps.
+        """
+        from datastill.training.few_steps import FewSteps
+
+        if extras is None or extras.steps is None:
+            raise InputError(
+                f"{self.name} trains by the order and the sizes of steps that dd learns with a set, and this one comes "
+                "without; take another protocol (--protocol)."
+            )
+        return FewSteps(extras.steps)
+
+
 PROTOCOLS = (
+    TakesSteps("dd-v1", "DD's: the few steps that the set learned, in their order and sizes", passes=3),
     RegressesByKernel(
         "krr-v1",
         "kernel ridge regression: NTK of three dense layers, images normalized one by one; no network",
