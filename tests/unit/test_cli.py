@@ -63,8 +63,11 @@ def seconds_of_help(args: str) -> float:
     ],
 )
 def test_help_answers_at_once(args: str) -> None:
-    """Half a second of processor time; the best of three, since others may be at work on the machine."""
-    assert any(seconds_of_help(args) < 0.5 for _ in range(3))
+    """Half a second of processor time; the best of three, since others may be at work on the machine.
+
+    The list imports all methods, which are twice as many as when it had half a second.
+    """
+    assert any(seconds_of_help(args) < (1.0 if args == "methods" else 0.5) for _ in range(3))
 
 
 @pytest.mark.parametrize(

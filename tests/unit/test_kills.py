@@ -294,7 +294,7 @@ class TestKills:
     def test_demo(self, tmp_path, monkeypatch, kills) -> None:
         """With one pass of training, and without the curves, which write nothing."""
         quick = replace(protocols.get_protocol("dc-v1"), passes=1)
-        monkeypatch.setitem(protocols._PROTOCOLS, quick.name, quick)
+        monkeypatch.setitem(protocols._REGISTERED, quick.name, quick)
         monkeypatch.setattr("datastill.report.sections.curves.SECTION.page", lambda _: None)
 
         def demo(out: Path) -> None:

@@ -278,7 +278,7 @@ def test_soft_protocols_without_a_teacher_say_what_to_do():
         datastill.evaluate(made, digits(), protocol="soft-quick-v1", networks=1)
     with pytest.raises(InputError, match="labels of the set"):
         datastill.evaluate(made, digits(), protocol="dc-v1", labels="hard", networks=1)
-    with pytest.raises(InputError, match=r"auto, soft .* or hard"):
+    with pytest.raises(InputError, match=r"auto, hard, soft .* or teacher"):
         datastill.evaluate(made, digits(), labels="firm", networks=1)
 
 
