@@ -33,6 +33,16 @@ def random_set(digits: RealSet) -> DistilledSet:
     return distill("random", digits, ipc=2, network=NET)
 
 
+def test_batch_norm_of_few_images_is_told(digits: RealSet, random_set: DistilledSet) -> None:
+    def told(made: DistilledSet, network: str) -> bool:
+        found = evaluate(made, digits, protocol=QUICK, networks=1, network=network, random=False)
+        return any("running statistics (batch norm), here of 20 images" in note for note in found.notes)
+
+    assert told(random_set, f"{NET},norm=batch")
+    assert not told(random_set, NET)
+    assert not told(distill("random", digits, ipc=11, network=NET), f"{NET},norm=batch")
+
+
 def test_random_against_itself_is_exactly_zero(digits: RealSet, random_set: DistilledSet) -> None:
     """The Random arm takes the set's own initial subset, weights and orders: no difference at all."""
     result = evaluate(random_set, digits, protocol=QUICK, networks=2)

@@ -197,7 +197,7 @@ def _random(asked: Settled, setup: Setup) -> Arm:
 
 def _notes(asked: Settled, scored: Arm, baseline: Arm | None, ceiling: bool) -> list[str]:
     """What there is to say beside the numbers."""
-    said = [*notes.of_sets(asked.sets, asked.data), *asked.notes]
+    said = [*notes.of_sets(asked.sets, asked.data), *notes.of_network(asked.factory, asked.sets), *asked.notes]
     if asked.training is not None:
         return said + notes.of_training(asked.training, asked.protocol, ceiling)
     return said + notes.of_rates(asked.protocol, scored, baseline, len(asked.learned))

@@ -12,6 +12,10 @@ from datastill.training.debiased import DebiasedTraining
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
+    from datastill.models import NetworkFactory
+
+#: Images of a class up to which batch norm is told of.
+SMALL = 10
 
 
 def of_sets(sets: list[DistilledSet], real: RealSet) -> list[str]:
@@ -25,6 +29,17 @@ def of_sets(sets: list[DistilledSet], real: RealSet) -> list[str]:
     if made_from != {real.fingerprint}:
         notes.append("The set was made from other data than it is evaluated on; Random comes from the latter.")
     return notes
+
+
+def of_network(factory: NetworkFactory, sets: list[DistilledSet]) -> list[str]:
+    """On batch norm, whose running statistics are those of the images that a network is trained on."""
+    most = max(len(one.targets) / len(one.class_names) for one in sets)
+    if not factory.couples_samples or most > SMALL:
+        return []
+    return [
+        f"{factory} keeps running statistics (batch norm), here of {max(len(one.targets) for one in sets)} images that "
+        "need not be like real ones: it can score below what it has learned. Group or instance norm has none."
+    ]
 
 
 def of_rates(protocol: Protocol, scored: Arm, baseline: Arm | None, learned: int) -> list[str]:
