@@ -30,15 +30,12 @@ from datastill.evaluation.rates import RATES, best_rate, validation_of, with_rat
 from datastill.labels.from_experts import ExpertLabels
 from datastill.methods.mtt import MTT
 from datastill.methods.tesla import TESLA
-from datastill.models import resolve_network
 from datastill.sampling.canvases import CanvasInit
 from datastill.sampling.inits import random_indices
 from datastill.store.artifact import DistilledSet
 from datastill.surrogates.experts import open_buffer, train_experts
 from datastill.surrogates.experts.policies.sgd import Sgd as ExpertSgd
-
-NETWORK = "convnet:width=8,depth=1"
-SHORT = {"student_steps": 4, "max_start": 3, "student_lr": 0.05, "image_lr": 2.0, "lr_lr": 1e-4, "lr_kind": "raw"}
+from trajectory_data import NETWORK, SHORT, plain_buffer, task_of
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +45,7 @@ def digits() -> RealSet:
 
 @pytest.fixture(scope="module")
 def buffer(digits: RealSet, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Three experts of four epochs."""
-    folder = tmp_path_factory.mktemp("experts") / "buffer"
-    policy = "sgd:lr=0.05,batch=64"
-    train_experts(digits, task_of(digits).network, folder, experts=3, epochs=4, policy=policy, augment="none")
-    return str(folder)
-
-
-def task_of(real: RealSet, ipc: int = 1, seed: int = 0, network: str = NETWORK) -> Task:
-    factory = resolve_network(network, channels=real.shape[0], classes=real.classes, size=real.shape[1:])
-    return Task(real, ipc, factory, seed)
+    return plain_buffer(digits, tmp_path_factory.mktemp("experts") / "buffer")
 
 
 def made(name: str, real: RealSet, buffer: str, steps: int = 6, **changes) -> DistilledSet:

@@ -28,16 +28,13 @@ from datastill.labels.correct_logits import mean_of_correct
 from datastill.methods.ast import AST
 from datastill.methods.datm import DATM
 from datastill.methods.ftd import FTD
-from datastill.models import resolve_network
 from datastill.models.zoo import ConvNet
 from datastill.objectives.trajectory_match import balance, intermediate_steps
 from datastill.sampling.clusters import spread
 from datastill.store.artifact import DistilledSet
 from datastill.surrogates.experts import ExpertBuffer, open_buffer, train_experts
 from datastill.surrogates.experts.perturbed import perturbed
-
-NETWORK = "convnet:width=8,depth=1"
-SHORT = {"student_steps": 4, "max_start": 3, "student_lr": 0.05, "image_lr": 2.0, "lr_lr": 1e-4, "lr_kind": "raw"}
+from trajectory_data import NETWORK, SHORT, plain_buffer, task_of
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +44,7 @@ def digits() -> RealSet:
 
 @pytest.fixture(scope="module")
 def buffer(digits: RealSet, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Three experts of four epochs, by plain SGD."""
-    folder = tmp_path_factory.mktemp("experts") / "buffer"
-    policy = "sgd:lr=0.05,batch=64"
-    train_experts(digits, task_of(digits).network, folder, experts=3, epochs=4, policy=policy, augment="none")
-    return str(folder)
+    return plain_buffer(digits, tmp_path_factory.mktemp("experts") / "buffer")
 
 
 class StopAt(Exception):
@@ -62,11 +55,6 @@ class Kill(Callback):
     def after_step(self, context: Context) -> None:
         if context.step == 3:
             raise StopAt
-
-
-def task_of(real: RealSet, ipc: int = 1, seed: int = 0) -> Task:
-    factory = resolve_network(NETWORK, channels=real.shape[0], classes=real.classes, size=real.shape[1:])
-    return Task(real, ipc, factory, seed)
 
 
 def made(name: str, real: RealSet, buffer: str, steps: int = 4, ipc: int = 1, **changes) -> DistilledSet:
