@@ -82,6 +82,20 @@ class Method:
             return self
         return dataclasses.replace(self, steps=max(20, min(self.steps, self.affordable(task, seconds))))  # type: ignore[call-arg]
 
+    def within(self, cheap: Self, task: Task, seconds: float, most: int = MANY) -> Self:
+        """This method where `seconds` pay for all steps of `cheap`; else `cheap`, with the steps that they pay for.
+
+        Args:
+            cheap: this method with cheaper steps.
+            task: the data, the network and the size.
+            seconds: at the nominal speed.
+            most: steps of the latter at most.
+        """
+        steps = cheap.affordable(task, seconds)
+        if steps >= self.steps:
+            return self
+        return dataclasses.replace(cheap, steps=max(20, min(most, steps)))  # type: ignore[call-arg]
+
     def with_cheap_preparation(self, task: Task, seconds: float, given: Collection[str]) -> Self:
         """This method with a preparation of about `seconds`, where its steps were given and nothing else is scaled.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from datastill.engines.statistics import keeps_statistics
 from datastill.evaluation.protocols import Protocol
 from datastill.evaluation.scores import Arm
 from datastill.store.artifact import DistilledSet
@@ -33,11 +34,12 @@ def of_sets(sets: list[DistilledSet], real: RealSet) -> list[str]:
 
 def of_network(factory: NetworkFactory, sets: list[DistilledSet]) -> list[str]:
     """On batch norm, whose running statistics are those of the images that a network is trained on."""
-    most = max(len(one.targets) / len(one.class_names) for one in sets)
-    if not factory.couples_samples or most > SMALL:
+    images = max(len(one.targets) for one in sets)
+    few = images <= SMALL * len(sets[0].class_names)
+    if not few or not factory.couples_samples or not keeps_statistics(factory(0)):
         return []
     return [
-        f"{factory} keeps running statistics (batch norm), here of {max(len(one.targets) for one in sets)} images that "
+        f"{factory} keeps running statistics (batch norm), here of {images} images that "
         "need not be like real ones: it can score below what it has learned. Group or instance norm has none."
     ]
 

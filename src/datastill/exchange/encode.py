@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,14 @@ class _Quantized:
     step: list[float]
 
 
+@dataclass(frozen=True)
+class _Groups:
+    where: Tensor  #: patch of each pixel (h * w,)
+    of: Tensor  #: of patches (n, p)
+    least: Tensor  #: of the values of each group (g,)
+    most: Tensor
+
+
 def encode(distilled: DistilledSet, bits: Bits = 8, most: int = 0) -> DistilledSet:
     """The set with its stored images in `bits` bits a value, or as many as fit in `most` bytes.
 
@@ -42,11 +52,10 @@ def encode(distilled: DistilledSet, bits: Bits = 8, most: int = 0) -> DistilledS
     if distilled.record.companions:
         raise InputError("A set with a teacher beside it cannot be encoded; export it as tensors.")
     pixels, constants = _stored_pixels(distilled)
-    if not most:
-        return _encoded(distilled, pixels, constants, bits)
+    groups = cache(lambda: _grouped(pixels))
     for fewer in range(bits, 0, -1):
-        found = _encoded(distilled, pixels, constants, fewer)
-        if len(found.codes["blob"].flatten()) <= most:
+        found = _encoded(distilled, pixels, constants, fewer, groups)
+        if not most or len(found.codes["blob"].flatten()) <= most:
             return found
     least = len(found.codes["blob"].flatten())
     raise InputError(f"{most} bytes are too few for {len(pixels)} images: they take {least} with one bit a value.")
@@ -65,9 +74,11 @@ def _stored_pixels(distilled: DistilledSet) -> tuple[Tensor, dict[str, Any]]:
     return space.decode(images).clamp(0, 1), {"mean": list(space.mean), "std": list(space.std)}
 
 
-def _encoded(distilled: DistilledSet, pixels: Tensor, constants: dict[str, Any], bits: int) -> DistilledSet:
+def _encoded(
+    distilled: DistilledSet, pixels: Tensor, constants: dict[str, Any], bits: int, groups: Callable[[], _Groups]
+) -> DistilledSet:
     patch = 0 if bits == 8 else PATCH
-    found = _whole(pixels) if bits == 8 else _in_patches(pixels, bits, patch)
+    found = _whole(pixels) if bits == 8 else _in_patches(pixels, bits, groups())
     stream = stream_of(found.group, found.q)
     decoder = Encoded(
         pixels.shape[1:], found.low, found.step, len(stream), patch, inner=distilled.record.decoder.plain(), **constants
@@ -87,12 +98,12 @@ def _whole(pixels: Tensor) -> _Quantized:
     return _Quantized((255 * pixels).round().to(torch.uint8), None, [0.0], [1 / 255])
 
 
-def _in_patches(pixels: Tensor, bits: int, side: int) -> _Quantized:
+def _grouped(pixels: Tensor) -> _Groups:
     """Patches by k-means in their range, each group on the range of its members."""
     from sklearn.cluster import KMeans
 
     n, c, h, w = pixels.shape
-    where, levels = patches_of(h, w, side), 2**bits - 1
+    where = patches_of(h, w, PATCH)
     flat = pixels.view(n, c, h * w)
     count = int(where.max()) + 1
     index = where.expand(n, c, -1)
@@ -102,11 +113,18 @@ def _in_patches(pixels: Tensor, bits: int, side: int) -> _Quantized:
     groups = min(GROUPS, len(ranges.unique(dim=0)))
     of = KMeans(n_clusters=groups, n_init=1, random_state=0).fit_predict(ranges.double().numpy())
     group = torch.from_numpy(np.unique(of, return_inverse=True)[1])
-    least = torch.full((groups,), np.inf).scatter_reduce(0, group, low.flatten(), "amin")
-    most = torch.full((groups,), -np.inf).scatter_reduce(0, group, high.flatten(), "amax")
     used = int(group.max()) + 1
-    least, step = least[:used], ((most - least)[:used] / levels).clamp_min(1e-6)
-    group = group.view(n, count)
-    a, z = (row[group][:, where].view(n, 1, h, w) for row in (step, least))
+    least = torch.full((used,), np.inf).scatter_reduce(0, group, low.flatten(), "amin")
+    most = torch.full((used,), -np.inf).scatter_reduce(0, group, high.flatten(), "amax")
+    return _Groups(where, group.view(n, count), least, most)
+
+
+def _in_patches(pixels: Tensor, bits: int, groups: _Groups) -> _Quantized:
+    """Each value on the scale of its patch's group."""
+    levels = 2**bits - 1
+    step = ((groups.most - groups.least) / levels).clamp_min(1e-6)
+    n, _, h, w = pixels.shape
+    a, z = (row[groups.of][:, groups.where].view(n, 1, h, w) for row in (step, groups.least))
     q = ((pixels - z) / a).round().clamp(0, levels).to(torch.uint8)
-    return _Quantized(q, group.to(torch.uint8) if used > 1 else None, least.tolist(), step.tolist())
+    of = groups.of.to(torch.uint8) if len(step) > 1 else None
+    return _Quantized(q, of, groups.least.tolist(), step.tolist())

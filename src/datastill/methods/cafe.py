@@ -100,5 +100,4 @@ class CAFE(Method):
             query=min(self.query, 16),
             inner=min(self.inner, 5),
         )
-        steps = cheap.affordable(task, seconds)
-        return self if steps >= self.steps else replace(cheap, steps=max(20, steps))
+        return self.within(cheap, task, seconds)

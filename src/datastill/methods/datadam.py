@@ -81,8 +81,4 @@ class DataDAM(Method):
 
     def scaled(self, task: Task, seconds: float) -> DataDAM:
         """Fewer real images per step before fewer steps, as in DM."""
-        cheap = replace(self, real_batch=min(self.real_batch, 32))
-        steps = cheap.affordable(task, seconds)
-        if steps >= self.steps:
-            return self
-        return replace(cheap, steps=max(20, min(3_000, steps)))
+        return self.within(replace(self, real_batch=min(self.real_batch, 32)), task, seconds, most=3_000)

@@ -107,5 +107,4 @@ class DC(Method):
     def scaled(self, task: Task, seconds: float) -> Self:
         """Fewer real images per step and shorter inner loops before fewer steps."""
         cheap = replace(self, real_batch=min(self.real_batch, 32), inner=min(self.inner, 5))
-        steps = cheap.affordable(task, seconds)
-        return self if steps >= self.steps else replace(cheap, steps=max(20, steps))
+        return self.within(cheap, task, seconds)

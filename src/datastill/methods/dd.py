@@ -113,12 +113,8 @@ class DD(Method):
 
     def scaled(self, task: Task, seconds: float) -> DD:
         """Smaller real batches before fewer steps, at larger rates where these are few."""
-        cheap = replace(self, real_batch=min(self.real_batch, 32))
-        steps = cheap.affordable(task, seconds)
-        if steps >= self.steps:
-            return self
-        made = replace(cheap, steps=max(20, steps))
-        if steps > _SHORT:
+        made = self.within(replace(self, real_batch=min(self.real_batch, 32)), task, seconds)
+        if made is self or made.steps > _SHORT:
             return made
         rate, size = max(_SHORT_RATE, self.image_lr), max(_SHORT_SIZE, self.step_size)
         return replace(made, image_lr=rate, step_size=size)

@@ -81,8 +81,4 @@ class DM(Method):
 
         At most 3,000, after which accuracy hardly moves and pixels drift out of range.
         """
-        cheap = replace(self, real_batch=min(self.real_batch, 32))
-        steps = cheap.affordable(task, seconds)
-        if steps >= self.steps:
-            return self
-        return replace(cheap, steps=max(20, min(3_000, steps)))
+        return self.within(replace(self, real_batch=min(self.real_batch, 32)), task, seconds, most=3_000)

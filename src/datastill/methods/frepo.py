@@ -101,12 +101,8 @@ class FRePo(Method):
 
     def scaled(self, task: Task, seconds: float) -> FRePo:
         """Smaller real batches before fewer steps, at larger rates where these are few."""
-        cheap = replace(self, real_batch=min(self.real_batch, 32))
-        steps = cheap.affordable(task, seconds)
-        if steps >= self.steps:
-            return self
-        made = replace(cheap, steps=max(20, steps))
-        if steps > _SHORT:
+        made = self.within(replace(self, real_batch=min(self.real_batch, 32)), task, seconds)
+        if made is self or made.steps > _SHORT:
             return made
         rates = dict.fromkeys(("image_lr", "label_lr", "net_lr"), _SHORT_RATE)
         return replace(made, **{name: max(rate, getattr(self, name)) for name, rate in rates.items()})

@@ -120,5 +120,4 @@ class IDC(Method):
             outer=min(self.outer, 10),
             image_lr=_HURRY * self.image_lr,
         )
-        steps = cheap.affordable(task, seconds)
-        return self if steps >= self.steps else replace(cheap, steps=max(20, steps))
+        return self.within(cheap, task, seconds)

@@ -103,5 +103,4 @@ class IDM(Method):
             net_steps=min(self.net_steps, 2),
             net_batch=min(self.net_batch, 64),
         )
-        steps = cheap.affordable(task, seconds)
-        return self if steps >= self.steps else replace(cheap, steps=max(20, steps))
+        return self.within(cheap, task, seconds)

@@ -54,6 +54,12 @@ def several_indices(real: RealSet, ipc: int, count: int, seed: int) -> Tensor:
     return torch.cat(chosen)
 
 
+def placed(block: Block, ipc: int, rows: Mapping[int, Tensor]) -> Tensor:
+    """What each stored image of a block has, (n, ...), from that of the ipc images of each class, (ipc, ...)."""
+    places = zip(block.index.tolist(), block.y.tolist(), strict=True)
+    return torch.stack([rows[c][i % ipc] for i, c in places])
+
+
 def mosaic(real: RealSet, index: Tensor, factor: int) -> Tensor:
     """Images (n, c, h, w) whose tiles are the real images at `index` (n, factor^2), reduced to the nearest pixel."""
     _, height, width = real.shape

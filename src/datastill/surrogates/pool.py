@@ -12,7 +12,7 @@ from torch import Tensor
 from datastill.core.context import Context
 from datastill.core.precision import casting
 from datastill.core.rng import Rng
-from datastill.training.feature_network import load_weights
+from datastill.surrogates.pooled import Pooled, parts, states
 from datastill.training.hard import Schedule, sgd, train
 from datastill.training.momentum import give_momentum, momentum_of
 
@@ -122,28 +122,22 @@ class Pool:
         member.trainings += 1
 
     def _network(self, member: _Member, context: Context) -> Network:
-        if member.network is None:
-            born = context.rng.derive("surrogate", context.block.key, member.born)
-            member.network = self.factory(born).to(context.device)
-            if member.stored:
-                load_weights(member.network, member.stored)
-        return member.network
+        seed = context.rng.derive("surrogate", context.block.key, member.born)
+        return member.made(self.factory, seed, context.device)
 
     def state(self) -> dict[str, Tensor]:
         """Who is there, and weights and momentum of who was trained; nothing is copied."""
-        kept = {
+        return {
             "born": torch.tensor(self.born, dtype=torch.int64),
             "trainings": torch.tensor([member.trainings for member in self.members], dtype=torch.int64),
             "accuracy": torch.tensor([member.accuracy for member in self.members], dtype=torch.float64),
+            **states(self.members),
         }
-        for member in self.members:
-            kept |= {f"{member.part}/{name}": value for name, value in member.state().items()}
-        return kept
 
     @property
     def parts(self) -> list[str]:
         """One for each network that was trained."""
-        return [member.part for member in self.members if member.trainings]
+        return parts(self.members)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
@@ -151,13 +145,12 @@ class Pool:
         known = (state[name].tolist() for name in ("born", "trainings", "accuracy"))
         for born, trainings, accuracy in zip(*known, strict=True):
             member = _Member(born, trainings, accuracy)
-            prefix = f"{member.part}/"
-            member.stored = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+            member.take(state)
             self.members.append(member)
 
 
-class _Member:
-    """A network of the pool, made when it is first needed.
+class _Member(Pooled):
+    """A network of the pool.
 
     Args:
         born: the step at which it joined, from which its first weights are drawn.
@@ -166,9 +159,8 @@ class _Member:
     """
 
     def __init__(self, born: int, trainings: int = 0, accuracy: float = 0.0) -> None:
-        self.born, self.trainings, self.accuracy = born, trainings, accuracy
-        self.stored: dict[str, Tensor] = {}  #: its state in a checkpoint, until it is needed
-        self.network: Network | None = None
+        super().__init__(trainings)
+        self.born, self.accuracy = born, accuracy
         self.optimizer: torch.optim.SGD | None = None
 
     @property
@@ -184,9 +176,6 @@ class _Member:
             self.stored = {}  # all of it is in network and optimizer now
         return self.optimizer
 
-    def state(self) -> dict[str, Tensor]:
-        """Weights and momentum, or nothing where it was never trained."""
-        if self.network is None or self.optimizer is None:
-            return self.stored
-        weights = {f"weight/{name}": value.detach() for name, value in self.network.state_dict().items()}
-        return {**weights, **momentum_of(self.network, self.optimizer)}
+    def moments(self, network: Network) -> dict[str, Tensor] | None:
+        """Momentum."""
+        return None if self.optimizer is None else momentum_of(network, self.optimizer)

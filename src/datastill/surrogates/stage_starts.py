@@ -16,7 +16,7 @@ from torch import Tensor
 from datastill.core.plan import chunk_for
 from datastill.core.threads import threads_for
 from datastill.data.real import check_ipc
-from datastill.sampling.inits import mosaic
+from datastill.sampling.inits import mosaic, placed
 from datastill.sampling.selection import herding
 from datastill.surrogates.stages import Stage, open_experts
 
@@ -59,11 +59,7 @@ class HerdedTiles:
             for done, c in enumerate(block.classes):
                 found[c] = self._of_class(c, buffer, network, context)
                 task.progress("choosing the start", done + 1, len(block.classes), {})
-        taken = dict.fromkeys(block.classes, 0)
-        index = torch.empty(len(block.y), self.factor**2, dtype=torch.int64)
-        for row, c in enumerate(block.y.tolist()):
-            index[row] = found[c][taken[c]]
-            taken[c] += 1
+        index = placed(block, task.ipc, found)
         return mosaic(task.real, index, self.factor), {"mixed": index}
 
     def describe(self) -> dict[str, Any]:

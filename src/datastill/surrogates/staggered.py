@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from datastill.core.context import Context
 from datastill.core.precision import casting
 from datastill.core.rng import isolated
-from datastill.training.feature_network import load_weights
+from datastill.surrogates.pooled import Pooled, parts, states
 from datastill.training.regression import squared_error, targets_of
 
 if TYPE_CHECKING:
@@ -90,39 +90,33 @@ class Staggered:
     def _network(self, member: _Member, context: Context) -> Network:
         if member.network is None:
             seed = context.rng.derive("surrogate", context.block.key, member.slot, member.born)
-            member.network = self.factory(seed).to(context.device)
-            for layer in member.network.modules():
+            for layer in member.made(self.factory, seed, context.device).modules():
                 if isinstance(layer, _BatchNorm) and layer.momentum is not None:
                     layer.momentum = _BATCH_NORM_MOMENTUM
-            if member.stored:
-                load_weights(member.network, member.stored)
+        assert member.network is not None
         return member.network
 
     def state(self) -> dict[str, Tensor]:
         """Counters, and weights and moments of who was trained; nothing is copied."""
         numbers = [[m.born, m.counter, m.trainings] for m in self.members]
-        kept = {"numbers": torch.tensor(numbers, dtype=torch.int64).reshape(-1, 3)}
-        for member in self.members:
-            kept |= {f"{member.part}/{name}": value for name, value in member.state().items()}
-        return kept
+        return {"numbers": torch.tensor(numbers, dtype=torch.int64).reshape(-1, 3), **states(self.members)}
 
     @property
     def parts(self) -> list[str]:
         """One for each network that was trained."""
-        return [member.part for member in self.members if member.trainings]
+        return parts(self.members)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
         self.members = []
         for slot, (born, counter, trainings) in enumerate(state["numbers"].tolist()):
             member = _Member(slot, born, counter, trainings)
-            prefix = f"{member.part}/"
-            member.stored = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+            member.take(state)
             self.members.append(member)
 
 
-class _Member:
-    """A network of the pool, made when it is first needed.
+class _Member(Pooled):
+    """A network of the pool.
 
     Args:
         slot: its place in the pool.
@@ -132,9 +126,8 @@ class _Member:
     """
 
     def __init__(self, slot: int, born: int = -1, counter: int = 0, trainings: int = 0) -> None:
-        self.slot, self.born, self.counter, self.trainings = slot, born, counter, trainings
-        self.stored: dict[str, Tensor] = {}  #: its state in a checkpoint, until it is needed
-        self.network: Network | None = None
+        super().__init__(trainings)
+        self.slot, self.born, self.counter = slot, born, counter
         self.optimizer: torch.optim.Adam | None = None
 
     @property
@@ -158,12 +151,12 @@ class _Member:
             self.stored = {}  # all of it is in network and optimizer now
         return self.optimizer
 
-    def state(self) -> dict[str, Tensor]:
-        """Weights and moments, or nothing where it was never trained."""
-        if self.network is None or self.optimizer is None:
-            return self.stored
-        kept = {f"weight/{name}": value.detach() for name, value in self.network.state_dict().items()}
-        for name, parameter in self.network.named_parameters():
-            moments = self.optimizer.state.get(parameter, {})
-            kept |= {f"adam/{name}/{n}": value.detach() for n, value in moments.items()}
-        return kept
+    def moments(self, network: Network) -> dict[str, Tensor] | None:
+        """Of Adam."""
+        if self.optimizer is None:
+            return None
+        return {
+            f"adam/{name}/{n}": value.detach()
+            for name, parameter in network.named_parameters()
+            for n, value in self.optimizer.state.get(parameter, {}).items()
+        }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datastill.data.real import check_ipc
 from datastill.sampling.clusters import spread
-from datastill.sampling.inits import shuffled_members
+from datastill.sampling.inits import placed, shuffled_members
 from datastill.sampling.representative import Candidates
 from datastill.training.hard import predict
 
@@ -124,8 +124,7 @@ class CorrectReal:
 
 def _placed(task: Task, block: Block, rows: Mapping[int, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Images of a block, and their positions, from the positions (ipc,) for each class."""
-    places = zip(block.index.tolist(), block.y.tolist(), strict=True)
-    index = torch.stack([rows[c][i % task.ipc] for i, c in places])
+    index = placed(block, task.ipc, rows)
     return task.real.batch(index).x, {"selected": index}
 
 
