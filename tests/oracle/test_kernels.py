@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datastill.core.errors import Diverged, InputError
 from datastill.core.rng import Rng
-from datastill.engines.kernels import DenseKernel, FeatureKernel, fit_ridge, solved_labels
+from datastill.engines.kernels import ConvKernel, DenseKernel, FeatureKernel, fit_ridge, solved_labels
 from datastill.engines.kernels.ridge import refuse_size
 
 
@@ -62,6 +62,95 @@ class TestDense:
             return (fit_ridge(kernel, x, y, 1e-2)(t) - wanted).square().sum()
 
         assert torch.autograd.gradcheck(loss, (x, y), eps=1e-6, atol=1e-6, rtol=1e-5)
+
+
+def windows(grid: list[list[float]]) -> list[list[float]]:
+    """Means of 3 x 3 windows at stride 2, zeros around."""
+    side = len(grid)
+    reach = range((side + 1) // 2)
+
+    def at(i: int, j: int) -> float:
+        return grid[i][j] if 0 <= i < side and 0 <= j < side else 0.0
+
+    around = [(u, v) for u in (-1, 0, 1) for v in (-1, 0, 1)]
+    return [[sum(at(2 * i + u, 2 * j + v) for u, v in around) / 9 for j in reach] for i in reach]
+
+
+def naive_convolutional(kernel: ConvKernel, a: Tensor, b: Tensor) -> float:
+    """The recursion of one pair, place by place."""
+    w, bias, side = kernel.weight, kernel.bias, a.shape[-1]
+
+    def first(p: Tensor, q: Tensor) -> list[list[float]]:
+        inner = [[float(p[:, i, j] @ q[:, i, j]) / len(p) for j in range(side)] for i in range(side)]
+        return [[w * v + bias for v in row] for row in windows(inner)]
+
+    xy, xx, yy = first(a, b), first(a, a), first(b, b)
+    t = [row[:] for row in xy]
+    for layer in range(kernel.depth):
+        reach = range(len(xy))
+        outputs, slopes = [[0.0] * len(xy) for _ in reach], [[0.0] * len(xy) for _ in reach]
+        for i in reach:
+            for j in reach:
+                scale = math.sqrt(xx[i][j] * yy[i][j])
+                r = min(1.0, max(-1.0, xy[i][j] / scale))
+                outputs[i][j] = scale * (math.sqrt(1 - r * r) + r * (math.pi - math.acos(r))) / math.pi / 2
+                slopes[i][j] = t[i][j] * (math.pi - math.acos(r)) / math.pi / 2
+                xx[i][j], yy[i][j] = xx[i][j] / 2, yy[i][j] / 2
+        if layer == kernel.depth - 1:
+            count = len(xy) ** 2
+            s = w * sum(map(sum, outputs)) / count + bias
+            return s + w * sum(map(sum, slopes)) / count if kernel.kind == "ntk" else s
+        xy, xx, yy = ([[w * v + bias for v in row] for row in windows(one)] for one in (outputs, xx, yy))
+        t = [[s + w * v for s, v in zip(*rows)] for rows in zip(xy, windows(slopes))]
+    raise AssertionError("of depth 1 or more")
+
+
+def colored(n: int, seed: int = 0, side: int = 5) -> Tensor:
+    return torch.randn(n, 2, side, side, generator=Rng(seed).generator("images"), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", ["ntk", "nngp"])
+class TestConvolutional:
+    @pytest.mark.parametrize("depth", [1, 3])
+    def test_is_the_recursion_pair_by_pair(self, kind: str, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whole and in chunks of a row."""
+        kernel, a, b = ConvKernel(kind, depth, normalize=False), colored(3), colored(4, 1)
+        wanted = torch.tensor([[naive_convolutional(kernel, p, q) for q in b] for p in a], dtype=torch.float64)
+        assert torch.allclose(kernel.cross(a, b), wanted, rtol=1e-10)
+        wanted_gram = torch.tensor([[naive_convolutional(kernel, p, q) for q in a] for p in a], dtype=torch.float64)
+        assert torch.allclose(kernel.gram(a), wanted_gram, rtol=1e-7)
+        monkeypatch.setattr("datastill.engines.kernels.convolutional._AT_ONCE", 1)
+        assert torch.allclose(kernel.cross(a, b), wanted, rtol=1e-10)
+
+    def test_is_symmetric_and_positive(self, kind: str) -> None:
+        gram = ConvKernel(kind).gram(colored(20))
+        assert torch.allclose(gram, gram.T, rtol=1e-12)
+        assert torch.linalg.eigvalsh(gram).min() >= -1e-8
+
+    def test_gradients_are_finite_differences(self, kind: str) -> None:
+        kernel, x, t = ConvKernel(kind, 2), colored(2, 0, 4).requires_grad_(), colored(3, 1, 4)
+        y, wanted = (torch.randn(n, 3, generator=Rng(n).generator("y"), dtype=torch.float64) for n in (2, 3))
+
+        def loss(x: Tensor) -> Tensor:
+            return (fit_ridge(kernel, x, y, 1e-2)(t) - wanted).square().sum()
+
+        assert torch.autograd.gradcheck(loss, (x,), eps=1e-6, atol=1e-6, rtol=1e-5)
+
+
+def test_convolutional_nngp_is_the_covariance_of_a_wide_network() -> None:
+    """Two convolutions at stride 2 and the mean product of outputs at equal places; ten networks, to 3 %."""
+    kernel, x = ConvKernel("nngp", 2, normalize=False), colored(3).float()
+    generator, width = Rng(3).generator("weights"), 600
+    w, b = kernel.weight, kernel.bias
+
+    def convolved(maps: Tensor) -> Tensor:
+        weights = torch.randn(width, maps.shape[1], 3, 3, generator=generator) * math.sqrt(w / (9 * maps.shape[1]))
+        bias = torch.randn(width, generator=generator) * math.sqrt(b)
+        return torch.nn.functional.conv2d(maps, weights, bias, stride=2, padding=1).relu()
+
+    features = torch.stack([convolved(convolved(x)).flatten(1).double() for _ in range(10)])
+    covariance = w * (features @ features.mT).mean(0) / features.shape[2] + b
+    assert (kernel.gram(x) - covariance).norm() < 0.03 * covariance.norm()
 
 
 def test_depth_0_is_linear() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from datastill.core.errors import InputError
 from datastill.core.ranges import Count, Weight
@@ -37,17 +37,18 @@ class FitsTargets(Protocol):
 
 @dataclass(frozen=True)
 class RegressesByKernel(Protocol):
-    """Ridge regression by the kernel of a dense network of infinite width, see `engines.kernels`."""
+    """Ridge regression by the kernel of a network of infinite width, see `engines.kernels`."""
 
     accepts: tuple[str, ...] = TARGETS
+    kernel: Literal["ntk", "conv-ntk"] = "ntk"  #: of three dense layers, or of three convolutions
     ridge: Weight = 1e-6  #: in units of the kernel's mean diagonal
 
     def trainer(self, real: RealSet, rate: float | None = None, extras: Extras | None = None) -> Trainer:
         """See `Protocol`."""
-        from datastill.engines.kernels import DenseKernel
+        from datastill.engines.kernels import infinite_kernel
         from datastill.training.kernel_ridge import KernelTrainer
 
-        return KernelTrainer(DenseKernel(), self.ridge, real.classes, self.lr)
+        return KernelTrainer(infinite_kernel(self.kernel), self.ridge, real.classes, self.lr)
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,13 @@ PROTOCOLS = (
         "kernel ridge regression: NTK of three dense layers, images normalized one by one; no network",
         passes=1,
         lr=1.0,
+    ),
+    RegressesByKernel(
+        "krr-conv-v1",
+        "the same with the NTK of three convolutions at stride 2 and a dense readout",
+        passes=1,
+        lr=1.0,
+        kernel="conv-ntk",
     ),
     FitsTargets(
         "frepo-v1",
