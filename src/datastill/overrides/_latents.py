@@ -1,0 +1,77 @@
+"""Latents of generators in the place of pixels: `--codes glad` and `--codes ld3m`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from datastill.core.plan import UpdateRule
+from datastill.core.ranges import Count, RateOrAuto
+from datastill.overrides.codes import Codes, whole_images
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from datastill.core.plan import Decoder, Plan, Stepper, Task, Unit
+
+#: RMS of the first steps, in units of the leaf's own RMS at the start, and the momentum of GLaD and LD3M.
+_STEP, _MOMENTUM = 0.02, 0.5
+
+
+@dataclass(frozen=True)
+class OfItsSize:
+    """SGD with momentum whose first steps are a `part` of the leaf's RMS at its start: latents have no usual scale."""
+
+    part: float
+    momentum: float
+
+    def bind(self, leaf: Tensor) -> Stepper:
+        """The calibrated rule for this leaf."""
+        from datastill.engines.hypergradient import Calibrated
+
+        rms = float(leaf.detach().double().square().mean().sqrt())
+        return Calibrated(self.part * max(rms, 1e-6), self.momentum).bind(leaf)
+
+
+def rule_of(rate: float) -> UpdateRule:
+    """At a rate that is given, or one that follows from the first gradients."""
+    from datastill.core.update import Sgd
+
+    return Sgd(rate, _MOMENTUM) if rate else OfItsSize(_STEP, _MOMENTUM)
+
+
+def with_latents(plan: Plan, decoder: Decoder, rules: dict[str, UpdateRule], units: tuple[Unit, ...]) -> Plan:
+    """The plan with the decoder in the place of its pixels; where its pixels do not move, nor do latents."""
+    others = {name: rule for name, rule in plan.update.items() if name != "images"}
+    update = {**others, **rules} if "images" in plan.update else others
+    return replace(plan, decoder=decoder, update=update, prepare=(*plan.prepare, *units))
+
+
+@dataclass(frozen=True)
+class StyleCodes(Codes):
+    """Latents of a style-based generator at a layer of choice (GLaD: Cazenavette et al., CVPR 2023, arXiv:2305.01649)."""
+
+    how = "glad"
+    layer: str = "w"  #: "z" before the mapping, "w" the styles, "f0", "f1", ...: features that enter a layer, and styles
+    start: Literal["random", "mean"] = "random"  #: latents drawn for each image, or the mean style of its class
+    generator: str = "tiny"  #: the small one that is trained here, or a registered one of yours
+    lr: RateOrAuto = 0.0  #: of z or w; 0 follows from the first gradients
+    lr_f: RateOrAuto = 0.0  #: of the features
+    train: Count = 500  #: steps of the small generator's training
+
+    def apply(self, plan: Plan, method: str, task: Task) -> Plan:
+        """The plan with latents as its codes."""
+        from datastill.decoders.networks import named
+        from datastill.decoders.style_latents import StyleLatents
+        from datastill.sampling.inits import NoImages
+        from datastill.training.generators.style import TinyStyleUnit
+
+        whole_images(plan, method)
+        own = self.generator == "tiny"
+        brought = None if own else named(self.generator)
+        decoder = StyleLatents(task.real.shape, task.real.classes, self.layer, self.start, brought)
+        rules = {"z": rule_of(self.lr)} if self.layer == "z" else {"w": rule_of(self.lr)}
+        if self.layer.startswith("f"):
+            rules["f"] = rule_of(self.lr_f)
+        units = (TinyStyleUnit(steps=self.train),) if own else ()
+        return replace(with_latents(plan, decoder, rules, units), init=NoImages())
