@@ -316,6 +316,10 @@ class ByNetwork(Protocol):
         """
         ...
 
+    def note(self) -> str:
+        """A sentence for the notes of the run, or ""."""
+        ...
+
 
 @runtime_checkable
 class LearnedLabels(Protocol):

@@ -23,6 +23,8 @@ class CodesRecord(Record):
     generator: Text = ""
 
 
+#: Latents begin within these; infinite ones count as `_INFINITE` (GLaD).
+_CLIP, _INFINITE = 10.0, 5.0
 #: Bytes of all generators that a process may name; only a bound on what a manifest says.
 _MOST = 2**50
 
@@ -115,6 +117,12 @@ def with_weights(network: Any, weights: Mapping[str, Tensor]) -> Any:
         raise InputError(f"The decoder's weights do not fit it: {name!r} is missing, is not of it, or of another size.")
     network.load_state_dict(weights, assign=True)
     return network.requires_grad_(False).eval()
+
+
+def bounded(latents: Tensor) -> tuple[Tensor, int]:
+    """Finite latents within bounds, and how many were not: layers in half precision overflow."""
+    found = torch.nan_to_num(latents, nan=0.0, posinf=_INFINITE, neginf=-_INFINITE).clamp(-_CLIP, _CLIP)
+    return found, int((found != latents).sum())
 
 
 def register_generator(name: str, generator: Any) -> None:

@@ -18,15 +18,13 @@ from datastill.core.errors import InputError
 from datastill.core.plan import Codes, Synthetic
 from datastill.core.space import Space
 from datastill.core.two_pass import gradients_of, rendered
-from datastill.decoders.networks import Named, as_shape, expected_weights, with_weights
+from datastill.decoders.networks import Named, as_shape, bounded, expected_weights, with_weights
 from datastill.models.generators import StyleGenerator
 from datastill.models.generators.tiny_style import TinyStyleGenerator
 from datastill.training.generators.style import TinyStyleUnit
 
 #: Stored images that are rendered at once, and classes that a mean style is taken of that many codes (GLaD).
 CHUNK, MEAN_OF = 10, 1000
-#: Features begin within these; infinite ones count as `_INFINITE` (layers in half precision overflow).
-_CLIP, _INFINITE = 10.0, 5.0
 
 
 @dataclass
@@ -79,6 +77,10 @@ class StyleLatents:
         if self._named is None:
             self._network = with_weights(self._known(), weights)
 
+    def note(self) -> str:
+        """How many numbers were clipped at the start."""
+        return f"{self.clipped} numbers of the features were clipped at the start" if self.clipped else ""
+
     def begin(self, context: Context, images: Tensor, extra: dict[str, Tensor]) -> Codes:
         """Latents drawn for every image, or the mean of their class; the images of the init are not looked at."""
         self.bind(context.prepared.get(TinyStyleUnit.name, {}), context.task.real.space)
@@ -93,7 +95,9 @@ class StyleLatents:
             if self.layer == "w":
                 return {"w": ws}
             n = int(self.layer[1:])
-            return {"w": ws[:, n:], "f": self._bounded(generator.features(ws, n))}
+            f, clipped = bounded(generator.features(ws, n))
+            self.clipped += clipped
+            return {"w": ws[:, n:], "f": f}
 
     def encode(self, images: Tensor) -> Codes:
         """Not from images alone: see `begin`."""
@@ -186,12 +190,6 @@ class StyleLatents:
             z = torch.randn(MEAN_OF, generator.z_dim, generator=context.rng.generator("mean-style", c)).to(like)
             means[c] = generator.map(z, torch.full((MEAN_OF,), c, device=like.device)).mean(0)
         return torch.stack([means[c] for c in y.tolist()])
-
-    def _bounded(self, f: Tensor) -> Tensor:
-        """Finite features within bounds; those that were not are counted."""
-        bounded = torch.nan_to_num(f, nan=0.0, posinf=_INFINITE, neginf=-_INFINITE).clamp(-_CLIP, _CLIP)
-        self.clipped += int((bounded != f).sum())
-        return bounded
 
 
 DECODER = StyleLatents

@@ -71,8 +71,10 @@ def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, 
     extra = {**outcome.extra, **kept}
     if outcome.y.ndim > 1:
         extra["classes"] = task.labels
-    weights = plan.decoder.carried if isinstance(plan.decoder, ByNetwork) else {}
+    by_network = plan.decoder if isinstance(plan.decoder, ByNetwork) else None
+    weights = {} if by_network is None else by_network.carried
     made = DistilledSet(outcome.codes, outcome.y, real.space, plain(manifest), extra, decoder_weights=weights)
+    made.manifest["notes"] += [by_network.note()] if by_network is not None and by_network.note() else []
     judged = isinstance(plan.objective, Remarks)  # by who knows what its losses are
     made.manifest["notes"] += [*([] if judged else rising(outcome)), *strayed(made)]
     return made

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from datastill.core.plan import UpdateRule
-from datastill.core.ranges import Count, RateOrAuto
+from datastill.core.ranges import Count, RateOrAuto, Weight
 from datastill.overrides.codes import Codes, whole_images
 
 if TYPE_CHECKING:
@@ -75,3 +75,36 @@ class StyleCodes(Codes):
             rules["f"] = rule_of(self.lr_f)
         units = (TinyStyleUnit(steps=self.train),) if own else ()
         return replace(with_latents(plan, decoder, rules, units), init=NoImages())
+
+
+@dataclass(frozen=True)
+class DiffusionCodes(Codes):
+    """Latents and conditions of a latent diffusion model (LD3M: Moser et al., arXiv:2403.03881)."""
+
+    how = "ld3m"
+    steps: Count = 5  #: of the denoising
+    guidance: Weight = 3.0  #: 1 goes without classifier-free guidance
+    skip: Literal["latent", "noisy", "none"] = "latent"  #: what every step has mixed in, less and less of it
+    skip_on: Literal["x0", "prev"] = "x0"  #: where
+    noise: Literal["per-iteration", "fixed", "fresh"] = "per-iteration"  #: how long a draw of it lasts
+    generator: str = "tiny"  #: the small one that is trained here, a registered one, or a folder of diffusers
+    lr: RateOrAuto = 0.0  #: of the latents; 0 follows from the first gradients
+    lr_c: RateOrAuto = 0.0  #: of the conditions
+    train: Count = 900  #: steps of the small model's training
+
+    def apply(self, plan: Plan, method: str, task: Task) -> Plan:
+        """The plan with latents as its codes, started from real images."""
+        from datastill.decoders.diffusion_latents import DiffusionLatents
+        from datastill.decoders.networks import named
+        from datastill.sampling.inits import RandomReal
+        from datastill.training.generators.ldm import TinyLdmUnit
+
+        whole_images(plan, method)
+        own = self.generator == "tiny"
+        chain = (self.steps, self.guidance, self.skip, self.skip_on, self.noise)
+        decoder = DiffusionLatents(task.real.shape, task.real.classes, *chain, None if own else named(self.generator))
+        rules = {"z": rule_of(self.lr)}
+        if decoder.conditioned:
+            rules["c"] = rule_of(self.lr_c)
+        units = (TinyLdmUnit(steps=self.train),) if own else ()
+        return replace(with_latents(plan, decoder, rules, units), init=RandomReal())

@@ -140,9 +140,9 @@ def _of_several(plan: Plan, method: str, instances: int) -> Init:
 
 
 def _kinds() -> dict[str, type[Codes]]:
-    from datastill.overrides._latents import StyleCodes
+    from datastill.overrides._latents import DiffusionCodes, StyleCodes
 
-    return {kind.how: kind for kind in (Frequencies, StyleCodes)}
+    return {kind.how: kind for kind in (Frequencies, StyleCodes, DiffusionCodes)}
 
 
 OVERRIDE = Codes

@@ -60,6 +60,6 @@ def fit(
         optimizer.step()
         schedule.step()
         if step >= steps - max(1, steps // 10):
-            last.append(float(found))
+            last.append(float(found.detach()))
         task.progress(told, (step + 1) / steps, 1, {})
     return sum(last) / max(1, len(last))
