@@ -20,6 +20,7 @@ from datastill.core.two_pass import gradients_of, rendered
 from datastill.decoders.networks import Named, as_shape, bounded, expected_weights, with_weights
 from datastill.models.generators import LatentDiffusion
 from datastill.models.generators.ddim import Ddim
+from datastill.models.generators.diffusers_ldm import DiffusersLDM
 from datastill.models.generators.tiny_ldm import TinyLDM
 from datastill.training.generators.ldm import TinyLdmUnit
 
@@ -52,9 +53,11 @@ class DiffusionLatents:
         self._space, self._chain = Space(), Ddim(self.steps, self.guidance, self.skip, self.skip_on)
         if self.noise not in _NOISE:
             raise InputError(f"There is no noise {self.noise!r}. {nearest(str(self.noise), _NOISE)}")
-        self._named = None if self.model is None else Named.of(self.model, LatentDiffusion)
+        configs = None if self.model is None else self.model.get("diffusers")
+        named = self.model is not None and configs is None
+        self._named = Named.of(self.model or {}, LatentDiffusion) if named else None
         self._network: Any = None if self._named is None else self._named.found()
-        known = self._known()
+        known = self._shapes = self._network or self._of_shapes(configs)
         self._chain.times(known)
         if tuple(known.img_shape) != tuple(self.shape) or known.classes not in (0, self.classes):
             raise InputError(
@@ -65,7 +68,7 @@ class DiffusionLatents:
     @property
     def conditioned(self) -> bool:
         """Whether the model takes a condition of each image."""
-        return bool(self._known().condition_dim)
+        return bool(self._shapes.condition_dim)
 
     @property
     def carried(self) -> Mapping[str, Tensor]:
@@ -76,13 +79,13 @@ class DiffusionLatents:
 
     def expected(self) -> Mapping[str, Sequence[int]]:
         """Those of a model of this size."""
-        return {} if self._named is not None else expected_weights(self._known())
+        return {} if self._named is not None else expected_weights(self._shapes)
 
     def bind(self, weights: Mapping[str, Tensor], space: Space) -> None:
         """Take up weights and Space."""
         self._space = space
         if self._named is None:
-            self._network = with_weights(self._known(), weights)
+            self._network = with_weights(self._shapes, weights)
 
     def note(self) -> str:
         """How many numbers were clipped at the start."""
@@ -91,7 +94,9 @@ class DiffusionLatents:
     def begin(self, context: Context, images: Tensor, extra: dict[str, Tensor]) -> Codes:
         """Latents of the images, and the conditions of their classes."""
         space = context.task.real.space
-        self.bind(context.prepared.get(TinyLdmUnit.name, {}), space)
+        if self._network is None:
+            self.bind(context.prepared.get(TinyLdmUnit.name, {}), space)
+        self._space = space
         model, pixels = self._on(images), space.decode(images).clamp(0, 1)
         with torch.no_grad():
             z = torch.cat([model.encode(2 * part - 1) for part in pixels.split(self.chunk)])
@@ -129,7 +134,9 @@ class DiffusionLatents:
             z, model = codes["z"], self._on(codes["z"])
             noise = codes.get("noise")
             if noise is None:
-                draws = [torch.Generator().manual_seed((record + 2 * row) % 2**63) for row in range(rows.start, rows.stop)]
+                draws = [
+                    torch.Generator().manual_seed((record + 2 * row) % 2**63) for row in range(rows.start, rows.stop)
+                ]
                 noise = torch.stack([torch.randn(z.shape[1:], generator=draw) for draw in draws]).to(z)
             x = model.decode(self._chain.latents(model, z, codes.get("c"), noise))
             return self._space.encode(((x + 1) / 2).clamp(0, 1))
@@ -142,7 +149,7 @@ class DiffusionLatents:
         Raises:
             InputError: there are other leaves, or of another size.
         """
-        known, n = self._known(), next((sizes[0] for sizes in shapes.values() if sizes), 0)
+        known, n = self._shapes, next((sizes[0] for sizes in shapes.values() if sizes), 0)
         wanted: dict[str, tuple[int, ...]] = {"z": (n, *known.latent_shape)}
         wanted |= {"c": (n, known.condition_dim)} if known.condition_dim else {}
         wanted |= {"noise": wanted["z"]} if self.noise == "fixed" else {}
@@ -159,16 +166,20 @@ class DiffusionLatents:
         chain = {name: getattr(self, name) for name in ("steps", "guidance", "skip", "skip_on", "noise", "model")}
         return {"decoder": "diffusion_latents", "shape": list(self.shape), "classes": self.classes, **chain}
 
-    def _known(self) -> Any:
-        """The model that was brought, or one of the small one's shapes without numbers."""
-        if self._named is not None:
-            return self._named.found()
+    def _of_shapes(self, configs: Any) -> Any:
+        """A network without numbers: the small one, or one of diffusers."""
         with torch.device("meta"):
-            return TinyLDM(tuple(self.shape), self.classes)  # type: ignore[arg-type]
+            if configs is None:
+                return TinyLDM(tuple(self.shape), self.classes)  # type: ignore[arg-type]
+            if not isinstance(configs, Mapping):
+                raise InputError("A diffusion model of diffusers needs the configurations of its parts.")
+            return DiffusersLDM(configs).of_classes(self.classes)
 
     def _on(self, like: Tensor) -> Any:
         if self._network is None:
-            raise InputError("These latents have no diffusion model yet: a run prepares it, or it is read with its set.")
+            raise InputError(
+                "These latents have no diffusion model yet: a run prepares it, or it is read with its set."
+            )
         if isinstance(self._network, torch.nn.Module):
             self._network.to(like.device, like.dtype)
         return self._network

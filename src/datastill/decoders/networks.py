@@ -13,6 +13,7 @@ from datastill.core.errors import InputError, nearest
 from datastill.store.files import digest
 from datastill.store.schema import Record, Text
 
+
 class CodesRecord(Record):
     """What was asked for instead of pixels, as manifests have it; 0 was settled by the size of the images."""
 
@@ -80,7 +81,7 @@ class Named:
         if known is None:
             raise InputError(
                 f"The generator {self.name!r} ({self.nbytes / 1e6:,.1f} MB, sha256 {self.sha256[:12]}...) is not in the "
-                "artifact: register it with datastill.register_generator first."
+                "artifact: register it first (datastill.decoders.networks.register_generator)."
             )
         if not isinstance(known.network, self.kind):
             raise InputError(f"The generator {self.name!r} is no {self.kind.__name__}.")
@@ -95,7 +96,9 @@ def as_shape(shape: Sequence[int], classes: int) -> tuple[int, int, int]:
     """
     sizes = [*shape, classes]
     if len(shape) != 3 or not all(isinstance(s, int) and not isinstance(s, bool) and 1 <= s <= 65_536 for s in sizes):
-        raise InputError(f"Latents need the channels, height and width of an image and a number of classes, not {sizes}.")
+        raise InputError(
+            f"Latents need the channels, height and width of an image and a number of classes, not {sizes}."
+        )
     channels, height, width = shape
     return channels, height, width
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from datastill.core.plan import UpdateRule
@@ -52,7 +54,9 @@ class StyleCodes(Codes):
     """Latents of a style-based generator at a layer of choice (GLaD: Cazenavette et al., CVPR 2023, arXiv:2305.01649)."""
 
     how = "glad"
-    layer: str = "w"  #: "z" before the mapping, "w" the styles, "f0", "f1", ...: features that enter a layer, and styles
+    layer: str = (
+        "w"  #: "z" before the mapping, "w" the styles, "f0", "f1", ...: features that enter a layer, and styles
+    )
     start: Literal["random", "mean"] = "random"  #: latents drawn for each image, or the mean style of its class
     generator: str = "tiny"  #: the small one that is trained here, or a registered one of yours
     lr: RateOrAuto = 0.0  #: of z or w; 0 follows from the first gradients
@@ -102,9 +106,24 @@ class DiffusionCodes(Codes):
         whole_images(plan, method)
         own = self.generator == "tiny"
         chain = (self.steps, self.guidance, self.skip, self.skip_on, self.noise)
-        decoder = DiffusionLatents(task.real.shape, task.real.classes, *chain, None if own else named(self.generator))
+        weights, model = _of_folder(self.generator) if Path(self.generator).is_dir() else (None, None)
+        if model is None and not own:
+            model = named(self.generator)
+        decoder = DiffusionLatents(task.real.shape, task.real.classes, *chain, model)
+        if weights is not None:
+            decoder.bind(weights, task.real.space)
         rules = {"z": rule_of(self.lr)}
         if decoder.conditioned:
             rules["c"] = rule_of(self.lr_c)
         units = (TinyLdmUnit(steps=self.train),) if own else ()
         return replace(with_latents(plan, decoder, rules, units), init=RandomReal())
+
+
+def _of_folder(folder: str) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """The weights of a diffusers model, and what a manifest says of it."""
+    from datastill.models.generators.diffusers_ldm import from_folder
+    from datastill.store.files import digest
+
+    model, configs = from_folder(folder)
+    weights = model.state_dict()
+    return weights, {"diffusers": configs, "sha256": digest(weights, 64)}

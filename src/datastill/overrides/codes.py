@@ -90,7 +90,9 @@ def whole_images(plan: Plan, method: str) -> None:
     from datastill.decoders.multi_formation import MultiFormation
     from datastill.decoders.pixels import Pixels
 
-    if not (isinstance(plan.decoder, Pixels) or (isinstance(plan.decoder, MultiFormation) and plan.decoder.factor == 1)):
+    if not (
+        isinstance(plan.decoder, Pixels) or (isinstance(plan.decoder, MultiFormation) and plan.decoder.factor == 1)
+    ):
         raise InputError(f"{method} stores more than one image in a stored one already; with --codes, give --factor 1.")
 
 
@@ -105,6 +107,7 @@ class Frequencies(Codes):
     how = "dct"
     kept: Amount = 0  #: frequencies of each channel; 0 keeps a sixteenth of them
     instances: Amount = 0  #: images that a stored one holds; 0 takes as many as take the numbers of one
+
     def apply(self, plan: Plan, method: str, task: Task) -> Plan:
         """The plan with frequencies as its codes, started from more real images."""
         import torch

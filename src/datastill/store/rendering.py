@@ -64,7 +64,9 @@ def weights_of(decoder: Decoder, folder: Path, files: Mapping[str, str]) -> dict
     found = {name: shape.sizes for name, shape in read_shapes(path).items()}
     wrong = sorted(name for name in {*found, *wanted} if found.get(name) != tuple(wanted.get(name, (-1,))))
     if wrong:
-        raise InputError(f"{path} is not of the decoder that the manifest names: {wrong[0]!r} is missing or does not fit.")
+        raise InputError(
+            f"{path} is not of the decoder that the manifest names: {wrong[0]!r} is missing or does not fit."
+        )
     return read_tensors(path, {"*": WEIGHTS}, whole=files[DECODER_FILE])[0]
 
 

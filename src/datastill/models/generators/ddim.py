@@ -40,7 +40,11 @@ class Ddim:
                 raise InputError(f"There is no {name} {value!r}. {nearest(value, known)}")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= 1000:
             raise InputError(f"A diffusion takes from 1 to 1,000 steps, not {self.steps!r}.")
-        if isinstance(self.guidance, bool) or not isinstance(self.guidance, int | float) or not 0 <= self.guidance <= 1000:
+        if (
+            isinstance(self.guidance, bool)
+            or not isinstance(self.guidance, int | float)
+            or not 0 <= self.guidance <= 1000
+        ):
             raise InputError(f"The guidance is a number from 0 to 1,000, not {self.guidance!r}.")
 
     def times(self, model: LatentDiffusion) -> list[int]:
