@@ -96,9 +96,7 @@ def as_shape(shape: Sequence[int], classes: int) -> tuple[int, int, int]:
     """
     sizes = [*shape, classes]
     if len(shape) != 3 or not all(isinstance(s, int) and not isinstance(s, bool) and 1 <= s <= 65_536 for s in sizes):
-        raise InputError(
-            f"Latents need the channels, height and width of an image and a number of classes, not {sizes}."
-        )
+        raise InputError(f"Latents need channels, height, width and a number of classes, not {sizes}.")
     channels, height, width = shape
     return channels, height, width
 

@@ -51,7 +51,7 @@ def with_latents(plan: Plan, decoder: Decoder, rules: dict[str, UpdateRule], uni
 
 @dataclass(frozen=True)
 class StyleCodes(Codes):
-    """Latents of a style-based generator at a layer of choice (GLaD: Cazenavette et al., CVPR 2023, arXiv:2305.01649)."""
+    """Latents of a style-based generator at any layer (GLaD: Cazenavette et al., CVPR 2023, arXiv:2305.01649)."""
 
     how = "glad"
     layer: str = (

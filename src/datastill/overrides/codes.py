@@ -24,8 +24,8 @@ class Codes(Override):
     label = "codes"
     default = "method"
     help = (
-        "or dct: store the frequencies of images that vary most, and several images for one (dct:kept=64,instances=16); "
-        "glad: latents of a style-based generator (glad:layer=f2); ld3m: of a latent diffusion model (ld3m:steps=5)"
+        "or dct: the frequencies of images that vary most, and several images for one (dct:kept=64,instances=16); "
+        "or glad: latents of a style-based generator (glad:layer=f2); or ld3m: of a latent diffusion model"
     )
     how: ClassVar[str] = ""
 

@@ -16,7 +16,6 @@ from datastill.core.space import Space
 from datastill.store.files import read_shapes, read_tensors
 from datastill.store.schema import WEIGHTS
 
-
 #: Weights of a decoder that is a network, beside the codes.
 DECODER_FILE = "decoder.safetensors"
 

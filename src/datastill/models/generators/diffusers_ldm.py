@@ -91,8 +91,8 @@ class DiffusersLDM(nn.Module):
             or unet.out_channels != unet.in_channels
         ):
             raise InputError(
-                "Of diffusers, a UNet2DModel with a sample_size, as many channels out as in, and plain class embeddings "
-                "or none is taken."
+                "Of diffusers, a UNet2DModel with a sample_size, as many channels out as in, and class embeddings of "
+                "the plain kind or none is taken."
             )
         if self.predicts not in ("epsilon", "v_prediction", "sample"):
             raise InputError(f"The scheduler's prediction_type {self.predicts!r} is none that is known.")
