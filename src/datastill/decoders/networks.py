@@ -80,8 +80,8 @@ class Named:
         known = next((one for one in _BROUGHT.values() if one.sha256 == self.sha256), None)
         if known is None:
             raise InputError(
-                f"The generator {self.name!r} ({self.nbytes / 1e6:,.1f} MB, sha256 {self.sha256[:12]}...) is not in the "
-                "artifact: register it first (datastill.decoders.networks.register_generator)."
+                f"The generator {self.name!r} ({self.nbytes / 1e6:,.1f} MB, sha256 {self.sha256[:12]}...) is not in "
+                "the artifact: register it first (datastill.decoders.networks.register_generator)."
             )
         if not isinstance(known.network, self.kind):
             raise InputError(f"The generator {self.name!r} is no {self.kind.__name__}.")
