@@ -32,11 +32,10 @@ UNSEEN = ("lenet", "mlp")
 #: Codes, and images per class that take the bytes of one stored image or fewer.
 ARMS = {
     "pixels": ("method", 1),
-    "dct": ("dct:kept=49,instances=16", 1),
-    "glad z": ("glad:layer=z", 24),
     "glad w": ("glad:layer=w", 2),
     "glad f2": ("glad:layer=f2", 1),
-    "ld3m": ("ld3m:steps=5", 3),
+    "ld3m": ("ld3m:steps=5,train=450", 3),
+    "dct": ("dct:kept=49,instances=16", 1),
 }
 STEP: dict[str, Any] = {"network": MADE_ON, "real_batch": 16}
 
@@ -123,9 +122,9 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("results/codes-fashion_mnist.json"))
     parser.add_argument("--units", type=Path, default=Path("runs/units"))
     parser.add_argument("--show", type=Path)
-    parser.add_argument("--seconds", type=float, default=12.0)
-    parser.add_argument("--networks", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--networks", type=int, default=2)
     parser.add_argument("--passes", type=int, default=150)
-    parser.add_argument("--test", type=int, default=2000)
+    parser.add_argument("--test", type=int, default=1000)
     given = parser.parse_args()
     show(given.show) if given.show else study(given)

@@ -158,7 +158,7 @@ class StyleLatents:
     def _known(self) -> StyleGenerator:
         """The network that was brought, or one of the small generator's shapes without numbers."""
         if self._named is not None:
-            return self._named.found()  # type: ignore[no-any-return]
+            return self._named.found()
         with torch.device("meta"):
             return TinyStyleGenerator(tuple(self.shape), self.classes)  # type: ignore[arg-type]
 

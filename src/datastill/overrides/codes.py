@@ -43,7 +43,7 @@ class Codes(Override):
         kinds = _kinds()
         if how not in kinds:
             raise InputError(f"There are no codes {how!r}. {nearest(how, (cls.default, *kinds))}")
-        defaults = {f.name: f.default for f in fields(kinds[how])}  # type: ignore[arg-type]
+        defaults = {f.name: f.default for f in fields(kinds[how])}
         unknown = [name for name in given if name not in defaults]
         if unknown:
             raise InputError(f"Codes have no option {unknown[0]!r}. {nearest(unknown[0], tuple(defaults))}")
@@ -52,7 +52,7 @@ class Codes(Override):
 
     def describe(self) -> dict[str, Any]:
         """The kind and its options."""
-        return {"how": self.how, **asdict(self)}  # type: ignore[call-overload]
+        return {"how": self.how, **asdict(self)}
 
     @classmethod
     def schema(cls) -> Any:

@@ -86,7 +86,7 @@ class Ddim:
 
     def _eps(self, model: LatentDiffusion, z: Tensor, t: int, c: Tensor | None) -> Tensor:
         if torch.is_grad_enabled() and z[0].numel() > _LARGE:
-            return checkpoint(self._guided, model, z, t, c, use_reentrant=False)  # type: ignore[no-any-return]
+            return checkpoint(self._guided, model, z, t, c, use_reentrant=False)
         return self._guided(model, z, t, c)
 
     def _guided(self, model: LatentDiffusion, z: Tensor, t: int, c: Tensor | None) -> Tensor:

@@ -109,11 +109,11 @@ class DiffusersLDM(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """The mode of the latents."""
         found = self.vae.encode(x)
-        return (found.latents if "latents" in found else found.latent_dist.mode()) * self.scaling  # type: ignore[no-any-return]
+        return (found.latents if "latents" in found else found.latent_dist.mode()) * self.scaling
 
     def decode(self, z: Tensor) -> Tensor:
         """Images in about [-1, 1]."""
-        return self.vae.decode(z / self.scaling).sample  # type: ignore[no-any-return]
+        return self.vae.decode(z / self.scaling).sample
 
     def eps(self, z: Tensor, t: int, c: Tensor | None) -> Tensor:
         """The noise, from what the model predicts."""
@@ -128,20 +128,20 @@ class DiffusersLDM(nn.Module):
 
     def embed(self, y: Tensor) -> Tensor:
         """The embeddings of classes."""
-        return self.labels(y)  # type: ignore[no-any-return,misc]
+        return self.labels(y)
 
     def null_embed(self, n: int) -> Tensor:
         """That of no class, the last where there is one more than classes, else zeros."""
         if self.rows == self.classes + 1:
-            return self.labels.weight[-1:].expand(n, -1)  # type: ignore[no-any-return,union-attr,index]
-        like = self.labels.weight  # type: ignore[union-attr]
-        return torch.zeros(n, self.condition_dim, dtype=like.dtype, device=like.device)  # type: ignore[arg-type,call-overload]
+            return self.labels.weight[-1:].expand(n, -1)
+        like = self.labels.weight
+        return torch.zeros(n, self.condition_dim, dtype=like.dtype, device=like.device)
 
     def quantize(self, z: Tensor) -> Tensor:
         """Straight-through to the codebook of a VQModel."""
         if "quantize" not in dict(self.vae.named_children()):
             return z
-        return self.vae.quantize(z / self.scaling)[0] * self.scaling  # type: ignore[no-any-return]
+        return self.vae.quantize(z / self.scaling)[0] * self.scaling
 
 
 def from_folder(folder: str | Path) -> tuple[DiffusersLDM, dict[str, Any]]:
@@ -151,7 +151,9 @@ def from_folder(folder: str | Path) -> tuple[DiffusersLDM, dict[str, Any]]:
         InputError: a part is missing or cannot be taken; pickled weights (.bin) are not read.
         MissingExtra: diffusers is not installed.
     """
-    folder, configs, weights = Path(folder), {}, {}
+    folder = Path(folder)
+    configs: dict[str, Any] = {}
+    weights: dict[str, Tensor] = {}
     for part, names in _FOLDERS.items():
         inside = next((folder / name for name in names if (folder / name).is_dir()), None)
         file = "scheduler_config.json" if part == "scheduler" else "config.json"

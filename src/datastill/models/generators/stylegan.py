@@ -1,4 +1,4 @@
-"""A generator of the form of StyleGAN3 and StyleGAN-XL behind our names, and the one place that opens a pickle of it."""
+"""Generators of the form of StyleGAN3 and StyleGAN-XL behind our names, and the one place that opens a pickle."""
 
 from __future__ import annotations
 

@@ -64,12 +64,12 @@ class TinyLDM(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Latents of images in [-1, 1], of unit variance over the real set."""
-        return self.encoder(x) * self.scale  # type: ignore[no-any-return]
+        return self.encoder(x) * self.scale
 
     def decode(self, z: Tensor) -> Tensor:
         """Images in [-1, 1], about."""
         _, height, width = self.img_shape
-        return self.decoder(z / self.scale)[:, :, :height, :width]  # type: ignore[no-any-return]
+        return self.decoder(z / self.scale)[:, :, :height, :width]
 
     def eps(self, z: Tensor, t: int, c: Tensor | None) -> Tensor:
         """The noise in latents at one time."""
@@ -83,11 +83,11 @@ class TinyLDM(nn.Module):
         x = self.first(z)
         for block in self.blocks:
             x = block(x, told)
-        return self.last(x)  # type: ignore[no-any-return]
+        return self.last(x)
 
     def embed(self, y: Tensor) -> Tensor:
         """The conditions of classes."""
-        return self.embedding(y)  # type: ignore[no-any-return]
+        return self.embedding(y)
 
     def null_embed(self, n: int) -> Tensor:
         """The condition of no class."""

@@ -56,7 +56,7 @@ def fit(
         x = (2 * task.real.pixels(index) - 1).to(task.device)
         found = loss(x, task.real.labels[index].to(task.device), generator)
         optimizer.zero_grad()
-        found.backward()  # type: ignore[no-untyped-call]
+        found.backward()
         optimizer.step()
         schedule.step()
         if step >= steps - max(1, steps // 10):
