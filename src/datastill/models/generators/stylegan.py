@@ -29,13 +29,11 @@ class StyleGan(nn.Module):
         InputError: it has another form, or `classes` are none of its classes.
     """
 
+    generator: Any
+
     def __init__(self, generator: Any, classes: Sequence[int] | None = None) -> None:
         super().__init__()
-        lacking = [name for name in _NEEDED if not hasattr(generator, name)]
-        if lacking or not isinstance(generator, nn.Module):
-            raise InputError(
-                f"{type(generator).__name__} has not the form of StyleGAN3: it lacks {', '.join(lacking) or 'modules'}."
-            )
+        _refuse_other_form(generator)
         known = int(generator.c_dim)
         chosen = list(classes or ())
         if bool(chosen) != bool(known) or not all(isinstance(c, int) and 0 <= c < known for c in chosen):
@@ -54,7 +52,7 @@ class StyleGan(nn.Module):
     def map(self, z: Tensor, y: Tensor) -> Tensor:
         """Styles of z and the generator's classes."""
         c = F.one_hot(torch.tensor(self.chosen, device=y.device)[y], self.known).to(z) if self.known else None
-        return self.generator.mapping(z, c)  # type: ignore[no-any-return]
+        return self.generator.mapping(z, c)
 
     def features(self, ws: Tensor, n: int) -> Tensor:
         """What enters layer n."""
@@ -71,6 +69,14 @@ class StyleGan(nn.Module):
         for n in range(first, last):
             x = getattr(self.generator.synthesis, self.names[n])(x, ws[:, n + 1])
         return x
+
+
+def _refuse_other_form(generator: object) -> None:
+    lacking = [name for name in _NEEDED if not hasattr(generator, name)]
+    if lacking or not isinstance(generator, nn.Module):
+        raise InputError(
+            f"{type(generator).__name__} has not the form of StyleGAN3: it lacks {', '.join(lacking) or 'modules'}."
+        )
 
 
 def open_pickle(
