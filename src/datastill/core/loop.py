@@ -13,7 +13,7 @@ from datastill.core.context import Context
 from datastill.core.errors import Diverged, InputError, Interrupted, RanAway
 from datastill.core.guard import Guard
 from datastill.core.interrupt import stop_between_steps
-from datastill.core.plan import Block, Callback, Codes, Grads, Plan, Stepper, Synthetic, Task
+from datastill.core.plan import Block, Callback, Codes, Decoder, Grads, Plan, Stepper, Synthetic, Task, TwoPass
 from datastill.core.precision import casting
 from datastill.core.rng import isolated
 from datastill.core.running import Running, restore, start
@@ -175,7 +175,7 @@ def gradients(context: Context, record: object) -> tuple[Tensor, Codes]:
     try:
         with torch.enable_grad():
             y = plan.labels.during(context)
-            context.synthetic = plan.decoder.decode(leaves, y, record)
+            context.synthetic = _view(plan.decoder, leaves, y, record)
             drawing = isolated(context.seed("dropout"))  # networks may draw from the global generator
             with casting(context.device, context.task.precision), drawing:
                 out = plan.objective(context)
@@ -185,12 +185,25 @@ def gradients(context: Context, record: object) -> tuple[Tensor, Codes]:
                 grads |= {name: g.detach() for name, g in out.leaves.items()}
                 return out.loss.detach(), _complete(grads, moving)
             out = checked_loss(out, moving, plan.objective, context.surrogate)
-            found = torch.autograd.grad(out.sum(), [leaves[n] for n in moving], allow_unused=True)
-        return out.detach(), _complete(dict(zip(moving, found, strict=True)), moving)
+            through = [context.synthetic.x] if isinstance(plan.decoder, TwoPass) else []
+            sources = [*(leaves[n] for n in moving), *through]
+            found = torch.autograd.grad(out.sum(), sources, allow_unused=True)
+        grads = {name: grad for name, grad in zip(moving, found, strict=False) if grad is not None}
+        if through and found[-1] is not None:
+            grads |= plan.decoder.backward(leaves, y, record, found[-1])
+        return out.detach(), _complete(grads, moving)
     finally:
         context.codes = codes
         if context.synthetic is not None:
             context.synthetic = Synthetic(context.synthetic.x.detach(), context.synthetic.y.detach())
+
+
+def _view(decoder: Decoder, leaves: Codes, y: Tensor, record: object) -> Synthetic:
+    """The synthetic set as an objective sees it: with a graph to the leaves, or from the images on."""
+    view = decoder.decode(leaves, y, record)
+    if not isinstance(decoder, TwoPass):
+        return view
+    return Synthetic(view.x.detach().requires_grad_(), view.y)
 
 
 def _complete(grads: Mapping[str, Tensor | None], moving: Sequence[str]) -> Codes:

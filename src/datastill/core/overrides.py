@@ -99,7 +99,7 @@ def overrides() -> dict[str, type[Override]]:
     """All overrides by option, in the order of their names."""
     package = importlib.import_module("datastill.overrides")  # by name: the files there import this one
     found = {}
-    for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
+    for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")):
         kind: type[Override] = importlib.import_module(f"{package.__name__}.{module}").OVERRIDE
         lacking = [name for name in ("option", "label", "default", "help") if not hasattr(kind, name)]
         if lacking:

@@ -20,6 +20,7 @@ from datastill.core.runtime import silent as silent
 
 if TYPE_CHECKING:
     from datastill.core.context import Context
+    from datastill.core.space import Space
     from datastill.data.real import RealSet
     from datastill.models.base import Network
     from datastill.models.factory import NetworkFactory
@@ -277,6 +278,46 @@ class CodesFromContext(Protocol):
             images: of the init, on the device.
             extra: the init's named tensors: what is taken out of it, latents that an init gave, is not in the artifact.
         """
+        ...
+
+
+@runtime_checkable
+class TwoPass(Protocol):
+    """A decoder that renders chunk by chunk and without a graph (see `core.two_pass`).
+
+    What it decodes to has no graph, and gradients of its codes come from `backward` alone, which renders again under
+    the same record.
+    """
+
+    @property
+    def chunk(self) -> int:
+        """Stored images that are rendered at once."""
+        ...
+
+
+@runtime_checkable
+class ByNetwork(Protocol):
+    """A decoder that renders with a network, whose weights stand apart from what the decoder says of itself."""
+
+    @property
+    def carried(self) -> Mapping[str, Tensor]:
+        """Weights that the artifact carries, by name; none where the network is named by its hash."""
+        ...
+
+    def expected(self) -> Mapping[str, Sequence[int]]:
+        """The shapes of the weights that an artifact must carry, by name; nothing is allocated for it."""
+        ...
+
+    def bind(self, weights: Mapping[str, Tensor], space: Space) -> None:
+        """Take the weights up, and the Space of the images.
+
+        Raises:
+            InputError: they are of another network.
+        """
+        ...
+
+    def note(self) -> str:
+        """A sentence for the notes of the run, or ""."""
         ...
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from datastill.core.context import Context
 from datastill.core.errors import InputError
 from datastill.core.plan import Codes, Synthetic
-from datastill.store.schema import Name, Record
 
 
 @dataclass(frozen=True)
@@ -101,14 +100,6 @@ class Dct:
 
     def _matrices(self, like: Tensor) -> tuple[Tensor, Tensor]:
         return cosines(self.height).to(like), cosines(self.width).to(like)
-
-
-class CodesRecord(Record):
-    """What was asked for, as manifests have it; 0 was settled by the size of the images."""
-
-    how: Name
-    kept: int
-    instances: int
 
 
 @lru_cache(maxsize=8)

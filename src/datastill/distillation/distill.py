@@ -33,12 +33,13 @@ from datastill.store.files import read_sealed, write_sealed, write_tensors
 from datastill.store.folders import remove_made
 from datastill.store.opening import sound_path
 from datastill.store.outputs import RUN, refuse_inside, refuse_out
+from datastill.store.rendering import DECODER_FILE
 
 #: What a run that prepares nothing leaves in its folder.
 _RUN_FILES = (
-    CONFIG, MANIFEST, TENSORS, "losses.safetensors", "snapshots.safetensors", "README.md", "preview.png", "report.html",
-    "comparison.png", "animation.gif", "evaluation.json", "checkpoints/block-*.safetensors", "checkpoints/block-*.done",
-    "checkpoints/images-*/*.npy", ".datastill.*",
+    CONFIG, MANIFEST, TENSORS, DECODER_FILE, "losses.safetensors", "snapshots.safetensors", "README.md", "preview.png",
+    "report.html", "comparison.png", "animation.gif", "evaluation.json", "checkpoints/block-*.safetensors",
+    "checkpoints/block-*.done", "checkpoints/images-*/*.npy", ".datastill.*",
 )  # fmt: skip
 
 

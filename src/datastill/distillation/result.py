@@ -13,7 +13,7 @@ from datastill.augment.strategies import strategy_for
 from datastill.core.cost import environment, peak_memory_bytes
 from datastill.core.errors import Diverged, Interrupted
 from datastill.core.loop import Outcome
-from datastill.core.plan import Plan, Remarks
+from datastill.core.plan import ByNetwork, Plan, Remarks
 from datastill.distillation.job import Job
 from datastill.distillation.remarks import hyper_of
 from datastill.models import spec_of
@@ -71,7 +71,10 @@ def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, 
     extra = {**outcome.extra, **kept}
     if outcome.y.ndim > 1:
         extra["classes"] = task.labels
-    made = DistilledSet(outcome.codes, outcome.y, real.space, plain(manifest), extra)
+    by_network = plan.decoder if isinstance(plan.decoder, ByNetwork) else None
+    weights = {} if by_network is None else by_network.carried
+    made = DistilledSet(outcome.codes, outcome.y, real.space, plain(manifest), extra, decoder_weights=weights)
+    made.manifest["notes"] += [by_network.note()] if by_network is not None and by_network.note() else []
     judged = isinstance(plan.objective, Remarks)  # by who knows what its losses are
     made.manifest["notes"] += [*([] if judged else rising(outcome)), *strayed(made)]
     return made

@@ -6,7 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,7 @@ def _write_card(folder: Path, distilled: DistilledSet, format: str) -> None:
     if format == "imagefolder":
         renamed = zip(distilled.class_names, safe_names(distilled.class_names))
         notes = [f"The folder {safe!r} holds the class {name!r}." for name, safe in renamed if name != safe]
-    told = DistilledSet(distilled.codes, distilled.labels, distilled.space, without_paths(distilled.manifest))
+    told = replace(distilled, manifest=without_paths(distilled.manifest))
     (folder / CARD).write_text(card(told, layout=format, notes=notes), encoding="utf-8")
 
 

@@ -1,10 +1,10 @@
-"""What is stored of an image: a few of its frequencies instead of its pixels, see `decoders.dct`."""
+"""What is stored of an image, in the place of a method's pixels: frequencies, or latents of a generator."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from datastill.core.errors import InputError, nearest
 from datastill.core.overrides import Override
@@ -17,41 +17,96 @@ if TYPE_CHECKING:
 _PART, _LOOKED_AT = 16, 2000
 
 
-@dataclass(frozen=True)
-class Frequencies(Override):
-    """A few coefficients of the discrete cosine transform, and several images in the room of one ("dct:kept=64").
-
-    The frequencies are those in which real images vary most, the same for all images and channels (FreD: Shin et al.,
-    NeurIPS 2023, arXiv:2311.08819).
-    """
+class Codes(Override):
+    """One kind of codes, with its options as the fields of a dataclass."""
 
     option = "codes"
     label = "codes"
     default = "method"
     help = (
-        "or dct: store the frequencies of images that vary most, and several images for one (dct:kept=64,instances=16)"
+        "or dct: the frequencies of images that vary most, and several images for one (dct:kept=64,instances=16); "
+        "or glad: latents of a style-based generator (glad:layer=f2); or ld3m: of a latent diffusion model"
     )
-
-    kept: Amount = 0  #: frequencies of each channel; 0 keeps a sixteenth of them
-    instances: Amount = 0  #: images that a stored one holds; 0 takes as many as take the numbers of one
+    how: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         check_fields(self, "{name} of codes")
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """ "dct", with options."""
+        """The kind, with its options: "dct:kept=64"."""
         from datastill.data.sources import split_options, typed_option
 
-        if text == "method":
+        if text == cls.default:
             return None
         how, given = split_options(text)
-        if how != "dct":
-            raise InputError(f"There are no codes {how!r}. {nearest(how, ('method', 'dct'))}")
-        unknown = [name for name in given if name not in ("kept", "instances")]
+        kinds = _kinds()
+        if how not in kinds:
+            raise InputError(f"There are no codes {how!r}. {nearest(how, (cls.default, *kinds))}")
+        defaults = {f.name: f.default for f in fields(kinds[how])}
+        unknown = [name for name in given if name not in defaults]
         if unknown:
-            raise InputError(f"Codes have no option {unknown[0]!r}. {nearest(unknown[0], ('kept', 'instances'))}")
-        return cls(**{name: typed_option(value, 0, f"dct:{name}") for name, value in given.items()})
+            raise InputError(f"Codes have no option {unknown[0]!r}. {nearest(unknown[0], tuple(defaults))}")
+        typed = {name: typed_option(value, defaults[name], f"{how}:{name}") for name, value in given.items()}
+        return cast("Self", kinds[how](**typed))
+
+    def describe(self) -> dict[str, Any]:
+        """The kind and its options."""
+        return {"how": self.how, **asdict(self)}
+
+    @classmethod
+    def schema(cls) -> Any:
+        """The kind and its options."""
+        from datastill.decoders.networks import CodesRecord
+
+        return CodesRecord
+
+    @classmethod
+    def told(cls, record: Mapping[str, Any]) -> tuple[str, str]:
+        """Images stored as so and so."""
+        return "Images stored as", cls.text(record)
+
+    @classmethod
+    def text(cls, record: Mapping[str, Any]) -> str:
+        """ "dct:kept=64,instances=16"."""
+        options = ",".join(f"{name}={value}" for name, value in record.items() if name != "how" and value != "")
+        return f"{record['how']}:{options}"
+
+    @classmethod
+    def phrase(cls, record: Mapping[str, Any]) -> tuple[str, str]:
+        """For the card."""
+        return f", stored as {_WORDS.get(record['how'], 'codes')}", cls.text(record)
+
+
+_WORDS = {"dct": "frequencies", "glad": "latents of a generator", "ld3m": "latents of a diffusion model"}
+
+
+def whole_images(plan: Plan, method: str) -> None:
+    """Refuse a plan whose stored images hold several already.
+
+    Raises:
+        InputError: they do.
+    """
+    from datastill.decoders.multi_formation import MultiFormation
+    from datastill.decoders.pixels import Pixels
+
+    if not (
+        isinstance(plan.decoder, Pixels) or (isinstance(plan.decoder, MultiFormation) and plan.decoder.factor == 1)
+    ):
+        raise InputError(f"{method} stores more than one image in a stored one already; with --codes, give --factor 1.")
+
+
+@dataclass(frozen=True)
+class Frequencies(Codes):
+    """A few coefficients of the discrete cosine transform, and several images in the room of one ("dct:kept=64").
+
+    The frequencies are those in which real images vary most, the same for all images and channels (FreD: Shin et al.,
+    NeurIPS 2023, arXiv:2311.08819).
+    """
+
+    how = "dct"
+    kept: Amount = 0  #: frequencies of each channel; 0 keeps a sixteenth of them
+    instances: Amount = 0  #: images that a stored one holds; 0 takes as many as take the numbers of one
 
     def apply(self, plan: Plan, method: str, task: Task) -> Plan:
         """The plan with frequencies as its codes, started from more real images."""
@@ -72,32 +127,6 @@ class Frequencies(Override):
         update = {("coefficients" if name == "images" else name): rule for name, rule in plan.update.items()}
         return replace(plan, decoder=decoder, init=several, update=update)
 
-    def describe(self) -> dict[str, Any]:
-        """The kind and its options."""
-        return {"how": "dct", "kept": self.kept, "instances": self.instances}
-
-    @classmethod
-    def schema(cls) -> Any:
-        """The kind and its options."""
-        from datastill.decoders.dct import CodesRecord
-
-        return CodesRecord
-
-    @classmethod
-    def told(cls, record: Mapping[str, Any]) -> tuple[str, str]:
-        """Images stored as so and so."""
-        return "Images stored as", cls.text(record)
-
-    @classmethod
-    def text(cls, record: Mapping[str, Any]) -> str:
-        """ "dct:kept=64,instances=16"."""
-        return f"dct:kept={record['kept']},instances={record['instances']}"
-
-    @classmethod
-    def phrase(cls, record: Mapping[str, Any]) -> tuple[str, str]:
-        """For the card."""
-        return ", stored as frequencies", cls.text(record)
-
 
 def _of_several(plan: Plan, method: str, instances: int) -> Init:
     """The start with `instances` real images for every stored one.
@@ -105,16 +134,18 @@ def _of_several(plan: Plan, method: str, instances: int) -> Init:
     Raises:
         InputError: what the plan stores, or where it starts, leaves no room for frequencies.
     """
-    from datastill.decoders.multi_formation import MultiFormation
-    from datastill.decoders.pixels import Pixels
     from datastill.sampling.inits import MixReal, RandomReal, SeveralReal
 
-    whole = isinstance(plan.decoder, Pixels) or (isinstance(plan.decoder, MultiFormation) and plan.decoder.factor == 1)
-    if not whole:
-        raise InputError(f"{method} stores more than one image in a stored one already; with --codes, give --factor 1.")
+    whole_images(plan, method)
     if plan.init not in (RandomReal(), MixReal(1)):
         raise InputError(f"Frequency codes begin as random real images; with --codes, leave {method} its --init real.")
     return SeveralReal(instances)
 
 
-OVERRIDE = Frequencies
+def _kinds() -> dict[str, type[Codes]]:
+    from datastill.overrides._latents import DiffusionCodes, StyleCodes
+
+    return {kind.how: kind for kind in (Frequencies, StyleCodes, DiffusionCodes)}
+
+
+OVERRIDE = Codes

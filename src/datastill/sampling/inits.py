@@ -146,6 +146,19 @@ class Noise:
 
 
 @dataclass(frozen=True)
+class NoImages:
+    """Zeros, for decoders whose codes begin without images."""
+
+    def images(self, task: Task, block: Block, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
+        """Zeros of the right size."""
+        return torch.zeros(len(block.y), *task.real.shape), {}
+
+    def describe(self) -> dict[str, Any]:
+        """For the run's hash."""
+        return {"init": "none"}
+
+
+@dataclass(frozen=True)
 class Given:
     """Images of the caller's, in the Space, class by class (C * ipc, c, h, w)."""
 

@@ -29,7 +29,7 @@ from datastill.store.files import (
 )
 from datastill.store.manifest import FORMAT, VERSION, Manifest
 from datastill.store.opening import sha256_of, sound_path
-from datastill.store.rendering import Rendering, decoder_of
+from datastill.store.rendering import DECODER_FILE, Rendering, bound_decoder, decoder_of, weights_of
 from datastill.store.schema import SPACE, Kind
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class DistilledSet:
         companions: what belongs beside the set, by the name of its folder: the `teacher` that labels it. A set that was
             read has none in memory; they lie in `folder`.
         folder: where the set was saved to or read from.
+        decoder_weights: of a decoder that is a network and is carried along.
     """
 
     codes: Codes
@@ -73,6 +74,7 @@ class DistilledSet:
     extra: dict[str, Tensor] = field(default_factory=dict)
     companions: Mapping[str, Companion] = field(default_factory=dict)
     folder: Path | None = None
+    decoder_weights: Mapping[str, Tensor] = field(default_factory=dict)
     _kept: list[Rendering] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
@@ -101,13 +103,13 @@ class DistilledSet:
         They are rendered once, and anew where codes, labels or the result have changed since.
         """
         y, decoder = self.labels if labels is None else labels, self.record.decoder.plain()
-        of = [*self.codes.values(), y]
+        of = [*self.codes.values(), y, *self.decoder_weights.values()]
         self._kept = [kept for kept in self._kept if kept.holds()]
         for kept in self._kept:
             if kept.decoder == decoder and len(of) == len(kept.of) and all(a is b for a, b in zip(of, kept.of)):
                 return kept.result
         with torch.no_grad():
-            result = decoder_of(decoder).decode(self.codes, y)
+            result = bound_decoder(decoder, self.decoder_weights, self.space).decode(self.codes, y)
         self._kept = [*self._kept[-1:], Rendering(decoder, of, result)]
         return result
 
@@ -206,6 +208,9 @@ class DistilledSet:
         tensors.update({f"space/{n}": t for n, t in self.space.tensors.items()})
         write_tensors(folder / TENSORS, tensors, {"format": FORMAT})
         manifest["files"] = {TENSORS: sha256_of(folder / TENSORS)}
+        if self.decoder_weights:
+            write_tensors(folder / DECODER_FILE, self.decoder_weights, {"format": FORMAT})
+            manifest["files"][DECODER_FILE] = sha256_of(folder / DECODER_FILE)
         manifest["files"][MANIFEST] = _own_checksum(manifest)
         write_json(folder / MANIFEST, manifest)
         self.manifest, self.folder = manifest, folder
@@ -224,8 +229,8 @@ def load_distilled(folder: str | Path) -> DistilledSet:
             f"{folder} holds no distilled set (no {MANIFEST}); give the folder that `datastill distill --out` made."
         )
     manifest, record = _checked(read_json(folder / MANIFEST), folder)
-    path = folder / TENSORS
-    refuse_claims(path, read_shapes(path), record, decoder_of(record.decoder.plain()))
+    path, decoder = folder / TENSORS, decoder_of(record.decoder.plain())
+    refuse_claims(path, read_shapes(path), record, decoder)
     tensors, _ = read_tensors(path, KINDS, whole=record.files[TENSORS])
     groups: dict[str, dict[str, Tensor]] = {"codes": {}, "extra": {}, "space": {}}
     for full, tensor in tensors.items():
@@ -239,6 +244,7 @@ def load_distilled(folder: str | Path) -> DistilledSet:
         manifest=manifest,
         extra=groups["extra"],
         folder=folder,
+        decoder_weights=weights_of(decoder, folder, record.files),
     )
     refuse_disagreement(distilled, folder)
     if record.files.get(MANIFEST, known := _own_checksum(manifest)) != known:

@@ -271,11 +271,11 @@ def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True).encode()
 
 
-def digest(value: Any) -> str:
-    """A short content hash of JSON-able values and tensors."""
+def digest(value: Any, characters: int = 16) -> str:
+    """A content hash of JSON-able values and tensors; 64 characters are all of it."""
     sha = hashlib.sha256()
     _feed(sha.update, value)
-    return sha.hexdigest()[:16]
+    return sha.hexdigest()[:characters]
 
 
 def _feed(update: Callable[[bytes], object], value: Any) -> None:
