@@ -219,6 +219,10 @@ def assemble(
     options: Mapping[str, Any] | None = None,
 ) -> RealSet:
     """Classes, hold-out, limit and Space: from what a source read to a RealSet. Arguments as `load_real`."""
+    if raw.train.sentences is not None:
+        from datastill.data.pairs import assemble_pairs
+
+        return assemble_pairs(raw, space=space, holdout=holdout, seed=seed, limit=limit, options=options or {})
     notes = [*raw.notes, *_skipped(raw.train, "train"), *check_pixels(raw.train, "train")]
     classes = Classes(raw.train.labels, class_names if class_names is not None else raw.names)
     notes += classes.notes

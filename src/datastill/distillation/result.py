@@ -153,6 +153,8 @@ def _student_protocol(job: Job, student: Mapping[str, Any], kind: str) -> str:
         return str(student["protocol"])
     if kind == "regression":
         return "frepo-quick-v1"
+    if kind == "pairs":
+        return "vl-v1"
     if student.get("labels") == "teacher":
         return "soft-quick-v1"
     if "lr" in student:

@@ -24,6 +24,7 @@ from datastill.evaluation.inputs import Distilled, with_test
 from datastill.evaluation.metrics import TestSplit
 from datastill.evaluation.protocols import Protocol
 from datastill.evaluation.rates import RATES, TRAININGS, best_rate, validation_of
+from datastill.evaluation.retrieval import chances
 from datastill.evaluation.scores import Arm, Evaluation
 from datastill.evaluation.settled import Settled, Variation, settle
 from datastill.models import Network
@@ -122,6 +123,7 @@ def evaluate(
         names=[one.name + f", seed {one.record.seed}" for one in asked.sets],
         made=[_made(one) for one in asked.sets],
         notes=_notes(asked, scored, baseline, ceiling),
+        chance=chances(test),
     )
 
 

@@ -106,7 +106,7 @@ def network_for(distilled: DistilledSet, real: RealSet, network: Any) -> Network
     Raises:
         InputError: it cannot be built for this data, or the caller alone has it.
     """
-    shapes: dict[str, Any] = {"channels": real.shape[0], "classes": real.classes, "size": real.shape[1:]}
+    shapes = real.network_shape
     if network is not None:
         return resolve_network(network, **shapes)
     made_on = distilled.record.network

@@ -112,11 +112,12 @@ class Student(Record):
 
     protocol: Name = "dc-v1"
     lr: Annotated[float, Field(le=1e6)] | None = None
+    lr_text: Annotated[float, Field(le=1e6)] | None = None  #: of the text tower of two
     labels: Text | dict[str, Any] | None = None
     patches: Annotated[int, Field(ge=1, le=65_536)] = 1
     combine: Text = "single"
 
-    @field_validator("lr", mode="before")
+    @field_validator("lr", "lr_text", mode="before")
     @classmethod
     def _rate(cls, value: Any) -> Any:
         number = isinstance(value, int | float) and not isinstance(value, bool)
