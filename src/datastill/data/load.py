@@ -180,10 +180,15 @@ def _looks_like_path(text: str) -> bool:
 def _read_folder(folder: Path, name: str, request: Request, options: dict[str, str]) -> Raw:
     if not folder.is_dir():
         raise InputError(f"{folder} is a file; give the folder that holds the images or parquet files.")
+    from datastill.data.captions_file import find_captions
     from datastill.data.folder import from_folder
     from datastill.data.parquet import find_parquet, from_parquet
 
-    if options or find_parquet(folder):
+    if find_captions(folder) is not None:
+        from datastill.data.captioned_folder import from_captioned
+
+        raw = call_source(from_captioned, name, options, folder, request)
+    elif options or find_parquet(folder):
         raw = call_source(from_parquet, name, options, folder, name, request)
     else:
         raw = from_folder(folder, request)

@@ -13,7 +13,7 @@ from datastill.core.rng import Rng
 from datastill.core.space import Space
 from datastill.data.captions import Captions, apart
 from datastill.data.pixels import check_pixels
-from datastill.data.raw import Raw, Sentences, Split
+from datastill.data.raw import Raw, Request, Sentences, Split
 from datastill.data.real import RealSet
 from datastill.data.spaces import resolve_space
 from datastill.data.store import SubsetStore
@@ -72,4 +72,69 @@ def _held_out(real: RealSet, part: float, seed: int) -> tuple[RealSet, RealSet, 
     return real.subset(kept), real.subset(held), note
 
 
-__all__ = ["Sentences", "assemble_pairs"]
+def load_pairs(
+    source: Any, *, text: str | TextEncoder = "hashed", test: Any = None, name: str = "arrays", **options: Any
+) -> RealSet:
+    """Load a real set of pairs of images and sentences; its test split is `.test`, split by image.
+
+    Args:
+        source: "shapecaps"; "fashion-attributes"; a folder of images with a captions file (`captions.csv`, `.tsv`,
+            `.jsonl` or `.json` with image, caption and perhaps split); or arrays (images, captions), where captions are
+            sentences, or a list of sentences for each image.
+        text: the text encoder, by name ("hashed", "sentence", "transformers:path=FOLDER") or itself.
+        test: of arrays, (images, captions) of the test split; None holds some images out.
+        name: of arrays, for people.
+        options: as `load_real` takes them.
+
+    Raises:
+        InputError: the source cannot be used; one sentence says what is wrong and what to do.
+    """
+    from datastill.data.load import load_real
+
+    if isinstance(source, tuple | list):
+        return _from_arrays(source, test, text, name, options)
+    if test is not None:
+        raise InputError("test= goes with arrays; a captions file has a column `split`.")
+    if not isinstance(text, str):
+        raise InputError("An encoder of your own goes with arrays; name one for a source that is read by name.")
+    spec = str(source)
+    if text != "hashed":
+        spec += ("," if ":" in spec else ":") + "text=" + text.replace(",", ";")
+    real = load_real(spec, **options)
+    if real.captions is None:
+        raise InputError(f"{real.name} has no captions; put a captions.csv with image and caption into the folder.")
+    return real
+
+
+def _from_arrays(source: Any, test: Any, text: Any, name: str, options: Mapping[str, Any]) -> RealSet:
+    from datastill.data.raw import make_request
+
+    known = ("size", "mode", "space", "holdout", "seed", "limit")
+    other = next((key for key in options if key not in known), None)
+    if other is not None:
+        raise InputError(f"Arrays of pairs take {', '.join(known)}, not {other}.")
+    request = make_request(options.get("size"), options.get("mode"), False, "auto", options.get("seed", 0))
+    train = _array_pairs(source, request, "train")
+    raw = Raw(name, "", train, None if test is None else _array_pairs(test, request, "test"), text=text)
+    kept = {key: value for key, value in options.items() if key not in ("size", "mode")}
+    return assemble_pairs(raw, options=dict(options), **kept)
+
+
+def _array_pairs(pair: Any, request: Request, where: str) -> Split:
+    from datastill.data.arrays import array_split
+
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise InputError(f"The {where} split must be (images, captions).")
+    images, captions = pair
+    each = [[one] if isinstance(one, str | bytes) else list(one) for one in captions]
+    if len(each) != len(images):
+        raise InputError(f"The {where} split has {len(images)} images and {len(each)} captions; give one to each.")
+    for i, several in enumerate(each):
+        wrong = next((one for one in several if not isinstance(one, str) or not one.strip()), None)
+        if wrong is not None or not several:
+            what = "bytes; decode them (utf-8) first" if isinstance(wrong, bytes) else "an empty caption or none"
+            raise InputError(f"Image {i} of the {where} split has {what}; give each image a sentence.")
+    made = array_split(images, [0] * len(each), request, where)
+    texts = [" ".join(one.split()) for several in each for one in several]
+    image = torch.tensor([i for i, several in enumerate(each) for _ in several], dtype=torch.int64)
+    return Split(made.store, made.labels, sentences=Sentences(texts, image))

@@ -41,10 +41,10 @@ class TrainsTowers(Protocol):
 PROTOCOLS = (
     TrainsTowers(
         "vl-v1",
-        "pairs: two towers, contrastive loss, 100 passes, batch 64, at the rates that the set learned",
-        passes=100,
-        drop_after=67,
-        lr=0.1,
+        "pairs: two towers, contrastive loss, 50 passes, batch 64, at the rates that the set learned",
+        passes=50,
+        drop_after=33,
+        lr=0.03,
         batch=64,
     ),
 )
