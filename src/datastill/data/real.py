@@ -51,7 +51,7 @@ class RealSet:
     bias: Tensor | None = field(default=None, repr=False)
     attribute: Attribute | None = None  #: what the bias of a biased set is and what its values are called
     places: tuple[str, ...] = ()  #: folders that the images are read from; nothing is written into them
-    #: Of a set of pairs: sentences and their vectors, one for each image. Such a set has one class, which means nothing.
+    #: Of a set of pairs: sentences and their vectors, one for each image. Its one class means nothing.
     captions: Captions | None = None
 
     def __post_init__(self) -> None:

@@ -71,6 +71,8 @@ def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, 
     extra = {**outcome.extra, **kept}
     if outcome.y.ndim > 1:
         extra["classes"] = task.labels
+    if real.captions is not None:
+        manifest["captions"] = [real.captions.texts[i] for i in real.captions.nearest(outcome.y)]
     made = DistilledSet(outcome.codes, outcome.y, real.space, plain(manifest), extra)
     judged = isinstance(plan.objective, Remarks)  # by who knows what its losses are
     made.manifest["notes"] += [*([] if judged else rising(outcome)), *strayed(made)]

@@ -158,6 +158,11 @@ class Evaluation:
     chance: dict[str, float] = field(default_factory=dict)  #: on pairs, retrieval metrics of networks that say nothing
 
     @property
+    def measure(self) -> str:
+        """What networks are scored by: "test accuracy", or on pairs "mean recall"."""
+        return "mean recall" if self.chance else "test accuracy"
+
+    @property
     def conditions(self) -> str:
         """Protocol, kind of labels and optimizer, as far as they are known."""
         labels = f"{self.labels} labels" if self.labels else ""

@@ -1,8 +1,8 @@
 """Vision-language distillation by moments: means, covariances and cross-covariance of two random towers' embeddings.
 
 L = sum over towers |m - m'|^2 / tr C + |C - C'|^2 / |C|^2  +  w |X - X'|^2 / |X|^2
-with m, C the mean and covariance of a tower's embeddings of real pairs, X the cross-covariance between the towers, and '
-those of the synthetic pairs, under a new random pair of towers every step. DM (arXiv:2110.04181) for pairs.
+with m, C the mean and covariance of a tower's embeddings of real pairs, X the cross-covariance between the towers, m',
+C', X' those of the synthetic pairs, under a new random pair of towers every step. DM (arXiv:2110.04181) for pairs.
 
 - Needs: nothing but the real set of pairs and a network family.
 - Cost: real_batch forward + 3 * pairs passes of the image network a step; no experts, and memory of one step.

@@ -216,6 +216,7 @@ class Manifest(Changed):
     network: NetworkRecord | None = None
     student: Student = Field(default_factory=Student)
     notes: list[Text] = Field(default_factory=list)
+    captions: list[Text] = Field(default_factory=list)  #: of pairs, the nearest training caption of each
     companions: dict[Name, dict[str, Any]] = Field(default_factory=dict)
     imported: Imported | None = None
 

@@ -69,7 +69,7 @@ def _some(split: Split, count: int, rng: Rng, purpose: str) -> Split:
 
 
 def measured(pixels: Tensor) -> Tensor:
-    """Of images (n, 1, h, w): mean ink, height through width, asymmetry, and how much of their box is filled; (n, 4)."""
+    """Of images (n, 1, h, w): mean ink, height through width, asymmetry, and how full their box is; (n, 4)."""
     import torch
 
     ink = pixels[:, 0]

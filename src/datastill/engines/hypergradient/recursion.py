@@ -166,7 +166,7 @@ def _walk(
 
 @dataclass
 class Slopes:
-    """Of s = <g_i, kappa>: its value, and its gradients for the step's batch and theta_i; and g_i, where it is whole."""
+    """Of s = <g_i, kappa>: its value, its gradients for the step's batch and theta_i; and g_i, where it is whole."""
 
     s: Tensor
     x: Tensor
