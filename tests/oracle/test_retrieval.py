@@ -19,7 +19,9 @@ def enumerated(scores, relevant, k) -> float:
     """The mean over queries and over all orders in which candidates are sorted by score."""
     total = 0.0
     for s, wanted in zip(scores.tolist(), relevant.tolist(), strict=True):
-        orders = [o for o in itertools.permutations(range(len(s))) if all(s[a] >= s[b] for a, b in itertools.pairwise(o))]
+        orders = [
+            o for o in itertools.permutations(range(len(s))) if all(s[a] >= s[b] for a, b in itertools.pairwise(o))
+        ]
         total += sum(any(wanted[i] for i in order[:k]) for order in orders) / len(orders)
     return total / len(scores)
 
@@ -34,7 +36,7 @@ def test_ties_are_the_mean_over_all_orders(k) -> None:
 def captions(image: list[int], group: list[int] | None = None) -> Captions:
     texts = [f"sentence {i}" for i in range(len(image))]
     of = None if group is None else torch.tensor(group)
-    return Captions.of(texts, torch.tensor(image), HashedText(dim=16), "hashed;dim=16", of)
+    return Captions.of(texts, torch.tensor(image), HashedText(dim=16), "hashed:dim=16", of)
 
 
 def test_four_images_with_two_captions_each() -> None:

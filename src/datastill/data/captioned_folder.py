@@ -23,7 +23,7 @@ def from_captioned(root: Path, request: Request, *, text: str = "hashed") -> Raw
     Args:
         root: the folder.
         request: how to read images; they must be of one size, or `request.size` makes them so.
-        text: the text encoder; options in it are separated by semicolons, as in "hashed;dim=512".
+        text: the text encoder; "hashed:dim=512"; semicolons part its options.
 
     Raises:
         InputError: the captions cannot be used, an image is missing or lies elsewhere, or the file names training

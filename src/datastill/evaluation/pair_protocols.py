@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class TrainsTowers(Protocol):
     """SGD on the contrastive loss, each tower at the rate that the set learned for it, if it did."""
 
-    tries: ClassVar[tuple[float, ...]] = (0.03, 0.1, 0.3)
+    tries: ClassVar[tuple[float, ...]] = (0.01, 0.03, 0.1)
 
     accepts: tuple[str, ...] = ("pairs",)
     learned_lr: bool = True
@@ -41,11 +41,10 @@ class TrainsTowers(Protocol):
 PROTOCOLS = (
     TrainsTowers(
         "vl-v1",
-        "pairs: two towers, contrastive loss, SGD without momentum, 50 passes, at the rates that the set learned",
+        "pairs: two towers, contrastive loss, 50 passes, at the rates that the set learned",
         passes=50,
         drop_after=33,
-        momentum=0.0,
-        lr=0.1,
+        lr=0.03,
         batch=64,
     ),
 )

@@ -294,8 +294,7 @@ def animation(snapshots: Timeline | Snapshots, *, milliseconds: int = 350) -> by
 def thumbnail(pixels: Tensor, side: int = 96) -> bytes:
     """One image (c, h, w) as PNG at its own resolution, averaged down where it is larger than `side`."""
     h, w = pixels.shape[1:]
-    shrink = max(h, w) / side
-    if shrink > 1:
+    if (shrink := max(h, w) / side) > 1:
         size = (max(1, round(h / shrink)), max(1, round(w / shrink)))
         pixels = functional.interpolate(pixels[None].float(), size=size, mode="area")[0]
     return png(to_image(pixels))

@@ -34,7 +34,7 @@ def fashion_attributes(request: Request, *, train: int = 5000, test: int = 500, 
         request: how to read; the seed draws the images.
         train: training images.
         test: test images.
-        text: the text encoder; options in it are given as in "hashed;dim=512".
+        text: the text encoder; "hashed:dim=512"; semicolons part its options.
     """
     from datastill.data.load import read_source
 

@@ -66,7 +66,7 @@ def shapecaps(request: Request, *, train: int = 2000, test: int = 200, captions:
         train: training images.
         test: test images.
         captions: captions of each image, in as many wordings.
-        text: the text encoder; options in it are given as in "hashed;dim=512".
+        text: the text encoder; "hashed:dim=512"; semicolons part its options.
     """
     refuse_choice(request, "shapecaps")
     most = len(TEMPLATES_ONE)
