@@ -3,8 +3,8 @@
     python benchmarks/pairs_study.py --data shapecaps --out results/pairs-shapecaps.json
     python benchmarks/pairs_study.py --data fashion-attributes --out results/pairs-fashion-attributes.json
 
-Each method is run from one seed with the steps that are given, and scored under vl-v1; random pairs are drawn from three
-seeds. CPU seconds are those of the process, experts included. FashionMNIST is needed by name for the second.
+Each method is run from one seed with the steps that are given, and scored under vl-v1; random pairs are drawn from
+three seeds. CPU seconds are those of the process, experts included. FashionMNIST is needed by name for the second.
 """
 
 from __future__ import annotations

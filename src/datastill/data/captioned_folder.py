@@ -82,9 +82,10 @@ def _split(root: Path, path: Path, lines: Sequence[Line], links: Links, request:
 
     stamps = [(f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     key = ["captioned", str(root), [[str(f.relative_to(root)), *stamp] for f, stamp in zip(files, stamps, strict=True)]]
-    listing = Listing(list(range(len(files))), decode, lambda i: printable(files[i]), encoded=encoded)
+    listing = Listing([0] * len(files), decode, lambda i: printable(files[i]), encoded=encoded)
     made, _ = materialise(key, lambda: listing, request, "captioned")
-    kept = {int(label): k for k, label in enumerate(made.labels)}  # fewer where skip_bad left some out
+    left_out = set(made.skipped)
+    kept = {i: k for k, i in enumerate(i for i, file in enumerate(files) if printable(file) not in left_out)}
     told = [(line.caption, kept[position[line.image]]) for line in lines if position[line.image] in kept]
     image = torch.tensor([k for _, k in told], dtype=torch.int64)
     return Split(made.store, made.labels, made.skipped, sentences=Sentences([c for c, _ in told], image))

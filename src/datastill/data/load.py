@@ -228,7 +228,7 @@ def assemble(
         from datastill.data.pairs import assemble_pairs
 
         return assemble_pairs(raw, space=space, holdout=holdout, seed=seed, limit=limit, options=options or {})
-    notes = [*raw.notes, *_skipped(raw.train, "train"), *check_pixels(raw.train, "train")]
+    notes = [*raw.notes, *skipped_notes(raw.train, "train"), *check_pixels(raw.train, "train")]
     classes = Classes(raw.train.labels, class_names if class_names is not None else raw.names)
     notes += classes.notes
     store: Store = raw.train.store
@@ -237,7 +237,7 @@ def assemble(
     test: tuple[Store, torch.Tensor] | None = None
     count = len(classes.ids)
     if raw.test is not None:
-        notes += [*_skipped(raw.test, "test"), *check_pixels(raw.test, "test")]
+        notes += [*skipped_notes(raw.test, "test"), *check_pixels(raw.test, "test")]
         _refuse_other_shape(store, raw.test.store)
         test = raw.test.store, classes.positions(raw.test.labels, "test")
     elif holdout:
@@ -277,7 +277,8 @@ def _draw(count: int, limit: int, seed: int, c: int) -> torch.Tensor:
     return torch.randperm(count, generator=Rng(seed).generator("limit", c))[:limit]
 
 
-def _skipped(split: Split, where: str) -> list[str]:
+def skipped_notes(split: Split, where: str) -> list[str]:
+    """What is said of images of a split that cannot be read and were left out; warned of as well."""
     if not split.skipped:
         return []
     shown = ", ".join(split.skipped[:5]) + (", ..." if len(split.skipped) > 5 else "")

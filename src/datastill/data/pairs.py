@@ -12,6 +12,7 @@ from datastill.core.errors import InputError
 from datastill.core.rng import Rng
 from datastill.core.space import Space
 from datastill.data.captions import Captions, apart
+from datastill.data.load import load_real, skipped_notes
 from datastill.data.pixels import check_pixels
 from datastill.data.raw import Raw, Request, Sentences, Split
 from datastill.data.real import RealSet
@@ -35,11 +36,11 @@ def assemble_pairs(
     """Vectors of captions, hold-out by image, limit and Space: as `load.assemble` for sources of pairs."""
     spec = raw.text if isinstance(raw.text, str) else type(raw.text).__name__
     encoder = text_encoder(spec.replace(";", ",") if isinstance(raw.text, str) else raw.text)
-    notes = [*raw.notes, *check_pixels(raw.train, "train")]
+    notes = [*raw.notes, *skipped_notes(raw.train, "train"), *check_pixels(raw.train, "train")]
     names, space = (CLASS,), resolve_space(space, raw.name, raw.train.store)
     train, test = _paired(raw.train, encoder, spec, names, space, raw.name), None
     if raw.test is not None:
-        notes += check_pixels(raw.test, "test")
+        notes += [*skipped_notes(raw.test, "test"), *check_pixels(raw.test, "test")]
         test = _paired(raw.test, encoder, spec, names, space, raw.name)
     elif holdout:
         train, test, note = _held_out(train, holdout, seed)
@@ -89,8 +90,6 @@ def load_pairs(
     Raises:
         InputError: the source cannot be used; one sentence says what is wrong and what to do.
     """
-    from datastill.data.load import load_real
-
     if isinstance(source, tuple | list):
         return _from_arrays(source, test, text, name, options)
     if test is not None:

@@ -1,7 +1,8 @@
 """The method that the library takes where none is named, by a rule that is written on its page.
 
 Stage matching (`stages`) where networks can be trained on the real set: at least 16 pixels a side and 20 real images
-per class; with tiles from 28 pixels on. Else `dm-fast`, which trains nothing. `vl-moments` for pairs of images and sentences.
+per class; with tiles from 28 pixels on. Else `dm-fast`, which trains nothing.
+For pairs of images and sentences, `vl-moments`.
 
 - Needs: what the chosen method needs.
 - Cost: that of the chosen method.

@@ -97,6 +97,7 @@ class Data(Record):
     weighted: bool = False
     attribute: dict[str, Any] | None = None
     notes: list[Text] = Field(default_factory=list)
+    captions: dict[str, Any] = Field(default_factory=dict)  #: of a set of pairs: its text encoder, and counts
 
 
 class NetworkRecord(Record):

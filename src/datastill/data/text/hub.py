@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -82,15 +83,11 @@ class TransformersText:
     def encode(self, texts: Sequence[str]) -> Tensor:
         """See `TextEncoder`; what was encoded once is read from the cache folder."""
         file = cache_folder() / "text" / f"{digest([self.fingerprint, list(texts)])}.safetensors"
-        try:
+        with contextlib.suppress(InputError):
             return read_tensors(file, {"vectors": Kind(("F32",), (2,))})[0]["vectors"]
-        except InputError:
-            pass
         found = torch.cat([self._encode(texts[i : i + _AT_ONCE]) for i in range(0, len(texts), _AT_ONCE)])
-        try:
+        with contextlib.suppress(InputError):  # where nothing can be written, the next run encodes them again
             write_tensors(file, {"vectors": found}, {})
-        except InputError:  # the cache cannot be written: the next run encodes them again
-            pass
         return found
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
