@@ -166,3 +166,26 @@ def test_experts_of_pairs_refuse_classes_and_the_other_way_round(real: RealSet, 
     network = resolve_network("convnet:width=4,depth=1", **digits.network_shape)
     with pytest.raises(Exception, match="trains two towers on pairs"):
         train_experts(digits, network, tmp_path / "a", experts=1, epochs=1, policy="contrastive")
+
+
+def test_a_comparison_is_under_the_protocol_of_pairs(real: RealSet, tmp_path: Path) -> None:
+    from datastill import compare, estimate
+
+    settings = {"vl-moments": small("vl-moments")}
+    table = compare(
+        ["vl-moments"], real, ipc=[4], seeds=1, network=NETWORK, networks=1, settings=settings, out=tmp_path
+    )
+    assert table.config["protocol"]["name"] == "vl-v1"
+    assert {row.method for row in table.rows} == {"random", "vl-moments"}
+    assert all(0 < cell["accuracy"] < 1 for row in table.rows for cell in row.cells.values())
+    assert estimate("vl-moments", real, ipc=4, network=NETWORK).seconds_per_step > 0
+
+
+def test_what_is_of_classes_alone_is_refused_in_a_sentence(real: RealSet, tmp_path: Path) -> None:
+    one = made("random", real)
+    with pytest.raises(InputError, match="trained on as classes; leave ceiling"):
+        evaluate(one, real, networks=1, ceiling=True)
+    for kind in ("imagefolder", "parquet"):
+        with pytest.raises(InputError, match=f"{kind} holds classes, and these are pairs"):
+            one.export(tmp_path / kind, kind)
+    assert one.export(tmp_path / "tensors", "tensors").lossless

@@ -134,6 +134,6 @@ def _array_pairs(pair: Any, request: Request, where: str) -> Split:
             what = "bytes; decode them (utf-8) first" if isinstance(wrong, bytes) else "an empty caption or none"
             raise InputError(f"Image {i} of the {where} split has {what}; give each image a sentence.")
     made = array_split(images, [0] * len(each), request, where)
-    texts = [" ".join(one.split()) for several in each for one in several]
+    texts = [" ".join(str(one).split()) for several in each for one in several]
     image = torch.tensor([i for i, several in enumerate(each) for _ in several], dtype=torch.int64)
     return Split(made.store, made.labels, sentences=Sentences(texts, image))

@@ -95,6 +95,8 @@ def evaluate(
     asked = settle(distilled, real, protocol, network, variation, runtime)
     if random:
         _refuse_no_teacher(asked)
+    if ceiling and asked.data.kind != "classes":
+        raise InputError("The whole real set is trained on as classes; leave ceiling (--ceiling) out for pairs.")
     test = TestSplit.of(with_test(asked.data))
     setup = Setup(asked.factory, test, networks, seed, runtime, asked.protocol.metric)
     macs = _macs(asked, setup, len(test.y), random)
