@@ -1,7 +1,8 @@
-"""Pairs of images and sentences: methods at about equal CPU time, beside random pairs and chance.
+r"""Pairs of images and sentences: methods at about equal CPU time, beside random pairs and chance.
 
     python benchmarks/pairs_study.py --data shapecaps --out results/pairs-shapecaps.json
-    python benchmarks/pairs_study.py --data fashion-attributes --out results/pairs-fashion-attributes.json
+    python benchmarks/pairs_study.py --data fashion-attributes --moments-steps 300 --mtt-steps 0 \
+        --out results/pairs-fashion-attributes.json
 
 Each method is run from one seed with the steps that are given, and scored under vl-v1; random pairs are drawn from
 three seeds. CPU seconds are those of the process, experts included. FashionMNIST is needed by name for the second.
@@ -50,9 +51,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="shapecaps")
     parser.add_argument("--pairs", type=int, default=40)
-    parser.add_argument("--networks", type=int, default=2)
-    parser.add_argument("--moments-steps", type=int, default=600)
-    parser.add_argument("--mtt-steps", type=int, default=40)
+    parser.add_argument("--networks", type=int, default=1)
+    parser.add_argument("--moments-steps", type=int, default=500)
+    parser.add_argument("--mtt-steps", type=int, default=50)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     real = datastill.load_pairs(asked.data)

@@ -37,6 +37,10 @@ class VLMoments(Method):
     decay: Literal["none", "cosine"] = "cosine"  #: how both learning rates fall over the steps
     init: str = "real"  #: start from distinct "real" pairs or from "noise"
 
+    def usual_network(self) -> str:
+        """A small image tower: pairs are learned from scratch, and towers of other widths learn them too."""
+        return "convnet:width=32,norm=group"
+
     def build(self, task: Task) -> Plan:
         """Fresh towers, their moments, pixels and vectors of sentences."""
         from datastill.core.plan import Plan

@@ -51,6 +51,10 @@ class VLMTT(MTT):
     expert_lr: AnyRate = 0.1  #: their learning rate, constant, plain SGD
     expert_batch: Count = 128  #: pairs per step of an expert
 
+    def usual_network(self) -> str:
+        """A small image tower: pairs are learned from scratch, and towers of other widths learn them too."""
+        return "convnet:width=32,norm=group"
+
     def build(self, task: Task) -> Plan:
         """MTT's plan for two towers, with sentences beside the images and a rate for each tower."""
         from datastill.engines.hypergradient import SyntheticLr
