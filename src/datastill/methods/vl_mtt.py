@@ -20,7 +20,7 @@ from datastill.core.registry import method
 from datastill.methods.mtt import MTT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from torch import Tensor
 
@@ -36,19 +36,20 @@ class VLMTT(MTT):
     """Lead two towers to where experts on image-sentence pairs went."""
 
     takes: ClassVar[tuple[str, ...]] = ("pairs",)
+    paper_values: ClassVar[dict[str, Any]] = {"max_start": 2, "student_lr": 0.1, "expert_lr": 0.1}
 
     steps: Count = 50_000  #: updates of the pairs
     student_steps: Few = 8  #: N, steps of the student on the synthetic pairs
     span: Few = 1  #: M, epochs of the expert that the student is to make up for
-    max_start: Few = 2  #: bound (exclusive) on the epoch t at which a student starts
-    student_lr: Rate = 0.1  #: alpha of both towers at the start
+    max_start: Few = 4  #: bound (exclusive) on the epoch t at which a student starts
+    student_lr: Rate = 0.03  #: alpha of both towers at the start; the paper takes 0.1 for pretrained ones
     text_lr: RateOrAuto = 0.0  #: SGD learning rate of the sentences' vectors; 0 takes it from the first gradients
     text_momentum: Momentum = 0.5  #: SGD momentum of the sentences' vectors
     augment: str = "none"  #: DSA strategy of students and experts, "none", or "auto"
     expert_count: Few = 20  #: pairs of towers to train on the real set
     expert_epochs: Few = 10  #: their epochs at most; they stop after max_start - 1 + span
     expert_policy: str = "contrastive"  #: how they are trained; numbers as contrastive:lr_text=0.05
-    expert_lr: AnyRate = 0.1  #: their learning rate, constant, plain SGD
+    expert_lr: AnyRate = 0.03  #: their learning rate, constant; above 0.1 towers from scratch do not learn
     expert_batch: Count = 128  #: pairs per step of an expert
 
     def usual_network(self) -> str:
@@ -72,6 +73,23 @@ class VLMTT(MTT):
 
         shared = {} if self.lr_kind == "fixed" else {"lr": rate.leaf(), "lr_text": rate.leaf()}
         return replace(plan, objective=pairs, labels=SentenceVectors(), shared=shared, student=student)
+
+    def scaled(self, task: Task, seconds: float) -> VLMTT:
+        """As MTT, at this method's own rates: those for short experts of classes are too high for towers."""
+        return self._at_own_rates(super().scaled(task, seconds))
+
+    def at_pace(self, task: Task, seconds: float, preparation: float, step: float) -> VLMTT:
+        """See `scaled`."""
+        return self._at_own_rates(super().at_pace(task, seconds, preparation, step))
+
+    def with_cheap_preparation(self, task: Task, seconds: float, given: Collection[str]) -> VLMTT:
+        """See `scaled`."""
+        return self._at_own_rates(super().with_cheap_preparation(task, seconds, given))
+
+    def _at_own_rates(self, found: VLMTT) -> VLMTT:
+        if found.experts:
+            return found  # whose rate the student takes
+        return replace(found, expert_lr=self.expert_lr, student_lr=self.student_lr)
 
     def _rules(self, rate: Any) -> dict[str, UpdateRule]:
         """As of MTT; sentences and the second rate move as images and the first do."""
