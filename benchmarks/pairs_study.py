@@ -20,9 +20,9 @@ import datastill
 from datastill.core.registry import get_method, with_overrides
 
 NETWORK = "convnet:width=32,norm=group"
-MTT = {
-    "max_start": 4, "expert_count": 3, "expert_epochs": 4, "expert_part": 0.2, "expert_lr": 0.03, "student_lr": 0.03,
-}  # fmt: skip
+MTT = {"max_start": 4, "expert_count": 3, "expert_epochs": 4, "expert_lr": 0.03, "student_lr": 0.03}
+#: Pairs in an epoch of an expert.
+EPOCH = 2000
 
 
 def measured(
@@ -60,7 +60,7 @@ def main() -> None:
     found = [measured("random", real, asked.pairs, asked.networks, seed) for seed in range(3)]
     for name, hyper in (
         ("vl-moments", {"steps": asked.moments_steps}),
-        ("vl-mtt", {"steps": asked.mtt_steps, **MTT}),
+        ("vl-mtt", {"steps": asked.mtt_steps, **MTT, "expert_part": min(1.0, EPOCH / len(real))}),
     ):
         if hyper["steps"]:
             found.append(measured(name, real, asked.pairs, asked.networks, 0, **hyper))
