@@ -158,14 +158,24 @@ def test_a_protocol_of_classes_refuses_pairs(real: RealSet) -> None:
         evaluate(made("random", real), real, protocol="dc-v1", networks=1)
 
 
-def test_experts_of_pairs_refuse_classes_and_the_other_way_round(real: RealSet, tmp_path: Path) -> None:
+def test_experts_of_pairs_refuse_classes_other_policies_and_other_encoders(real: RealSet, tmp_path: Path) -> None:
     from datastill.models import resolve_network
     from datastill.surrogates.experts.train import train_experts
 
     digits = load_real("digits")
     network = resolve_network("convnet:width=4,depth=1", **digits.network_shape)
-    with pytest.raises(Exception, match="trains two towers on pairs"):
+    with pytest.raises(InputError, match="trains two towers on pairs of images and sentences, and digits has classes"):
         train_experts(digits, network, tmp_path / "a", experts=1, epochs=1, policy="contrastive")
+    towers = resolve_network(NETWORK, **real.network_shape)
+    with pytest.raises(InputError, match="the policy sgd trains on classes; take the policy contrastive"):
+        train_experts(real, towers, tmp_path / "b", experts=1, epochs=1)
+    options = {"policy": "contrastive:batch=40", "augment": "none"}
+    train_experts(real, towers, tmp_path / "c", experts=1, epochs=2, **options)
+    given = {"experts": str(tmp_path / "c"), "max_start": 2, "student_steps": 1, "steps": 1}
+    assert distill("vl-mtt", real, ipc=3, network=NETWORK, **given).stored == 3
+    other = load_pairs("shapecaps:train=40,test=12,captions=2,text=hashed:dim=16")
+    with pytest.raises(InputError, match=r"their text is hashed:dim=32 \(32 numbers\), this run's is hashed:dim=16"):
+        distill("vl-mtt", other, ipc=3, network=NETWORK, **given)
 
 
 def test_a_comparison_is_under_the_protocol_of_pairs(real: RealSet, tmp_path: Path) -> None:

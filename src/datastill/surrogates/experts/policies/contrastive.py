@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from datastill.core.errors import InputError
 from datastill.core.ranges import AnyRate, Count, RateOrAuto, Share, check_fields
 from datastill.surrogates.experts.policies import Epoch, TrainingSet
 from datastill.surrogates.experts.policies.stepped import StepBatch, stepped_epoch
@@ -24,7 +23,7 @@ class ContrastiveSgd:
     """SGD without momentum or decay on the contrastive loss, as published for vision-language (arXiv:2308.07545).
 
     Raises:
-        InputError: a number out of range; when called, a set that is not one of pairs.
+        InputError: a number out of range.
     """
 
     name: ClassVar[str] = "contrastive"
@@ -41,11 +40,7 @@ class ContrastiveSgd:
 
     def epoch(self, network: nn.Module, data: TrainingSet, epoch: Epoch) -> float:
         """One pass over the pairs, or the epoch's part of them, in a new order."""
-        if data.same is None:
-            raise InputError(
-                "The policy contrastive trains two towers on pairs of images and sentences, and the real set has "
-                "classes; take the policy sgd."
-            )
+        assert data.same is not None
         schedule = Schedule(
             passes=1, lr=self.lr, momentum=0.0, weight_decay=0.0, batch=self.batch, augment=data.augment
         )
