@@ -1,7 +1,7 @@
 r"""Pairs of images and sentences: methods at about equal CPU time, beside random pairs and chance.
 
     python benchmarks/pairs_study.py --data shapecaps --out results/pairs-shapecaps.json
-    python benchmarks/pairs_study.py --data fashion-attributes --moments-steps 300 --mtt-steps 0 \
+    python benchmarks/pairs_study.py --data fashion-attributes --moments-steps 300 \
         --out results/pairs-fashion-attributes.json
 
 Each method is run from one seed with the steps that are given, and scored under vl-v1; random pairs are drawn from
