@@ -11,6 +11,7 @@ _LAZY = {
     "InputError": "datastill.core.errors",
     "as_dataloader": "datastill.exchange.loaders",
     "as_html": "datastill.report.notebook",
+    "load_pairs": "datastill.data",
     "load_real": "datastill.data",
     "distill": "datastill.distillation.distill",
     "compare": "datastill.experiments",
@@ -28,7 +29,7 @@ _LAZY = {
 if TYPE_CHECKING:
     from datastill.core.errors import InputError
     from datastill.core.registry import methods
-    from datastill.data import load_real
+    from datastill.data import load_pairs, load_real
     from datastill.distillation.budget import estimate
     from datastill.distillation.distill import distill
     from datastill.evaluation.evaluate import evaluate
@@ -53,6 +54,7 @@ __all__ = [
     "export",
     "import_released",
     "load_distilled",
+    "load_pairs",
     "load_real",
     "methods",
     "plot",

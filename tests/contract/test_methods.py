@@ -29,8 +29,10 @@ from datastill.training.hard import Schedule, train
 from datastill.training.soft_schedule import SOFT_RECIPES
 
 ALL = methods()
-#: What stands for another method is tested in tests/unit/test_choice.py.
-METHODS = sorted(name for name, info in ALL.items() if not isinstance(info.cls(), Chooses))
+#: What stands for another method is tested in tests/unit/test_choice.py, what takes pairs in test_methods_of_pairs.py.
+METHODS = sorted(
+    name for name, info in ALL.items() if not isinstance(info.cls(), Chooses) and "classes" in info.cls.takes
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 #: Small values for the hyper-parameters that make a method slow, wherever a method has them.

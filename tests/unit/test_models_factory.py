@@ -503,7 +503,7 @@ try:
     import torchvision
 except RuntimeError:
     pass
-from datastill.models._torchvision import import_torchvision
+from datastill.core.torchvision import import_torchvision
 torchvision = import_torchvision()
 assert torchvision is import_torchvision() is sys.modules['torchvision']
 import torch

@@ -140,6 +140,8 @@ def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[s
         paper = prepare_job(info.cls, real, recipe="paper", **{**settings, "network": job.task.network})
         _say_expected(job, paper, display)
     check = Check(run.check_every) if run.check_every else None
+    if check is not None and real.kind != "classes":
+        raise InputError("Checks on the way (--check-every) are of classes; evaluate a set of pairs when it is done.")
     snapshots = Snapshots()
     hooks = [h for h in (snapshots, check, LoopProgress(display, check)) if h is not None]
     with display.bars():
@@ -206,9 +208,12 @@ def scoring(record: Manifest, out: Path) -> str:
 def describe_job(job: Job) -> str:
     """What is about to be done, in two lines."""
     real, task = job.task.real, job.task
+    what, size = f"{len(real):,} images, {real.classes} classes", f"{task.ipc} per class"
+    if real.kind == "pairs":
+        what, size = f"{len(real):,} pairs", f"{task.ipc} pairs"
     text = (
-        f"{job.method_name} on {real.name}: {len(real):,} images, {real.classes} classes, "
-        f"{'×'.join(map(str, real.shape))}; {task.ipc} per class; {task.network} on {task.device.type}"
+        f"{job.method_name} on {real.name}: {what}, {'×'.join(map(str, real.shape))}; {size}; {task.network} on "
+        f"{task.device.type}"
     )
     compiling = ["networks are compiled, which takes half a minute or more at the start"] if task.compile else []
     return "\n".join([text, *(f"  {note}" for note in (*real.notes, *job.remarks, *compiling))])

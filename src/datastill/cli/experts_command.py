@@ -121,7 +121,7 @@ def train(options: TrainOptions) -> int:
     display = Display(options.quiet or options.json)
     display.say(f"Reading {options.data.data} ...")
     real = options.data.load()
-    network = resolve_network(options.network, channels=real.shape[0], classes=real.classes, size=real.shape[1:])
+    network = resolve_network(options.network, **real.network_shape)
     display.say(_announcement(options, len(real), network))
     names = ("experts", "epochs", "stop_after", "policy", "augment", "seed", "workers", "device", "lossy")
     with display.bars():
@@ -169,7 +169,7 @@ def bring_in(options: ImportOptions) -> int:
     display = Display(options.quiet or options.json)
     real = options.data.load()
     real = real.with_space(stated_space(options.space, real, None, options.zca_eps))
-    network = resolve_network(options.network, channels=real.shape[0], classes=real.classes, size=real.shape[1:])
+    network = resolve_network(options.network, **real.network_shape)
     display.say(f"Reading {', '.join(map(str, options.files))} ...")
     _show(import_reference_buffer(options.files, network, real, options.out), display, options.json)
     display.say(f"Saved in {options.out}.")

@@ -23,7 +23,7 @@ def evaluation_table(result: Evaluation) -> Table:
     table = Table(title=title, title_justify="left")
     for column, justify in (
         ("set", "left"),
-        ("test accuracy %", "right"),
+        (f"{result.measure} %", "right"),
         ("± 95 %", "right"),
         ("std nets", "right"),
         ("std sets", "right"),

@@ -37,6 +37,8 @@ class Method:
     registered_family: ClassVar[str] = ""
     #: Values of the paper where the default is a cheaper one.
     paper_values: ClassVar[dict[str, Any]] = {}
+    #: What may stand beside the images of its real set: "classes", or the captions of "pairs".
+    takes: ClassVar[tuple[str, ...]] = ("classes",)
     #: Whether anything of it runs as compiled code where `task.compile` asks for that.
     compiles: ClassVar[bool] = True
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datastill.data.load import load_real
+    from datastill.data.pairs import load_pairs
     from datastill.data.real import RealSet, check_ipc
 
-__all__ = ["RealSet", "check_ipc", "load_real"]
+__all__ = ["RealSet", "check_ipc", "load_pairs", "load_real"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,6 +17,10 @@ def __getattr__(name: str) -> Any:
         from datastill.data.load import load_real
 
         return load_real
+    if name == "load_pairs":
+        from datastill.data.pairs import load_pairs
+
+        return load_pairs
     if name in ("RealSet", "check_ipc"):
         from datastill.data import real
 

@@ -180,10 +180,15 @@ def _looks_like_path(text: str) -> bool:
 def _read_folder(folder: Path, name: str, request: Request, options: dict[str, str]) -> Raw:
     if not folder.is_dir():
         raise InputError(f"{folder} is a file; give the folder that holds the images or parquet files.")
+    from datastill.data.captions_file import find_captions
     from datastill.data.folder import from_folder
     from datastill.data.parquet import find_parquet, from_parquet
 
-    if options or find_parquet(folder):
+    if find_captions(folder) is not None:
+        from datastill.data.captioned_folder import from_captioned
+
+        raw = call_source(from_captioned, name, options, folder, request)
+    elif options or find_parquet(folder):
         raw = call_source(from_parquet, name, options, folder, name, request)
     else:
         raw = from_folder(folder, request)
@@ -219,7 +224,11 @@ def assemble(
     options: Mapping[str, Any] | None = None,
 ) -> RealSet:
     """Classes, hold-out, limit and Space: from what a source read to a RealSet. Arguments as `load_real`."""
-    notes = [*raw.notes, *_skipped(raw.train, "train"), *check_pixels(raw.train, "train")]
+    if raw.train.sentences is not None:
+        from datastill.data.pairs import assemble_pairs
+
+        return assemble_pairs(raw, space=space, holdout=holdout, seed=seed, limit=limit, options=options or {})
+    notes = [*raw.notes, *skipped_notes(raw.train, "train"), *check_pixels(raw.train, "train")]
     classes = Classes(raw.train.labels, class_names if class_names is not None else raw.names)
     notes += classes.notes
     store: Store = raw.train.store
@@ -228,7 +237,7 @@ def assemble(
     test: tuple[Store, torch.Tensor] | None = None
     count = len(classes.ids)
     if raw.test is not None:
-        notes += [*_skipped(raw.test, "test"), *check_pixels(raw.test, "test")]
+        notes += [*skipped_notes(raw.test, "test"), *check_pixels(raw.test, "test")]
         _refuse_other_shape(store, raw.test.store)
         test = raw.test.store, classes.positions(raw.test.labels, "test")
     elif holdout:
@@ -268,7 +277,8 @@ def _draw(count: int, limit: int, seed: int, c: int) -> torch.Tensor:
     return torch.randperm(count, generator=Rng(seed).generator("limit", c))[:limit]
 
 
-def _skipped(split: Split, where: str) -> list[str]:
+def skipped_notes(split: Split, where: str) -> list[str]:
+    """What is said of images of a split that cannot be read and were left out; warned of as well."""
     if not split.skipped:
         return []
     shown = ", ".join(split.skipped[:5]) + (", ..." if len(split.skipped) > 5 else "")

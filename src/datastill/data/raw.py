@@ -87,6 +87,15 @@ def refuse_choice(request: Request, what: str) -> None:
 
 
 @dataclass(frozen=True)
+class Sentences:
+    """Captions of a split's images, which are then no classes' but those of pairs."""
+
+    texts: Sequence[str]
+    image: Tensor  #: position in the split of the image that each is of, (m,) int64
+    group: Tensor | None = None  #: what the image shows, where many show the same, (m,) int64
+
+
+@dataclass(frozen=True)
 class Split:
     """Images and the source's own labels, one each."""
 
@@ -95,6 +104,7 @@ class Split:
     skipped: tuple[str, ...] = ()  #: names of images left out because they cannot be decoded
     bias: Tensor | None = None  #: bias attribute of each image, (n,) int64, where the set was made biased
     called: Callable[[int], str] | None = None  #: what errors call an image, where it has a name
+    sentences: Sentences | None = None  #: captions in the place of labels, of a source of pairs
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,7 @@ class Raw:
     names: tuple[str, ...] | None = None  #: class names by integer label, where the source tells
     notes: tuple[str, ...] = ()
     attribute: Attribute | None = None  #: what the bias is, where the set was made biased
+    text: Any = "hashed"  #: the text encoder of a source of pairs, by name or itself
 
 
 def make_request(

@@ -15,6 +15,7 @@ from torch import Tensor
 from datastill.core.batch import Batch
 from datastill.core.errors import InputError
 from datastill.core.space import Space
+from datastill.data.captions import EMBED, Captions, apart
 from datastill.data.store import Store, SubsetStore
 from datastill.data.stratify import hold_out, members_by_class
 
@@ -50,6 +51,8 @@ class RealSet:
     bias: Tensor | None = field(default=None, repr=False)
     attribute: Attribute | None = None  #: what the bias of a biased set is and what its values are called
     places: tuple[str, ...] = ()  #: folders that the images are read from; nothing is written into them
+    #: Of a set of pairs: sentences and their vectors, one for each image. Its one class means nothing.
+    captions: Captions | None = None
 
     def __post_init__(self) -> None:
         if len(self.labels) != len(self.store):
@@ -81,6 +84,24 @@ class RealSet:
         """C, the number of classes."""
         return len(self.class_names)
 
+    @property
+    def kind(self) -> str:
+        """What stands beside the images: "classes", or "pairs" for captions."""
+        return "classes" if self.captions is None else "pairs"
+
+    @property
+    def targets(self) -> Tensor:
+        """What is learned from the images: class positions (n,), or the vectors of captions (n, d)."""
+        return self.labels if self.captions is None else self.captions.vectors
+
+    @property
+    def network_shape(self) -> dict[str, Any]:
+        """Arguments of `resolve_network`: the images, the outputs, and the numbers of a sentence's vector, if any."""
+        shape: dict[str, Any] = {"channels": self.shape[0], "classes": self.classes, "size": self.shape[1:]}
+        if self.captions is not None:
+            shape |= {"classes": EMBED, "text": self.captions.dim}
+        return shape
+
     @cached_property
     def counts(self) -> Tensor:
         """Images per class, (C,) int64."""
@@ -99,9 +120,9 @@ class RealSet:
         return self.store.get(index)
 
     def batch(self, index: Tensor) -> Batch:
-        """Images at `index` (n,) in the set's Space, with labels and weights."""
+        """Images at `index` (n,) in the set's Space, with labels (vectors of captions, of pairs) and weights."""
         weight = None if self.weights is None else self.weights[index]
-        return Batch(self.space.encode(self.pixels(index)), self.labels[index], index, weight)
+        return Batch(self.space.encode(self.pixels(index)), self.targets[index], index, weight)
 
     def of_classes(self, classes: Sequence[int], n: int, generator: torch.Generator) -> Batch:
         """`n` images of each of `classes`, drawn without replacement, class after class.
@@ -130,15 +151,19 @@ class RealSet:
         """
         if not 0 < fraction < 1:
             raise InputError(f"A validation split of {fraction} is not between 0 and 1; 0.1 is a tenth.")
-        kept, held = hold_out(self.labels, self.classes, round(fraction * len(self)), seed, "validation")
+        if self.captions is not None:
+            kept, held = apart(self.captions.image, fraction, seed, "validation")
+        else:
+            kept, held = hold_out(self.labels, self.classes, round(fraction * len(self)), seed, "validation")
         return self.subset(kept), self.subset(held)
 
     def subset(self, index: Tensor) -> RealSet:
         """The images at `index` (n,), in that order; classes stay as they are, even those left empty."""
         weights = None if self.weights is None else self.weights[index]
         bias = None if self.bias is None else self.bias[index]
+        captions = None if self.captions is None else self.captions.subset(index)
         store = SubsetStore(self.store, index)
-        return replace(self, store=store, labels=self.labels[index], weights=weights, bias=bias)
+        return replace(self, store=store, labels=self.labels[index], weights=weights, bias=bias, captions=captions)
 
     def with_weights(self, weights: Tensor | None) -> RealSet:
         """The same set with a weight per image, (n,) finite and not negative; None takes weights away."""
@@ -156,6 +181,8 @@ class RealSet:
         sha.update(self.space.id.encode())
         if self.weights is not None:
             sha.update(self.weights.numpy().tobytes())
+        if self.captions is not None:
+            sha.update(self.captions.content().encode())
         return sha.hexdigest()[:16]
 
     def plot(self) -> Figure:
@@ -187,6 +214,7 @@ class RealSet:
             "fingerprint": self.fingerprint,
             "notes": list(self.notes),
             **({"attribute": self.attribute.to_dict()} if self.attribute is not None else {}),
+            **({"captions": self.captions.describe()} if self.captions is not None else {}),
         }
 
 
@@ -198,6 +226,10 @@ def check_ipc(real: RealSet, ipc: int) -> None:
     """
     if isinstance(ipc, bool) or not isinstance(ipc, Integral) or ipc < 1:
         raise InputError(f"--ipc is {ipc!r}, and images per class must be a whole number of at least 1.")
+    if real.captions is not None and ipc > len(real):
+        raise InputError(
+            f"{real.name} has {len(real)} pairs, fewer than the {ipc} asked for; use --ipc {len(real)} or smaller."
+        )
     short = (real.counts < min(ipc, 2**62)).nonzero().flatten().tolist()
     if short:
         worst = min(short, key=lambda c: int(real.counts[c]))

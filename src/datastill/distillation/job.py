@@ -18,7 +18,7 @@ from datastill.core.overrides import Override, taken_from
 from datastill.core.plan import Plan, Task, chunk_for
 from datastill.core.ranges import Count, Seed, check_fields, checked
 from datastill.core.recipes import Recipe, find_recipe, get_recipe
-from datastill.core.registry import Chooses, Method, get_method, with_overrides
+from datastill.core.registry import Chooses, Method, get_method, methods, with_overrides
 from datastill.core.runtime import Runtime
 from datastill.core.usercode import blaming, called, is_theirs
 from datastill.data import check_ipc, load_real
@@ -168,10 +168,11 @@ def prepare_job(
     usual = with_overrides(start, hyper)  # refused before the data are read
     data: RealSet = real if isinstance(real, RealSet) else load_real(real)
     check_ipc(data, ipc)
+    _refuse_kind(start, name, data)
     ipc, seed = int(ipc), int(seed)
     if network is None:
         network = usual.usual_network()
-    factory = resolve_network(network, channels=data.shape[0], classes=data.classes, size=data.shape[1:])
+    factory = resolve_network(network, **data.network_shape)
     task = Task(data, ipc, factory, seed, runtime or Runtime.of(), folder)
     chosen: tuple[str, ...] = ()
     if isinstance(start, Chooses):
@@ -184,6 +185,16 @@ def prepare_job(
     job = Job(settled, name, family, task, recipe, found, notes, changed, unscaled, hyper, code_of(start, factory))
     counted = task.runtime.compile == "auto" and task.device.type == "cpu"
     return compiled_for(job, planned_macs(job) if counted else 0.0)
+
+
+def _refuse_kind(method: Method, name: str, data: RealSet) -> None:
+    """A method of classes has no use for pairs, nor one of pairs for classes."""
+    if isinstance(method, Chooses) or data.kind in method.takes:
+        return
+    fitting = ", ".join(known for known, info in methods().items() if data.kind in info.cls.takes)
+    raise InputError(
+        f"{name} distills sets of {' or '.join(method.takes)}, and {data.name} is one of {data.kind}; take {fitting}."
+    )
 
 
 def planned_macs(job: Job) -> float:

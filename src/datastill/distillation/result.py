@@ -71,6 +71,8 @@ def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, 
     extra = {**outcome.extra, **kept}
     if outcome.y.ndim > 1:
         extra["classes"] = task.labels
+    if real.captions is not None:
+        manifest["captions"] = [real.captions.texts[i] for i in real.captions.nearest(outcome.y)]
     by_network = plan.decoder if isinstance(plan.decoder, ByNetwork) else None
     weights = {} if by_network is None else by_network.carried
     made = DistilledSet(outcome.codes, outcome.y, real.space, plain(manifest), extra, decoder_weights=weights)
@@ -156,6 +158,8 @@ def _student_protocol(job: Job, student: Mapping[str, Any], kind: str) -> str:
         return str(student["protocol"])
     if kind == "regression":
         return "frepo-quick-v1"
+    if kind == "pairs":
+        return "vl-v1"
     if student.get("labels") == "teacher":
         return "soft-quick-v1"
     if "lr" in student:

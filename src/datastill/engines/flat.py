@@ -70,10 +70,10 @@ class FlatModel:
         parts = theta.split(self.numels)
         return {name: part.view(shape) for name, shape, part in zip(self.names, self.shapes, parts, strict=True)}
 
-    def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Logits (n, C) of images x (n, c, h, w) at the weights theta (P,)."""
+    def __call__(self, theta: Tensor, x: Tensor, method: str = "forward") -> Tensor:
+        """Logits (n, C) of images x (n, c, h, w) at the weights theta (P,), or what another method of it gives."""
         buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
-        logits: Tensor = functional(self.network, {**self.split(theta), **buffers}, x)
+        logits: Tensor = functional(self.network, {**self.split(theta), **buffers}, x, method=method)
         return logits
 
     def describe(self) -> dict[str, Any]:

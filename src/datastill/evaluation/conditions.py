@@ -62,6 +62,7 @@ class Setup:
         started, fallbacks = time.perf_counter(), compilation.fallbacks()
         accuracies = torch.zeros(len(sets), self.networks, dtype=torch.double)
         per_class, groups, losses = [], [], list[list[float]]()
+        recalls: list[dict[str, float]] = []
         for s, (data, trainer) in enumerate(zip(sets, trainers, strict=True)):
             made, curves = self.train(trainer, data, s, name, len(sets))
             losses += curves
@@ -71,6 +72,7 @@ class Setup:
                 accuracies[s, k] = score.accuracy
                 per_class.append(score.per_class)
                 groups += [score.groups] if score.groups is not None else []
+                recalls += [score.recalls] if score.recalls is not None else []
             done, total = (s + 1) * self.networks, len(sets) * self.networks
             self.runtime.progress(name, done, total, {self.metric.name: float(accuracies[s].mean())})
         return Arm(
@@ -82,6 +84,7 @@ class Setup:
             self.runtime.compiled and compilation.fallbacks() == fallbacks,
             [trainer.lr for trainer in trainers],
             groups=Groups.of(groups) if groups else None,
+            recalls={name: sum(one[name] for one in recalls) / len(recalls) for name in recalls[0]} if recalls else {},
         )
 
 

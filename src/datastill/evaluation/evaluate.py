@@ -24,6 +24,7 @@ from datastill.evaluation.inputs import Distilled, with_test
 from datastill.evaluation.metrics import TestSplit
 from datastill.evaluation.protocols import Protocol
 from datastill.evaluation.rates import RATES, TRAININGS, best_rate, validation_of
+from datastill.evaluation.retrieval import chances
 from datastill.evaluation.scores import Arm, Evaluation
 from datastill.evaluation.settled import Settled, Variation, settle
 from datastill.models import Network
@@ -94,6 +95,8 @@ def evaluate(
     asked = settle(distilled, real, protocol, network, variation, runtime)
     if random:
         _refuse_no_teacher(asked)
+    if ceiling and asked.data.kind != "classes":
+        raise InputError("The whole real set is trained on as classes; leave ceiling (--ceiling) out for pairs.")
     test = TestSplit.of(with_test(asked.data))
     setup = Setup(asked.factory, test, networks, seed, runtime, asked.protocol.metric)
     macs = _macs(asked, setup, len(test.y), random)
@@ -122,6 +125,7 @@ def evaluate(
         names=[one.name + f", seed {one.record.seed}" for one in asked.sets],
         made=[_made(one) for one in asked.sets],
         notes=_notes(asked, scored, baseline, ceiling),
+        chance=chances(test),
     )
 
 

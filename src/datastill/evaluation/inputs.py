@@ -92,11 +92,30 @@ def check_fit(distilled: DistilledSet, real: RealSet) -> None:
             f"The classes of the distilled set ({', '.join(distilled.class_names[:5])}, ...) are not those of "
             f"{real.name} ({', '.join(real.class_names[:5])}, ...), in the same order; give the data it was made from."
         )
+    _check_sentences(distilled, real)
     shape = tuple(distilled.images.shape[1:])
     if shape != tuple(real.shape):
         raise InputError(
             f"The distilled images are {shape} (channels, height, width) and those of {real.name} are "
             f"{tuple(real.shape)}; load the data at that size (--size)."
+        )
+
+
+def _check_sentences(distilled: DistilledSet, real: RealSet) -> None:
+    """Vectors of sentences are those of one text encoder."""
+    if real.captions is None:
+        return
+    mine, theirs = int(distilled.labels.shape[-1]), real.captions.dim
+    if mine != theirs:
+        raise InputError(
+            f"The sentences of the distilled set have {mine} numbers and those of {real.name} {theirs}; load it with "
+            "the text encoder of the set (text=)."
+        )
+    known = distilled.record.data.captions.get("fingerprint", "")
+    if known not in ("", real.captions.fingerprint):
+        raise InputError(
+            f"The sentences of {real.name} were encoded by {real.captions.encoder}, and those of the distilled set by "
+            f"{distilled.record.data.captions.get('encoder', 'another encoder')}; load it with that one (text=)."
         )
 
 
@@ -106,7 +125,7 @@ def network_for(distilled: DistilledSet, real: RealSet, network: Any) -> Network
     Raises:
         InputError: it cannot be built for this data, or the caller alone has it.
     """
-    shapes: dict[str, Any] = {"channels": real.shape[0], "classes": real.classes, "size": real.shape[1:]}
+    shapes = real.network_shape
     if network is not None:
         return resolve_network(network, **shapes)
     made_on = distilled.record.network

@@ -14,6 +14,7 @@ from datastill.training.batches import Images
 from datastill.training.hard import predict
 
 if TYPE_CHECKING:
+    from datastill.data.captions import Captions
     from datastill.data.real import RealSet
 
 #: Test sets up to this many bytes as float32 are encoded once and kept.
@@ -30,6 +31,7 @@ class TestSplit:
     y: Tensor
     classes: int
     bias: Tensor | None = None  #: bias attribute of each image, where the set was made biased
+    captions: Captions | None = None  #: of pairs, whose labels are then vectors of sentences
 
     @classmethod
     def of(cls, real: RealSet) -> TestSplit:
@@ -38,16 +40,18 @@ class TestSplit:
         assert test is not None
         count, (c, h, w) = len(test), test.shape
         if 4 * count * c * h * w <= _KEEP_BYTES:
-            return cls(test.batch(torch.arange(count)).x, test.labels, real.classes, test.bias)
-        return cls(lambda index: test.batch(index).x, test.labels, real.classes, test.bias)
+            return cls(test.batch(torch.arange(count)).x, test.targets, real.classes, test.bias, test.captions)
+        return cls(lambda index: test.batch(index).x, test.targets, real.classes, test.bias, test.captions)
 
 
 class Score(NamedTuple):
-    """What one network is right on: of all test images; of each class (C,), NaN without images; of groups by bias."""
+    """What one network is right on: of all test images; of each class (C,), NaN without images; of groups by bias; of
+    pairs, recalls by name."""
 
     accuracy: float
     per_class: Tensor
     groups: GroupAccuracy | None = None
+    recalls: dict[str, float] | None = None
 
 
 class Metric(Protocol):

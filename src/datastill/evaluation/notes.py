@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 from datastill.engines.statistics import keeps_statistics
 from datastill.evaluation.protocols import Protocol
+from datastill.evaluation.retrieval import KS
 from datastill.evaluation.scores import Arm
 from datastill.store.artifact import DistilledSet
 from datastill.store.files import digest
 from datastill.training.debiased import DebiasedTraining
 
 if TYPE_CHECKING:
+    from datastill.data.captions import Captions
     from datastill.data.real import RealSet
     from datastill.models import NetworkFactory
 
@@ -24,11 +26,27 @@ def of_sets(sets: list[DistilledSet], real: RealSet) -> list[str]:
     notes = list(real.notes)
     if len({digest(one.record.hyper) for one in sets}) > 1:
         notes.append("The sets were made with different hyper-parameters.")
-    if real.test is not None and len(real.test) < 500:
+    if real.test is not None and real.test.captions is not None:
+        notes += _of_pairs(real.test.captions)
+    elif real.test is not None and len(real.test) < 500:
         notes.append(f"{len(real.test)} test images: one of them is {100 / len(real.test):.1f} points.")
     made_from = {one.record.data.fingerprint for one in sets}
     if made_from != {real.fingerprint}:
         notes.append("The set was made from other data than it is evaluated on; Random comes from the latter.")
+    return notes
+
+
+def _of_pairs(captions: Captions) -> list[str]:
+    """On few test images and captions."""
+    counts = {"IR": ("images", len(captions.image.unique())), "TR": ("captions", len(captions.texts))}
+    notes = []
+    for kind, (what, count) in counts.items():
+        left_out = [f"{kind}@{k}" for k in KS if k >= count]
+        if left_out:
+            told = " and ".join(left_out) + (" are" if len(left_out) > 1 else " is")
+            notes.append(f"{count} test {what}: {told} left out, which would be 100 % for any network.")
+    if not notes and (images := counts["IR"][1]) < 500:
+        notes.append(f"{images} test images: one of them is {100 / images:.1f} points of TR@k.")
     return notes
 
 

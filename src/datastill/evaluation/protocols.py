@@ -32,6 +32,7 @@ class Extras:
         stacked: train networks side by side; None decides by device.
         training: a way that resists a bias, in the place of all but the protocol's augmentation.
         steps: order and sizes of the steps that the set learned with its images (DD).
+        rate_text: learning rate of the text tower that a set of pairs learned.
     """
 
     patches: int = 1
@@ -41,6 +42,7 @@ class Extras:
     stacked: bool | None = None
     training: DebiasedTraining | None = None
     steps: StepsOfSet | None = None
+    rate_text: float | None = None
 
 
 @dataclass(frozen=True)
@@ -206,9 +208,9 @@ _REGISTERED: dict[str, Protocol] = {}
 
 def protocols() -> dict[str, Protocol]:
     """All protocols by name."""
-    from datastill.evaluation import own_protocols, standard_protocols
+    from datastill.evaluation import own_protocols, pair_protocols, standard_protocols
 
-    built_in = (*standard_protocols.PROTOCOLS, *own_protocols.PROTOCOLS)
+    built_in = (*standard_protocols.PROTOCOLS, *own_protocols.PROTOCOLS, *pair_protocols.PROTOCOLS)
     return {**{p.name: p for p in built_in}, **_REGISTERED}
 
 

@@ -79,6 +79,7 @@ class Arm:
         rates: learning rate of each set.
         tried: where the rate was chosen, the accuracy of every rate on real training images held back.
         groups: on a biased set, accuracies by the bias attribute of test images.
+        recalls: on pairs, means of retrieval metrics by name; `accuracies` are then mean recalls.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Arm:
     rates: list[float] = field(default_factory=list)
     tried: dict[float, float] = field(default_factory=dict)
     groups: Groups | None = None
+    recalls: dict[str, float] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
@@ -130,6 +132,7 @@ class Arm:
             "seconds": round(self.seconds, 3),
             "lr": [float(rate) for rate in self.rates],
             **({"groups": self.groups.to_dict()} if self.groups is not None else {}),
+            **({"recalls": {name: round(value, 6) for name, value in self.recalls.items()}} if self.recalls else {}),
             **({"lr_tried": {f"{rate:g}": round(a, 6) for rate, a in self.tried.items()}} if self.tried else {}),
         }
 
@@ -152,6 +155,12 @@ class Evaluation:
     training: dict[str, Any] | None = None  #: how networks were trained to resist a bias, where they were
     labels: str = ""  #: that networks were trained on: "hard", "soft" (one for each image) or "teacher"; "" is unknown
     optimizer: str = ""  #: that trained them, "" where it is unknown
+    chance: dict[str, float] = field(default_factory=dict)  #: on pairs, retrieval metrics of networks that say nothing
+
+    @property
+    def measure(self) -> str:
+        """What networks are scored by: "test accuracy", or on pairs "mean recall"."""
+        return "mean recall" if self.chance else "test accuracy"
 
     @property
     def conditions(self) -> str:
@@ -244,6 +253,7 @@ class Evaluation:
             "distilled": self.distilled.to_dict(),
             "random": self.random.to_dict() if self.random else None,
             "ceiling": self.ceiling.to_dict() if self.ceiling else None,
+            **({"chance": {name: round(value, 6) for name, value in self.chance.items()}} if self.chance else {}),
             "difference": _number(self.difference),
             "difference_interval_95": _number(self.difference_interval),
             "verdict": self.verdict,

@@ -91,7 +91,7 @@ class Settled:
         By the same teacher, without a bank; by as many steps in the same order, all of one size.
         """
         whole = [
-            replace(extras, bank=None, patches=1, steps=extras.steps and extras.steps.at(rate))
+            replace(extras, bank=None, patches=1, rate_text=None, steps=extras.steps and extras.steps.at(rate))
             for extras in self.extras
         ]
         return [self.protocol.trainer(self.data, rate, extras) for extras in whole]
@@ -129,6 +129,7 @@ def settle(
             stacked=variation.stacked,
             training=training,
             steps=StepsOfSet.of(one.extra, one.name),
+            rate_text=one.record.student.lr_text if recipe.learned_lr else None,
         )
         for one in sets
     ]

@@ -74,6 +74,10 @@ def export(distilled: DistilledSet, folder: str | Path, format: str, *, bits: Bi
     known = (*_WRITERS, ENCODED)
     if format not in known:
         raise InputError(f"There is no export format {format!r}. {nearest(format, known)}")
+    if distilled.label_kind == "pairs" and format not in (ENCODED, "tensors"):
+        raise InputError(
+            f"{format} holds classes, and these are pairs with vectors of sentences; export them as tensors."
+        )
     target = Path(folder).resolve()
     refuse_taken(target)
     refuse_out(target, places_of(distilled.record.data.source))

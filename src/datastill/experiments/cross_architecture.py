@@ -207,10 +207,10 @@ def cross_architecture(
     first = next(iter(by_method.values()))[0]
     data = real_for(first, real)
     for name in networks:
-        resolve_network(name, channels=data.shape[0], classes=data.classes, size=data.shape[1:])
+        resolve_network(name, **data.network_shape)
     if random and BASELINE not in by_method:
         by_method = {BASELINE: _random_sets(by_method, data, device), **by_method}
-    recipe = pick_protocol(protocol, [data.shape])
+    recipe = pick_protocol(protocol, [data.shape], [data.kind])
     validation = validation_of(data) if learning_rates == "tuned" else None
     accuracies: dict[tuple[str, str], Tensor] = {}
     rates: dict[tuple[str, str], float] = {}

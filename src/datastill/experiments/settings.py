@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -139,12 +139,13 @@ def make_settings(
     sizes = [ipc] if isinstance(ipc, int) else list(ipc)
     if budget is not None and not budget > 0:
         raise InputError(f"The budget must be above 0 seconds, not {budget}.")
+    sets = [reals.get(label) for label in reals.labels()]
     return Settings(
         methods=named,
         ipc=_distinct("ipc", sizes, 1),
         seeds=_distinct("seeds", many_seeds, 0),
         network=network,
-        protocol=pick_protocol(protocol, [reals.get(label).shape for label in reals.labels()]),
+        protocol=pick_protocol(protocol, [one.shape for one in sets], [one.kind for one in sets]),
         networks=_whole("networks", networks, 1),
         recipe=recipe,
         overrides=_overrides(settings or {}, named),
@@ -164,16 +165,18 @@ def _changes(given: Mapping[str, str]) -> dict[str, str]:
     return {one.option: given[one.option] for one in asked}
 
 
-def pick_protocol(protocol: str | Protocol, shapes: Iterable[tuple[int, ...]]) -> Protocol:
+def pick_protocol(protocol: str | Protocol, shapes: Iterable[tuple[int, ...]], kinds: Collection[str] = ()) -> Protocol:
     """One protocol for all methods and data sets.
 
     "auto" is dsa-quick-v1 where any images have at least 16 pixels a side, else dc-v1: methods that differ in
-    what they would ask for are compared under one.
+    what they would ask for are compared under one. On sets of pairs (`kinds`) it is vl-v1.
     """
     if isinstance(protocol, Protocol):
         return protocol
     if protocol != "auto":
         return get_protocol(protocol)
+    if "pairs" in kinds:
+        return get_protocol("vl-v1")
     large = any(min(shape[1:]) >= _AUGMENTED_SIDE for shape in shapes)
     return get_protocol("dsa-quick-v1" if large else "dc-v1")
 

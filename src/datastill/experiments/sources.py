@@ -48,9 +48,7 @@ class RealSets:
         """The network that fits a real set; one factory for all cells, which knows its facts."""
         if label not in self._networks:
             real = self.get(label)
-            self._networks[label] = resolve_network(
-                spec, channels=real.shape[0], classes=real.classes, size=real.shape[1:]
-            )
+            self._networks[label] = resolve_network(spec, **real.network_shape)
         return self._networks[label]
 
     def labels(self) -> list[str]:

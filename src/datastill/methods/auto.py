@@ -2,6 +2,7 @@
 
 Stage matching (`stages`) where networks can be trained on the real set: at least 16 pixels a side and 20 real images
 per class; with tiles from 28 pixels on. Else `dm-fast`, which trains nothing.
+For pairs of images and sentences, `vl-moments`.
 
 - Needs: what the chosen method needs.
 - Cost: that of the chosen method.
@@ -33,6 +34,8 @@ class Auto(Method):
         Args:
             task: the data and the size.
         """
+        if task.real.kind == "pairs":
+            return "vl-moments", {}, "the set is one of pairs of images and sentences"
         side, images = min(task.real.shape[1:]), int(task.real.counts.min())
         if side < SIDE:
             return "dm-fast", {}, f"images of {side} pixels are too small for stages of trained networks"

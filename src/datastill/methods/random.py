@@ -10,7 +10,7 @@ S_c = ipc distinct images of class c, drawn from the seed; in proportion to thei
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from datastill.core.registry import Method, method
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @method("random", paper="baseline", family="coreset")
 @dataclass(frozen=True, kw_only=True)
 class Random(Method):
-    """Distinct random real images of each class."""
+    """Distinct random real images of each class, or pairs."""
+
+    takes: ClassVar[tuple[str, ...]] = ("classes", "pairs")
 
     def build(self, task: Task) -> Plan:
         """The initialization is the result."""
@@ -30,4 +32,9 @@ class Random(Method):
         from datastill.sampling.inits import RandomReal
         from datastill.sampling.weighted import WeightedReal
 
-        return Plan(init=RandomReal() if task.real.weights is None else WeightedReal(), decoder=Pixels())
+        init = RandomReal() if task.real.weights is None else WeightedReal()
+        if task.real.kind == "pairs":
+            from datastill.labels.sentences import SentenceVectors
+
+            return Plan(init=init, decoder=Pixels(), labels=SentenceVectors())
+        return Plan(init=init, decoder=Pixels())

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from datastill.core.errors import InputError, MissingExtra, nearest
-from datastill.models._torchvision import import_torchvision
+from datastill.core.torchvision import import_torchvision
 from datastill.models.anatomy import Embed, Size
 from datastill.models.factory import NetworkFactory, refuse_outsized
 from datastill.models.user import factory_of

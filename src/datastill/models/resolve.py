@@ -16,6 +16,7 @@ from datastill.models.external import external_factory
 from datastill.models.factory import NetworkFactory, refuse_outsized
 from datastill.models.layers import StackedNetwork, require_positive
 from datastill.models.resnet import ResNet18, ResNet18AP
+from datastill.models.towers import towers_of
 from datastill.models.user import (
     factory_of,
     factory_of_callable,
@@ -48,6 +49,7 @@ def resolve_network(
     classes: int,
     size: Size | int,
     embed: Embed | None = None,
+    text: int = 0,
 ) -> NetworkFactory:
     """The factory that `spec` means for images (channels, *size) of `classes` classes.
 
@@ -59,11 +61,15 @@ def resolve_network(
             initialized anew by `reset_parameters`; or a factory, returned as it is.
         size: height and width in pixels; one number for square images.
         embed: (module, images) -> features, where these are not the input of the last linear layer.
+        text: numbers of a sentence's vector: the network then becomes the image tower of two (`models.towers`).
 
     Raises:
         InputError: unknown name or option, or a network that does not fit the data.
         MissingExtra: timm is named and not installed.
     """
+    if text:
+        image = resolve_network(spec, channels=channels, classes=classes, size=size, embed=embed)
+        return towers_of(image, text)
     height, width = (size, size) if isinstance(size, int) else size
     require_positive(channels=channels, classes=classes, height=int(height), width=int(width))
     shape: dict[str, Any] = {"channels": channels, "classes": classes, "size": (int(height), int(width))}

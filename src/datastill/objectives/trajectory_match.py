@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Engine = Literal["adjoint", "full_unroll", "frozen_path", "truncated"]
 Intermediate = Literal["none", "all", "adaptive"]
 
+#: Leaves beside the images that the match has gradients of.
+_LEAVES = ("lr", "lr_text", "labels")
 #: An expert that moved less than this, relative to the squared norm of where it went, gives no direction.
 _STANDSTILL = 1e-12
 
@@ -125,7 +127,7 @@ class TrajectoryMatch:
         assert context.synthetic is not None
         x, y = context.synthetic.x.detach(), context.synthetic.y.detach().to(context.device)
         model = FlatModel(segment.network)
-        start, terms = segment.start.detach(), self.terms(segment)
+        start, terms = segment.start.detach(), self.terms_of(segment, model)
         if start.shape != (model.size,):
             raise InputError(f"The expert has {start.numel()} weights and its network {model.size}.")
         if stands_still(start, [term.target for term in terms]):
@@ -139,19 +141,36 @@ class TrajectoryMatch:
             start,
             x,
             y,
-            rate.alpha(context.codes.get("lr")).detach().to(start),
+            self.alpha(rate, context).detach().to(start),
             plan,
             terms,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            scale=balance(segment.epoch, self.balance) if self.balance else 1.0,
-            loss_fn=hg.cross_entropy_of_logits if self.labels == "logits" and y.is_floating_point() else None,
-            augment=context.plan.augment,
-            chunk=None if _coupled(segment.network, context) else context.chunk,
+            **self.student_options(segment, model, y, context),
         )
         if self.threshold is not None and float(found.loss) > self.threshold:
             return _skipped(context, x)
-        return Grads(found.loss, found.x, _leaves(found, rate, context))
+        return Grads(found.loss, found.x, {**self.rate_slopes(found, rate, context), **_label_leaves(found, context)})
+
+    def student_options(self, segment: Segment, model: FlatModel, y: Tensor, context: Context) -> dict[str, Any]:
+        """How the student learns, see `hg.Student`."""
+        return {
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+            "scale": balance(segment.epoch, self.balance) if self.balance else 1.0,
+            "loss_fn": hg.cross_entropy_of_logits if self.labels == "logits" and y.is_floating_point() else None,
+            "augment": context.plan.augment,
+            "chunk": None if _coupled(segment.network, context) else context.chunk,
+        }
+
+    def alpha(self, rate: hg.SyntheticLr, context: Context) -> Tensor:
+        """The student's learning rate."""
+        return rate.alpha(context.codes.get("lr"))
+
+    def rate_slopes(self, found: hg.HyperGradients, rate: hg.SyntheticLr, context: Context) -> dict[str, Tensor]:
+        """The gradient of the leaf of the learning rate, if there is one, shaped like it."""
+        if "lr" not in context.codes:
+            return {}
+        leaf = context.codes["lr"].detach()
+        return {"lr": found.alpha.to(leaf).reshape(leaf.shape) * rate.slope(leaf)}
 
     def note(self, losses: Tensor) -> str:
         """A warning where the losses (steps,) of a run did not fall; empty where they did, or are too few to tell."""
@@ -163,6 +182,10 @@ class TrajectoryMatch:
         if last < first:
             return ""
         return f"the distance to the experts did not fall ({first:.3g} at first, {last:.3g} in the end): lower image_lr"
+
+    def terms_of(self, segment: Segment, model: FlatModel) -> list[hg.MatchTerm]:
+        """What is matched, in the weights of a network."""
+        return self.terms(segment)
 
     def terms(self, segment: Segment) -> list[hg.MatchTerm]:
         """What is matched, and after how many student steps."""
@@ -188,23 +211,19 @@ def _coupled(network: Network, context: Context) -> bool:
     return couples_samples(network) or family.couples_samples
 
 
-def _leaves(found: hg.HyperGradients, rate: hg.SyntheticLr, context: Context) -> dict[str, Tensor]:
-    """Gradients of the leaves that there are, shaped like them."""
-    leaves: dict[str, Tensor] = {}
-    if "lr" in context.codes:
-        leaf = context.codes["lr"].detach()
-        leaves["lr"] = found.alpha.to(leaf).reshape(leaf.shape) * rate.slope(leaf)
-    if "labels" in context.codes:
-        shape = context.codes["labels"].shape
-        if found.y is None or found.y.shape != shape:
-            raise InputError(
-                f"Learned labels of shape {tuple(shape)} need a decoder that gives one image for each, with that label."
-            )
-        leaves["labels"] = found.y
-    return leaves
+def _label_leaves(found: hg.HyperGradients, context: Context) -> dict[str, Tensor]:
+    """The gradient of learned labels, where there are any."""
+    if "labels" not in context.codes:
+        return {}
+    shape = context.codes["labels"].shape
+    if found.y is None or found.y.shape != shape:
+        raise InputError(
+            f"Learned labels of shape {tuple(shape)} need a decoder that gives one image for each, with that label."
+        )
+    return {"labels": found.y}
 
 
 def _skipped(context: Context, x: Tensor) -> Grads:
     """What the loop's guard does not apply."""
-    leaves = {name: torch.zeros_like(leaf) for name, leaf in context.codes.items() if name in ("lr", "labels")}
+    leaves = {name: torch.zeros_like(leaf) for name, leaf in context.codes.items() if name in _LEAVES}
     return Grads(x.new_tensor(float("inf")), torch.zeros_like(x), leaves)

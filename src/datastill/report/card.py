@@ -42,13 +42,33 @@ def card(
     count, data = len(distilled.targets), record.data
     parts = [
         _front(distilled, layout, count),
-        f"# {md(record.method)} on {md(data.name)}: {words.images(distilled)}, {distilled.ipc} per class",
+        f"# {md(record.method)} on {md(data.name)}: {_size(distilled)}",
         f"![The images, class by class]({PICTURE})" if layout == "artifact" else "",
-        f"A distilled data set: {count:,} {words.kind_of_images(record)} images to train networks on in place of the "
-        f"{words.count(data.images)} training images of {md(data.name)} in {len(record.classes.names)} classes.",
+        _stands_for(distilled),
         *(_markdown(one, reading) for one in sections()),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _size(distilled: DistilledSet) -> str:
+    if distilled.label_kind == "pairs":
+        return f"{distilled.stored:,} pairs of an image and a sentence"
+    return f"{words.images(distilled)}, {distilled.ipc} per class"
+
+
+def _stands_for(distilled: DistilledSet) -> str:
+    record, count = distilled.record, len(distilled.targets)
+    data, kind = record.data, words.kind_of_images(distilled.record)
+    real = f"in place of the {words.count(data.images)} training"
+    if distilled.label_kind == "pairs":
+        return (
+            f"A distilled data set: {count:,} {kind} images, each with the vector of a sentence (`labels`), to train "
+            f"two towers on {real} pairs of {md(data.name)}."
+        )
+    return (
+        f"A distilled data set: {count:,} {kind} images to train networks on {real} images of {md(data.name)} in "
+        f"{len(record.classes.names)} classes."
+    )
 
 
 def _markdown(section: Section, reading: Reading) -> str:

@@ -70,7 +70,7 @@ def _(shown: Evaluation) -> str:
         gain = f"{words.signed(shown.difference)} ± {words.percent(shown.difference_interval)} points"
         rows.append(("distilled − Random", gain))
     rows += [("note", note) for note in shown.notes]
-    return _block(f"Test accuracy, {shown.conditions}", None, rows)
+    return _block(f"{shown.measure.capitalize()}, {shown.conditions}", None, rows)
 
 
 @singledispatch
@@ -96,7 +96,7 @@ def _(shown: RealSet) -> Figure:
 @plot.register(Evaluation)
 def _(shown: Evaluation) -> Figure:
     arms = _arms(shown)
-    return dots([(name, 100 * arm.accuracies.flatten().numpy()) for name, arm in arms], "test accuracy (%)")
+    return dots([(name, 100 * arm.accuracies.flatten().numpy()) for name, arm in arms], f"{shown.measure} (%)")
 
 
 def dots(rows: Sequence[tuple[str, Any]], label: str) -> Figure:

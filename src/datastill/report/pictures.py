@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 Pictured = DistilledSet | tuple[Tensor, Tensor, Sequence[str]]
 
 INK, FAINT, PAPER = (31, 41, 55), (107, 114, 128), (255, 255, 255)
-GAP = 3
-MARGIN = 14
+GAP, MARGIN = 3, 14
 GUTTER = 14  #: between columns of rows
 WIDEST = 1000  #: a grid is not folded beyond this width
 #: Cells are enlarged to at least the first and reduced to at most the second number of pixels.
@@ -196,12 +195,16 @@ def _short(name: str, limit: int = 24) -> str:
 
 def _parts(pictured: Pictured) -> tuple[Tensor, Tensor, Sequence[str]]:
     if isinstance(pictured, DistilledSet):
-        return pictured.pixels, pictured.targets, pictured.class_names
+        return pictured.pixels, pictured.hard_labels, pictured.class_names
     return pictured
 
 
 def preview(distilled: DistilledSet, *, columns: int = 10, rows: int = 20) -> Image.Image:
     """The picture of a distilled set that lies beside it as `preview.png`."""
+    if distilled.label_kind == "pairs":
+        from datastill.report.paired import captioned
+
+        return captioned(distilled.pixels, distilled.record.captions, title=distilled.name)
     return grid(*_parts(distilled), title=distilled.name, columns=columns, rows=rows)
 
 
@@ -291,8 +294,7 @@ def animation(snapshots: Timeline | Snapshots, *, milliseconds: int = 350) -> by
 def thumbnail(pixels: Tensor, side: int = 96) -> bytes:
     """One image (c, h, w) as PNG at its own resolution, averaged down where it is larger than `side`."""
     h, w = pixels.shape[1:]
-    shrink = max(h, w) / side
-    if shrink > 1:
+    if (shrink := max(h, w) / side) > 1:
         size = (max(1, round(h / shrink)), max(1, round(w / shrink)))
         pixels = functional.interpolate(pixels[None].float(), size=size, mode="area")[0]
     return png(to_image(pixels))

@@ -47,7 +47,7 @@ def refuse_claims(path: Path, shapes: Mapping[str, Shape], manifest: Manifest, d
             f"The labels in {path} are {labels.dtype} of {len(labels.sizes)} dimensions: it is damaged, since labels "
             "are positions (I64 of one dimension) or probabilities (F32 of two)."
         )
-    if len(labels.sizes) == 2 and labels.sizes[1] != classes:
+    if len(labels.sizes) == 2 and manifest.label_kind != "pairs" and labels.sizes[1] != classes:
         raise InputError(f"The labels in {path} are of {labels.sizes[1]} classes and do not fit {where}: {classes}.")
     if {next(iter(sizes), 0) for sizes in codes.values()} != {n}:
         raise InputError(f"The codes and labels in {path} do not fit together: there is not one label for each image.")

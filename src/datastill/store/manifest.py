@@ -97,6 +97,7 @@ class Data(Record):
     weighted: bool = False
     attribute: dict[str, Any] | None = None
     notes: list[Text] = Field(default_factory=list)
+    captions: dict[str, Any] = Field(default_factory=dict)  #: of a set of pairs: its text encoder, and counts
 
 
 class NetworkRecord(Record):
@@ -112,11 +113,12 @@ class Student(Record):
 
     protocol: Name = "dc-v1"
     lr: Annotated[float, Field(le=1e6)] | None = None
+    lr_text: Annotated[float, Field(le=1e6)] | None = None  #: of the text tower of two
     labels: Text | dict[str, Any] | None = None
     patches: Annotated[int, Field(ge=1, le=65_536)] = 1
     combine: Text = "single"
 
-    @field_validator("lr", mode="before")
+    @field_validator("lr", "lr_text", mode="before")
     @classmethod
     def _rate(cls, value: Any) -> Any:
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -215,6 +217,7 @@ class Manifest(Changed):
     network: NetworkRecord | None = None
     student: Student = Field(default_factory=Student)
     notes: list[Text] = Field(default_factory=list)
+    captions: list[Text] = Field(default_factory=list)  #: of pairs, the nearest training caption of each
     companions: dict[Name, dict[str, Any]] = Field(default_factory=dict)
     imported: Imported | None = None
 

@@ -51,11 +51,12 @@ def adjoint(
         theta0: where the student starts, (P,).
         x: synthetic images before augmentation, (n, c, h, w).
         y: class positions (n,) int64, or probabilities (n, C); with a `loss_fn` of its own, what that takes.
-        alpha: the student's learning rate, 0-dim or (1,).
+        alpha: the student's learning rate, 0-dim or (1,); with `blocks` one for each, (K,).
         plan: the N steps.
         terms: what the student is matched with, and where.
         check: assert that the second pass sees the inner gradients of the first (dropout and augmentation replayed).
-        options: `momentum`, `weight_decay`, `scale`, `loss_fn`, `augment`, `chunk`; see `Student`.
+        options: `momentum`, `weight_decay`, `scale`, `loss_fn`, `augment`, `chunk`, `label_model`, `blocks`; see
+            `Student`.
 
     Raises:
         InputError: arguments that do not belong together.
@@ -117,7 +118,7 @@ def _recursion(
     """Through the last steps, all for None; `curved` is whether theta_i matters to g_i."""
     steps = student.plan.steps
     check_terms(terms, len(steps), theta0)
-    alpha = alpha.detach().reshape(())
+    alpha = student.rates(alpha.detach(), theta0.detach())
     first = 0 if last is None else max(0, len(steps) - last)
     path, b, kept = _walk(student, theta0.detach(), alpha, first, check)
     start = path[0]
@@ -128,11 +129,19 @@ def _recursion(
             if term.step == i + 1:
                 lam = lam + distance_gradient(path[i + 1], start, term)
         kappa = student.momentum * kappa + lam if student.momentum else lam
-        found = slopes(student, steps[i], path[i], kappa, curved, kept[i] if check else None)
-        sums.add(steps[i].index, found, alpha, student.weight_decay * (path[i] @ kappa))
+        expected = kept[i] if check else None
+        if student.blocks:
+            found = slopes(student, steps[i], path[i], alpha * kappa, curved, expected)
+            moved = found.g + student.weight_decay * path[i]
+            sums.add(steps[i].index, found, student.by_block(moved * kappa))
+            lam = lam - (found.theta + student.weight_decay * alpha * kappa)
+            continue
+        found = slopes(student, steps[i], path[i], kappa, curved, expected)
+        sums.add(steps[i].index, found, found.s + student.weight_decay * (path[i] @ kappa), alpha)
         lam = lam - alpha * (found.theta + student.weight_decay * kappa)
     if b is not None:
-        sums.alpha = sums.alpha - student.momentum * (b @ kappa)
+        late = student.by_block(b * kappa) if student.blocks else b @ kappa
+        sums.alpha = sums.alpha - student.momentum * late
     loss, distances = total_distance(path, start, terms)
     return HyperGradients(loss, sums.x, sums.y, sums.alpha, distances, path[-1])
 
@@ -157,12 +166,13 @@ def _walk(
 
 @dataclass
 class Slopes:
-    """Of s = <g_i, kappa>: its value, and its gradients for the step's batch and theta_i."""
+    """Of s = <g_i, kappa>: its value, its gradients for the step's batch and theta_i; and g_i, where it is whole."""
 
     s: Tensor
     x: Tensor
     y: Tensor | None
     theta: Tensor
+    g: Tensor
 
 
 @dataclass
@@ -177,15 +187,16 @@ class _Sums:
     def zero(cls, student: Student, alpha: Tensor) -> _Sums:
         """Before the first step."""
         y = torch.zeros_like(student.y) if student.soft else None
-        return cls(torch.zeros_like(student.x), y, torch.zeros_like(alpha))
+        zero = alpha.new_zeros((len(student.blocks),) if student.blocks else ())
+        return cls(torch.zeros_like(student.x), y, zero)
 
-    def add(self, index: Tensor, found: Slopes, alpha: Tensor, decay: Tensor) -> None:
-        """Take in one step; `decay` is w <theta_i, kappa>."""
+    def add(self, index: Tensor, found: Slopes, moved: Tensor, rate: Tensor | float = 1.0) -> None:
+        """Take in one step: `moved` is <g_i + w theta_i, kappa>, `rate` is alpha where the slopes do not hold it."""
         index = index.to(self.x.device)
-        self.alpha = self.alpha - (found.s + decay)
-        self.x.index_add_(0, index, -alpha * found.x)
+        self.alpha = self.alpha - moved
+        self.x.index_add_(0, index, -rate * found.x)
         if self.y is not None and found.y is not None:
-            self.y.index_add_(0, index, -alpha * found.y)
+            self.y.index_add_(0, index, -rate * found.y)
 
 
 def slopes(
@@ -194,10 +205,11 @@ def slopes(
     """The slopes of one step, a chunk of its batch at a time; those for theta are zero unless `curved`."""
     index = step.index.to(student.x.device)
     images, labels = student.x[index], student.y[index]
-    total = Slopes(kappa.new_zeros(()), torch.zeros_like(images), None, torch.zeros_like(theta))
+    total = Slopes(
+        kappa.new_zeros(()), torch.zeros_like(images), None, torch.zeros_like(theta), torch.zeros_like(theta)
+    )
     total.y = torch.zeros_like(labels) if student.soft else None
-    g_sum = torch.zeros_like(theta)
-    fast = FastDoubleBackward(student.model, whole=expected is not None)
+    fast = FastDoubleBackward(student.model, whole=expected is not None or bool(student.blocks))
     with torch.enable_grad(), isolated(step.seed):
         for rows in student.pieces(step):
             leaf, x = theta.detach().requires_grad_(), images[rows].requires_grad_()
@@ -212,9 +224,9 @@ def slopes(
                 total.y[rows] = found[1]
             if curved:
                 total.theta += found[-1]
-            g_sum += g.detach()
+            total.g += g.detach()
     if expected is not None:
-        _compare(g_sum, expected)
+        _compare(total.g, expected)
     return total
 
 

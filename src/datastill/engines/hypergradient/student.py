@@ -47,6 +47,8 @@ class StudentOptions(TypedDict, total=False):
     loss_fn: LossFn | None
     augment: Augment | None
     chunk: int | None
+    label_model: Model | None
+    blocks: tuple[slice, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +66,10 @@ class Student:
         chunk: images per pass, or None for whole batches, as networks that couple samples need. The sums are the
             same up to rounding; in float32 that can put a ReLU on the other side of its kink, and then second
             derivatives differ by more (1e-4 to 4e-3 of dL/dX on a ConvNet of width 128, float64 agrees to 1e-15).
+        label_model: what labels pass before `loss_fn`, as a function of the same flat weights: a text tower. None
+            leaves them as they are.
+        blocks: parts of theta with a learning rate of their own, in order; alpha then has one for each of them. Empty
+            is one rate for all.
 
     Raises:
         InputError: images, labels and plan do not belong together, or a number is out of range.
@@ -79,6 +85,8 @@ class Student:
     loss_fn: LossFn | None = None
     augment: Augment | None = None
     chunk: int | None = None
+    label_model: Model | None = None
+    blocks: tuple[slice, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.x) == len(self.y) == self.plan.n:
@@ -115,6 +123,8 @@ class Student:
         loss_fn = self.loss_fn or cross_entropy
         logits = (model or self.model)(theta, x)
         logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.label_model is not None:
+            y = self.label_model(theta, y)
         return loss_fn(logits, y) * (self.scale * (rows.stop - rows.start) / b)
 
     def gradient(self, theta: Tensor, step: InnerStep, x: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
@@ -133,6 +143,27 @@ class Student:
                 total = g if total is None else total + g
         assert total is not None
         return total
+
+    def rates(self, alpha: Tensor, theta: Tensor) -> Tensor:
+        """alpha as it multiplies a vector like theta (P,): 0-dim, or (P,) where blocks have rates of their own.
+
+        Raises:
+            InputError: there is not one rate for each block.
+        """
+        if not self.blocks:
+            return alpha.reshape(())
+        if alpha.shape != (len(self.blocks),):
+            raise InputError(f"There are {len(self.blocks)} parts of the weights and rates of {list(alpha.shape)}.")
+        whole = torch.zeros_like(theta)
+        for rate, block in zip(alpha, self.blocks, strict=True):
+            mask = torch.zeros_like(theta)
+            mask[block] = 1
+            whole = whole + rate * mask
+        return whole
+
+    def by_block(self, values: Tensor) -> Tensor:
+        """Sums of a vector like theta (P,) over the blocks, (K,)."""
+        return torch.stack([values[block].sum() for block in self.blocks])
 
     def advance(self, theta: Tensor, b: Tensor | None, g: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """theta_{i+1} and b_{i+1} from theta_i, b_i (None is 0) and g_i, all (P,)."""

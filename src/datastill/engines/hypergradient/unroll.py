@@ -27,15 +27,15 @@ def full_unroll(
     """Exact gradients by autograd alone; the reference for the other engines. Arguments as for `adjoint`."""
     check_terms(terms, len(plan), theta0)
     x = x.detach().requires_grad_()
-    alpha = alpha.detach().reshape(()).requires_grad_()
+    alpha = (alpha.detach() if options.get("blocks") else alpha.detach().reshape(())).requires_grad_()
     y = y.detach().requires_grad_() if y.is_floating_point() else y
     student = Student(model, x, y, plan, **options)
     with torch.enable_grad():
         theta = theta0.detach().requires_grad_()
-        path, b = [theta], None
+        path, b, rates = [theta], None, student.rates(alpha, theta0.detach())
         for step in plan.steps:
             g = student.gradient(theta, step, x, y, create_graph=True)
-            theta, b = student.advance(theta, b, g, alpha)
+            theta, b = student.advance(theta, b, g, rates)
             path.append(theta)
         loss, distances = total_distance(path, theta0.detach(), terms)
         leaves = [x, alpha, y] if student.soft else [x, alpha]

@@ -35,8 +35,10 @@ class Images(Section):
     name = "images"
     order = 30
 
-    def page(self, reading: Reading) -> Page:
+    def page(self, reading: Reading) -> Page | None:
         """Small images."""
+        if reading.first.label_kind == "pairs":
+            return None
         record, sets = reading.record, reading.sets
         values = {
             "record": record,

@@ -53,10 +53,19 @@ def _facts(first: DistilledSet) -> list[tuple[str, str]]:
         ("Recipe", recipe.published or recipe.asked or "–"),
         ("Matched on", "–" if network is None else words.describe_network(network.plain())),
         *words.changed(record),
-        ("Real set", f"{data.name}: {data.images or 0:,} training images, {per_class} per class, {_tests(data)}"),
+        ("Real set", f"{data.name}: {_training(first, per_class)}, {_tests(data)}"),
         ("Fingerprint", data.fingerprint or "–"),
         ("Space", words.describe_space(record.space)),
     ]
+
+
+def _training(first: DistilledSet, per_class: str) -> str:
+    images = first.record.data.images or 0
+    return (
+        f"{images:,} training pairs"
+        if first.label_kind == "pairs"
+        else f"{images:,} training images, {per_class} per class"
+    )
 
 
 def _shape(shape: Sequence[int]) -> str:

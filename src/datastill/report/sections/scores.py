@@ -33,7 +33,7 @@ class Scores(Section):
             "arms": arm_rows(evaluation),
             "difference": difference(evaluation),
             "groups": groups(evaluation, names),
-            "bars": bars(evaluation, names),
+            "bars": [] if evaluation.chance else bars(evaluation, names),
             "name_width": min(16, max(3, *map(len, names)) + 1),
         }
         return Page("Against random selection", "sections/scores.html.j2", values)
@@ -109,7 +109,7 @@ def _results(evaluation: Evaluation) -> str:
         "",
         f"**{md(evaluation.verdict)}**",
         "",
-        "| trained on | test accuracy, % | std over networks | std over sets | seconds |" + more[0],
+        f"| trained on | {evaluation.measure}, % | std over networks | std over sets | seconds |" + more[0],
         "|---|---:|---:|---:|---:|" + more[1],
         *(_row(row, biased) for row in arm_rows(evaluation)),
         "",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 #: What a distillation must share with its experts, in the order in which it is compared, and what helps.
 _SHARED = {
+    "text": "load the pairs with the text encoder of the experts (text=), or train experts with this one",
     "network": "name the network of the experts (--network), or train experts of this one",
     "parameters": "name the network of the experts (--network), or train experts of this one",
     "space": "load the real set in the space of the experts, or train experts in this one",
@@ -33,9 +34,11 @@ def shared_identity(network: NetworkFactory, real: RealSet, layout: Layout) -> d
     `data` hashes the images in order and the labels alone: Space and weights are fields of their own.
     """
     bare = real.with_space(RAW).with_weights(None)
+    captions = real.captions
     return dict(
         plain(
             {
+                **({} if captions is None else {"text": f"{captions.encoder} ({captions.dim} numbers)"}),
                 "network": network.describe(),
                 "parameters": layout.size,
                 "space": real.space.id,
@@ -75,9 +78,10 @@ def refuse_difference(path: Path, meta: Mapping[str, Any], network: NetworkFacto
     mine = shared_identity(network, real, Layout.of(network(0)))
     theirs = meta["config"]
     for name, remedy in _SHARED.items():
-        if mine[name] == theirs[name]:
+        here, there = mine.get(name), theirs.get(name)
+        if here == there:
             continue
-        field, here, there = name, mine[name], theirs[name]
+        field = name
         if isinstance(here, dict):
             field, here, there = _inner(name, here, there)
         elif name in ("data", "space"):

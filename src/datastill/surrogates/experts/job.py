@@ -101,6 +101,7 @@ def make_job(
     strategy = strategy_for(real.name, real.shape) if augment == "auto" else augment
     Dsa(strategy)
     layout, how = Layout.of(network(0)), get_policy(policy)
+    _refuse_kind(real, how)
     if real.weights is not None and not how.takes_weights:
         raise InputError(
             f"The policy {how.name} chooses by itself which images an expert sees; take it or weights (--debias), not "
@@ -121,6 +122,21 @@ def make_job(
         folder, network, real, layout, how, strategy, epochs, last, seed, where, test_accuracy, lossy, span,
         dict(plain(config)), precision,
     )  # fmt: skip
+
+
+def _refuse_kind(real: RealSet, policy: Policy) -> None:
+    """Two towers are trained by a policy of their own, and nothing else is."""
+    of_pairs = policy.name == "contrastive"
+    if of_pairs and real.kind != "pairs":
+        raise InputError(
+            f"The policy contrastive trains two towers on pairs of images and sentences, and {real.name} has classes; "
+            "take the policy sgd."
+        )
+    if real.kind == "pairs" and not of_pairs:
+        raise InputError(
+            f"{real.name} has pairs of images and sentences, and the policy {policy.name} trains on classes; take the "
+            "policy contrastive."
+        )
 
 
 def begin(job: Job) -> None:

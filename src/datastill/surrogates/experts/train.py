@@ -187,7 +187,8 @@ class _Meter:
         """One more step; see `policies.Epoch`."""
         if self.stop.requested:
             raise Interrupted("Stopped.")
-        target = self.y[index].to(logits.device)
+        target = self.y[index] if self.y.ndim == 1 else torch.arange(len(index))  # of pairs, each other's
+        target = target.to(logits.device)
         self.seen += len(index)
         self.right = self.right.to(logits.device) + (logits.argmax(1) == target).sum()
         done = self.epoch + min(1.0, self.seen / len(self.y))
@@ -201,7 +202,8 @@ def training_set(job: Job) -> TrainingSet:
     x: Images = lambda index: real.batch(index).x  # noqa: E731
     if job.device.type != "cpu" and count <= _KEEP_BYTES:
         x = torch.cat([real.batch(i).x.to(job.device) for i in torch.arange(len(real)).split(1024)])
-    return TrainingSet(x, real.labels, real.weights, job.augment, job.device)
+    same = None if real.captions is None else real.captions.image
+    return TrainingSet(x, real.targets, real.weights, job.augment, job.device, same)
 
 
 def _test_accuracy(network: torch.nn.Module, real: RealSet, device: torch.device) -> float:

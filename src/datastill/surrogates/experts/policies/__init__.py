@@ -26,6 +26,7 @@ POLICIES = {
     "momentum": "datastill.surrogates.experts.policies.momentum:MomentumSgd",
     "gsam": "datastill.surrogates.experts.policies.gsam:Gsam",
     "smooth": "datastill.surrogates.experts.policies.smooth:SmoothSgd",
+    "contrastive": "datastill.surrogates.experts.policies.contrastive:ContrastiveSgd",
     "selecmix": "datastill.surrogates.experts.policies.selecmix:SelecMixSgd",
 }
 
@@ -36,10 +37,11 @@ class TrainingSet:
 
     Attributes:
         x: images in the real set's Space, see `training.hard.Images`.
-        y: class positions, (n,) int64.
+        y: class positions, (n,) int64; of a set of pairs, vectors of sentences (n, d).
         weight: weight per image (n,), or None; the loss of a batch is its weighted mean.
         augment: DSA strategy, one operation per batch and parameters per image; or "none".
         device: where to train.
+        same: of a set of pairs, which image each shows, (n,) int64.
     """
 
     x: Images
@@ -47,6 +49,7 @@ class TrainingSet:
     weight: Tensor | None
     augment: str
     device: torch.device
+    same: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,14 @@ class StepBatch:
         target: class positions (b,).
         weight: (b,), or None.
         plain: gives the same images as they are without augmentation.
+        index: positions (b,) in the data, on the CPU.
     """
 
     images: Tensor
     target: Tensor
     weight: Tensor | None
     plain: Callable[[], Tensor]
+    index: Tensor
 
 
 #: Takes one step; the loss of the batch, 0-dim, and the logits (b, C) before it, both detached.
@@ -49,7 +51,7 @@ def stepped_epoch(
     total, watch = torch.zeros((), device=data.device), LossWatch("epoch")
     with isolated(epoch.rng.derive("dropout")):
         for rows, images, target, w in training.batches(schedule, [epoch.rng], 0):
-            loss, logits = step(StepBatch(images, target, w, lambda rows=rows: _plain(training, rows)))  # type: ignore[misc]
+            loss, logits = step(StepBatch(images, target, w, lambda rows=rows: _plain(training, rows), index[rows]))  # type: ignore[misc]
             total = total + loss * (len(rows) / len(index))
             epoch.on_batch(index[rows], logits)
     watch.add(total, steps=-(-len(index) // schedule.batch))

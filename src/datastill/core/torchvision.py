@@ -49,9 +49,9 @@ def import_torchvision() -> ModuleType:
 
 def _declare(operator: str) -> None:
     """Declare the schema of an operator that nothing here calls; a call says that no kernel exists."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     schema = f"{operator}(Tensor boxes, Tensor scores, float threshold) -> Tensor"
-    library.define(schema)
+    library.define(schema)  # type: ignore[no-untyped-call]
     _libraries.append(library)
 
 
