@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from datastill.apps.federated.clients import Work, play, read_payload, read_state
+from datastill.apps.federated.page import write_page
 from datastill.apps.federated.partitions import partition as partitioned
 from datastill.apps.federated.result import Federation, Round, RoundRecord
 from datastill.apps.federated.strategy import Payload, Server, State, Strategy, bytes_of, network_of, state_of
@@ -102,6 +103,8 @@ def federated(
         found = [run.round(r) for r in range(rounds)]
         made = _result(asked, config, found, work, rounds)
         write_json(folder / RESULT, made.to_dict())
+        if out is not None:
+            write_page(folder, made, work)
     return made
 
 
