@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +37,7 @@ def by_noise() -> list[tuple[str, object, dict]]:
     found: list[tuple[str, object, dict]] = [("no mechanism", plain, {"rounds": 2})]
     for sigma in (0.0, 1.0, 2.0, 5.0):
         private = replace(
-            plain, mechanism="embedding", sigma=sigma, clip=5.0, sample_rate=0.1, updates=3, count_sigma=10 * (sigma > 0)
+            plain, mechanism="embedding", sigma=sigma, clip=5.0, sample_rate=0.1, updates=3, count_sigma=10.0
         )
         found.append((f"sigma {sigma:g}", private, {"rounds": 2}))
     return found
@@ -50,6 +49,7 @@ def main() -> None:
     parser.add_argument("study", choices=("rounds", "privacy"))
     parser.add_argument("out", type=Path)
     parser.add_argument("--images", type=int, help="training images, instead of the study's own number")
+    parser.add_argument("--keep", type=Path, help="folder to keep the runs in")
     given = parser.parse_args()
     real = load_real("fashion_mnist")
     count = given.images or (10_000 if given.study == "rounds" else 60_000)
@@ -58,8 +58,8 @@ def main() -> None:
     runs = []
     for name, strategy, options in by_round() if given.study == "rounds" else by_noise():
         started, cpu = time.perf_counter(), time.process_time()
-        with tempfile.TemporaryDirectory() as folder:
-            made = federated(strategy, real, **COMMON, **options, out=Path(folder) / "run")  # type: ignore[arg-type]
+        keep = given.keep / name.replace(" ", "-") if given.keep else None
+        made = federated(strategy, real, **COMMON, **options, out=keep)  # type: ignore[arg-type]
         told = made.to_dict()
         told = {n: told[n] for n in ("strategy", "options", "rounds", "privacy", "clients_images", "notes")}
         runs.append({"name": name, **told, "seconds": round(time.perf_counter() - started, 1),

@@ -88,7 +88,7 @@ def advantage(members: Tensor, others: Tensor, threshold: float, *, strict: bool
 def best_threshold(members: Tensor, others: Tensor) -> float:
     """A threshold with the largest advantage on these samples; where several have it, the lowest."""
     values = torch.cat([members, others]).double().unique()
-    candidates = torch.cat([values, torch.tensor([math.inf], dtype=torch.double)])
+    candidates = torch.cat([values[:1], (values[1:] + values[:-1]) / 2, values.new_tensor([math.inf])])
     below = torch.searchsorted(members.double().sort().values, candidates) / len(members)
     wrong = torch.searchsorted(others.double().sort().values, candidates) / len(others)
     return float(candidates[int((below - wrong).argmax())])
