@@ -28,7 +28,6 @@ from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
 from datastill.data.real import RealSet
 from datastill.models import resolve_network
-from datastill.sampling.inits import Given
 from datastill.surrogates.around import Around, WithLogits
 
 NETWORK = "convnet:width=4,depth=1"
@@ -250,7 +249,9 @@ def test_fedavg_of_one_client_and_one_step_is_sgd(digits: RealSet) -> None:
     network = network_of(factory_of(digits), state)
     everything = digits.batch(torch.arange(len(digits)))
     loss = F.cross_entropy(network(everything.x), everything.y)
-    for (name, p), g in zip(network.named_parameters(), torch.autograd.grad(loss, [*network.parameters()]), strict=True):
+    for (name, p), g in zip(
+        network.named_parameters(), torch.autograd.grad(loss, [*network.parameters()]), strict=True
+    ):
         assert torch.allclose(made[name], p - 0.1 * g, atol=1e-6), name
 
 
@@ -288,7 +289,7 @@ def run(strategy, real: RealSet, **options):
 
 def files(folder) -> dict[str, bytes]:
     return {
-        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.safetensors")) if "." != p.name[0]
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.safetensors")) if p.name[0] != "."
     }
 
 
@@ -367,7 +368,7 @@ def test_a_round_goes_on_without_a_client_that_fails_and_says_so(digits: RealSet
 
 
 def test_a_round_without_any_client_stops(digits: RealSet) -> None:
-    with pytest.raises(DatastillError, match="No client of round 1.*out of memory"):
+    with pytest.raises(DatastillError, match=r"No client of round 1.*out of memory"):
         run(Faulty(**SMALL, fault="all"), digits, rounds=1)
 
 

@@ -1,4 +1,4 @@
-"""What an audit tells: attacks on scores whose truth is known, searches that must find copies, words that promise nothing."""
+"""What an audit tells: attacks on scores of known truth, searches that must find copies, words that promise nothing."""
 
 from __future__ import annotations
 

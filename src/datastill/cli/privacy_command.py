@@ -77,7 +77,9 @@ def run(options: PrivacyOptions) -> int:
         else:
             display.table(part)
     for look in found.visual:
-        print(f"Nearest training image over nearest held-out image ({look.by}): {look.ratio:.3f}; copies: {look.copies}.")
+        print(
+            f"Nearest training image over nearest held-out image ({look.by}): {look.ratio:.3f}; copies: {look.copies}."
+        )
     print(found.verdict)
     display.say(f"Written to {options.folder}: privacy.json and privacy.html.")
     return 0

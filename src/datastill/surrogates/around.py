@@ -1,4 +1,4 @@
-"""Networks around given weights, in a ball: the neighborhood in which a loss landscape is matched (FedDM, CVPR 2023)."""
+"""Networks around given weights, in a ball: where a loss landscape is matched (FedDM, CVPR 2023)."""
 
 from __future__ import annotations
 
@@ -99,4 +99,7 @@ class WithLogits(Network):
         return self.network.tap_names()
 
     def _taps(self, x: Tensor, names: frozenset[str]) -> dict[str, Tensor]:
-        return {**self.network.taps(x, sorted(names - {"flat"})), **({"flat": self.embed(x)} if "flat" in names else {})}
+        return {
+            **self.network.taps(x, sorted(names - {"flat"})),
+            **({"flat": self.embed(x)} if "flat" in names else {}),
+        }

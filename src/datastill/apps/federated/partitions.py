@@ -82,7 +82,7 @@ def _by_classes(labels: Tensor, clients: int, text: str, rng: Rng, min_size: int
         raise InputError(f"Each client can have from 1 to {len(classes)} classes, not {text}.")
     if clients * k < len(classes):
         raise InputError(
-            f"{clients} clients of {k} classes each leave classes without a client; there are {len(classes)}: take more."
+            f"{clients} clients of {k} classes each leave some of {len(classes)} classes without a client; take more."
         )
     order = [classes[i] for i in torch.randperm(len(classes), generator=rng.generator("partition")).tolist()]
     held = [[order[(i * k + j) % len(order)] for j in range(k)] for i in range(clients)]

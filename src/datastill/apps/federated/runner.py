@@ -134,7 +134,7 @@ def _agree(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _result(strategy: Strategy, config: Mapping[str, Any], found: list[Round], work: Work, rounds: int) -> Federation:
     """The table, with what each round had cost in privacy by then: of the client that took part most often."""
-    took = {k: 0 for k in range(len(work.held))}
+    took = dict.fromkeys(range(len(work.held)), 0)
     privacy = []
     for one in found:
         for k in one.clients:
@@ -238,7 +238,7 @@ class Run:
 
     def _gathered(self, r: int, state: State, payloads: Mapping[int, Payload], dropped: Mapping[int, str]) -> State:
         if not payloads:
-            reasons = "; ".join(f"client {k}: {why.rstrip('.')}" for k, why in list(sorted(dropped.items()))[:3])
+            reasons = "; ".join(f"client {k}: {why.rstrip('.')}" for k, why in sorted(dropped.items())[:3])
             raise DatastillError(f"No client of round {r + 1} sent anything that can be used ({reasons}).")
         work = self.work
         runtime = Runtime.of(work.device)

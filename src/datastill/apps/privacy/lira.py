@@ -76,8 +76,6 @@ def _gaussian(values: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
     zero = torch.zeros_like(values)
     mean = torch.where(which, values, zero).sum(0) / count
     squares = torch.where(which, (values - mean) ** 2, zero).sum(0)
-    if len(values) < OWN_VARIANCE:
-        variance = squares.sum() / (count - 1).sum()
-    else:
-        variance = squares / (count - 1)
+    few = len(values) < OWN_VARIANCE
+    variance = squares.sum() / (count - 1).sum() if few else squares / (count - 1)
     return mean, variance.sqrt().clamp_min(1e-12).expand_as(mean)

@@ -50,7 +50,7 @@ class Visual:
     Attributes:
         by: "L2" or "LPIPS".
         train: the nearest among all images that the set was made from.
-        sampled, held_out: distance to the nearest of equally many of these and of images that it was not made from (n,).
+        sampled, held_out: distance to the nearest of equally many of these, and of images that it was not made from.
         usual: median distance of a held-out image to its nearest training image.
     """
 
@@ -191,7 +191,9 @@ def lpips_look(weights: str | Path) -> Look:
         if min(colored.shape[-2:]) < 64:
             colored = F.interpolate(colored, size=(64, 64), mode="bilinear", align_corners=False)
         with torch.no_grad():
-            chunks = [perceptual_vectors(made.net(made.scaling_layer(2 * part - 1)), heads) for part in colored.split(64)]
+            chunks = [
+                perceptual_vectors(made.net(made.scaling_layer(2 * part - 1)), heads) for part in colored.split(64)
+            ]
         return torch.cat(chunks)
 
     return look
@@ -203,8 +205,8 @@ def _alexnet(path: Path) -> Mapping[str, Tensor]:
 
     if not path.is_file():
         raise InputError(
-            f"{path} does not exist: LPIPS needs the weights of torchvision's AlexNet, which are not fetched; give their "
-            "file (--lpips FILE), or leave LPIPS out."
+            f"{path} does not exist: LPIPS needs the weights of torchvision's AlexNet, which are not fetched; give "
+            "their file (--lpips FILE), or leave LPIPS out."
         )
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
