@@ -28,7 +28,7 @@ COMMON = {"clients": 10, "partition": "dirichlet:0.5", "network": NETWORK, "seed
 def by_round() -> list[tuple[str, object, dict]]:
     """The three strategies, from one partition and one start."""
     feddm = FedDM(ipc=5, steps=30, real_batch=32, server_passes=20)
-    return [("feddm", feddm, {"rounds": 4}), ("fedavg", FedAvg(), {"rounds": 8}), ("fedprox", FedProx(), {"rounds": 8})]
+    return [("feddm", feddm, {"rounds": 3}), ("fedavg", FedAvg(), {"rounds": 5}), ("fedprox", FedProx(), {"rounds": 5})]
 
 
 def by_noise() -> list[tuple[str, object, dict]]:
