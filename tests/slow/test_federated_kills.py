@@ -44,3 +44,6 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
     subprocess.run(command(killed), check=True, capture_output=True)
     assert files(killed) == files(whole)
     assert accuracies(killed) == accuracies(whole)
+    pooled = tmp_path / "pooled"
+    subprocess.run([*command(pooled), "--workers", "2"], check=True, capture_output=True)
+    assert files(pooled) == files(whole)

@@ -137,7 +137,7 @@ def _result(strategy: Strategy, config: Mapping[str, Any], found: list[Round], w
     took = dict.fromkeys(range(len(work.held)), 0)
     privacy = []
     for one in found:
-        for k in one.clients:
+        for k in (*one.clients, *map(int, one.dropped)):  # what was dropped was sent
             took[k] += 1
         cost = strategy.spent(max(took.values()))
         privacy += [cost.to_dict()] if cost is not None else []

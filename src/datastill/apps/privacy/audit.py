@@ -192,8 +192,16 @@ def audit(
         labels=_hard_labels(made, data, pool, recipe, seed, networks),
         accuracy=float(right.mean()),
         config=config,
-        notes=[] if lpips is not None else ["The perceptual search (LPIPS) was left out: no weights were given."],
+        notes=_notes(made, shadows, lpips is not None),
     )
+
+
+def _notes(made: DistilledSet, shadows: int, perceptual: bool) -> list[str]:
+    said = [] if perceptual else ["The perceptual search (LPIPS) was left out: no weights were given."]
+    changed = [kind.label for kind, _ in made.record.changes]
+    if shadows and changed:
+        said.append(f"Shadows were made without what the run changed in its method: {', '.join(changed)}.")
+    return said
 
 
 def _losses(logits: Sequence[Tensor], side: RealSet) -> Tensor:
