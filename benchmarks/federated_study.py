@@ -21,13 +21,13 @@ from datastill.apps.federated.averaging import FedAvg, FedProx
 from datastill.apps.federated.feddm import FedDM
 from datastill.apps.federated.runner import federated
 
-NETWORK = "convnet:width=32"
-COMMON = {"clients": 10, "partition": "dirichlet:0.5", "network": NETWORK, "seed": 0, "device": "cpu"}
+NETWORKS = {"rounds": "convnet:width=16", "privacy": "convnet:width=32"}
+COMMON = {"clients": 10, "partition": "dirichlet:0.5", "seed": 0, "device": "cpu"}
 
 
 def by_round() -> list[tuple[str, object, dict]]:
     """The three strategies, from one partition and one start."""
-    feddm = FedDM(ipc=5, steps=30, real_batch=32, server_passes=20)
+    feddm = FedDM(ipc=5, steps=30, real_batch=32, server_passes=30)
     return [("feddm", feddm, {"rounds": 3}), ("fedavg", FedAvg(), {"rounds": 5}), ("fedprox", FedProx(), {"rounds": 5})]
 
 
@@ -55,18 +55,19 @@ def main() -> None:
     count = given.images or (10_000 if given.study == "rounds" else 60_000)
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))
     real = real.subset(order[:count])
+    common = {**COMMON, "network": NETWORKS[given.study]}
     runs = []
     for name, strategy, options in by_round() if given.study == "rounds" else by_noise():
         started, cpu = time.perf_counter(), time.process_time()
         keep = given.keep / name.replace(" ", "-") if given.keep else None
-        made = federated(strategy, real, **COMMON, **options, out=keep)  # type: ignore[arg-type]
+        made = federated(strategy, real, **common, **options, out=keep)  # type: ignore[arg-type]
         told = made.to_dict()
         told = {n: told[n] for n in ("strategy", "options", "rounds", "privacy", "clients_images", "notes")}
         runs.append({"name": name, **told, "seconds": round(time.perf_counter() - started, 1),
                      "cpu_seconds": round(time.process_time() - cpu, 1)})  # fmt: skip
         print(name, made.table(), runs[-1]["cpu_seconds"], flush=True)
         record = {"command": f"python benchmarks/federated_study.py {given.study} {given.out}", "data": "fashion_mnist",
-                  "train_images": count, **COMMON, "runs": runs}  # fmt: skip
+                  "train_images": count, **common, "runs": runs}  # fmt: skip
         given.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
