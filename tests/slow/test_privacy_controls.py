@@ -30,9 +30,7 @@ def test_an_over_fitted_network_is_found(real_data: Path) -> None:
     """Positive control: the set is all of its 200 members."""
     members, others = sides(200)
     made = distill("random", members, ipc=20, network=NETWORK, device="cpu")
-    found = audit(
-        made, members=members, others=others, networks=1, protocol="over-fitted-v1", shadows=8, device="cpu"
-    )
+    found = audit(made, members=members, others=others, networks=1, protocol="over-fitted-v1", shadows=8, device="cpu")
     assert found.membership.advantages["calibration"] > 20
     assert max(one.tpr[0.05] for one in found.lira.values()) > 0.10
     assert found.visual[0].copies == 200

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from datastill.apps.federated.strategy import Checked, Client, Payload, Server, State, network_of, other_shapes
-from datastill.apps.federated.strategy import state_of as state_of
+from datastill.apps.federated.strategy import (
+    Checked,
+    Client,
+    Payload,
+    Server,
+    State,
+    network_of,
+    other_shapes,
+    state_of,
+)
 from datastill.core.ranges import AnyRate, Count, Momentum, Weight
 from datastill.core.rng import Rng
 from datastill.training.hard import Schedule, train
@@ -36,13 +44,12 @@ class FedAvg(Checked):
     def send(self, client: Client, state: State) -> Payload:
         """The weights after local training, and how many images they were trained on."""
         network = network_of(client.factory, state, client.runtime.device)
-        everything = torch.arange(len(client.real))
         schedule = Schedule(
             passes=self.local_passes, lr=self.local_lr, momentum=self.local_momentum, weight_decay=0.0,
             batch=self.local_batch,
         )  # fmt: skip
         train(
-            network, lambda index: client.real.batch(everything[index]).x, client.real.labels, schedule,
+            network, lambda index: client.real.batch(index).x, client.real.labels, schedule,
             Rng(client.seed), device=client.runtime.device, optimizer=self.optimizer(network),
         )  # fmt: skip
         return {**state_of(network), IMAGES: torch.tensor([len(client.real)])}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -143,8 +142,3 @@ def other_shapes(payload: Payload, expected: Mapping[str, tuple[int | None, ...]
         if value.is_floating_point() and value.numel() and float(value.abs().max()) > 1e6:
             return f"{name} holds numbers beyond a million"
     return ""
-
-
-def finite(value: float) -> float | None:
-    """A number for JSON."""
-    return value if math.isfinite(value) else None

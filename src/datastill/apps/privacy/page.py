@@ -57,8 +57,9 @@ def write_audit(folder: Path, found: Audit, made: DistilledSet, members: RealSet
 def _looks(one: Visual, made: DistilledSet, members: RealSet) -> Chapter:
     text = (
         f"Mean distance ({one.by}) of a synthetic image to its nearest training image over that to its nearest "
-        f"held-out image, among equally many of both: {one.ratio:.3f}. Near 1, training images are no "
-        f"nearer than others; far below, they were copied. {one.copies} of {len(one.sampled)} synthetic images are copies, or nearly."
+        f"held-out image, among equally many of both: {one.ratio:.3f}. Near 1, training images are no nearer than "
+        f"others; far below, they were copied. Of {len(one.sampled)} synthetic images {one.copies} are training images, "
+        "or nearly."
     )
     chosen = torch.linspace(0, len(one.sampled) - 1, min(SHOWN, len(one.sampled))).round().long()
     names = made.class_names
