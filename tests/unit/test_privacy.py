@@ -26,6 +26,7 @@ from datastill.apps.privacy.visual import (
 )
 from datastill.cli import main
 from datastill.core.errors import InputError
+from datastill.core.rng import isolated
 from datastill.data.real import RealSet
 from datastill.data.store import MemoryStore
 from datastill.evaluation.protocols import Protocol, register_protocol
@@ -146,19 +147,21 @@ def test_confidence_is_the_logit_of_the_probability_and_finite() -> None:
 
 
 def test_every_sample_is_in_half_of_the_shadows() -> None:
-    inside = halves(51, 8, seed=3)
+    labels = torch.arange(51) % 3
+    inside = halves(labels, 8, seed=3)
     assert (inside.sum(0) == 4).all()
     assert all(torch.equal(inside[k], ~inside[k + 1]) for k in range(0, 8, 2))
     assert not torch.equal(inside[0], inside[2])
+    assert {int(inside[k][labels == c].sum()) for k in range(8) for c in range(3)} == {8, 9}
     with pytest.raises(InputError, match="even"):
-        halves(51, 7)
+        halves(labels, 7)
 
 
 @pytest.mark.parametrize("shadows", [8, 64])
 def test_lira_finds_members_whose_confidence_is_higher(shadows: int) -> None:
     """Samples of very different difficulty: a global threshold sees little, the ratio for each sample sees it."""
     n = 400
-    inside = halves(n, shadows, seed=1)
+    inside = halves(torch.zeros(n), shadows, seed=1)
     difficulty = 10 * scores(n, 5)
     phi = difficulty + torch.stack([scores(n, 100 + k) for k in range(shadows)]) + 3.0 * inside
     member = torch.arange(n) < n // 2
@@ -173,7 +176,7 @@ def test_lira_finds_members_whose_confidence_is_higher(shadows: int) -> None:
 
 
 def test_lira_scores_are_the_gaussians_of_each_sample() -> None:
-    inside, n = halves(6, 64, seed=2), 6
+    inside, n = halves(torch.zeros(6), 64, seed=2), 6
     phi = torch.stack([scores(n, k) for k in range(64)])
     target = scores(n, 70)
     for i in range(n):
@@ -242,7 +245,6 @@ def test_the_perceptual_distance_is_the_sum_over_layers() -> None:
 @pytest.mark.slow
 def test_lpips_takes_weights_by_path_and_agrees_with_its_library(tmp_path: Path) -> None:
     """Slow for the 60 million weights of a whole AlexNet that its library makes and throws away."""
-    from datastill.core.rng import isolated
     from datastill.models._torchvision import import_torchvision
     from datastill.store.files import write_tensors
 
@@ -356,3 +358,35 @@ def test_data_that_the_set_was_not_made_from_are_refused(digits: RealSet) -> Non
         audit(made, other)
     with pytest.raises(InputError, match="both members and others"):
         audit(made, members=other)
+
+
+# The generative baseline
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 8, 8)])
+def test_a_gan_makes_images_of_any_shape(shape: tuple[int, int, int]) -> None:
+    from datastill.apps.privacy.cgan import LATENT, Discriminator, Generator
+
+    with isolated(0):
+        made, judge = Generator(shape, 10, 4), Discriminator(shape, 10, 4)
+    y = torch.arange(3)
+    images = made(torch.randn(3, LATENT, generator=seeded(1)), y)
+    assert images.shape == (3, *shape)
+    assert float(images.detach().abs().max()) <= 1
+    assert judge(images, y).shape == (3,)
+
+
+@pytest.mark.slow
+def test_samples_of_a_gan_are_of_the_class_that_was_asked_for(digits: RealSet) -> None:
+    from datastill.apps.privacy.cgan import Gan, cgan
+    from datastill.evaluation import trained
+
+    brief = [cgan(digits, 1, Gan(epochs=1, width=4), network=NETWORK).images for _ in range(2)]
+    assert torch.equal(*brief)
+    made = cgan(digits, 20, Gan(epochs=20, width=16, batch=32), network=NETWORK)
+    whole = distill("random", digits, ipc=80, network="convnet:width=16,depth=2,padding=1")
+    (judge,) = trained(whole, digits, protocol="audit-test-v1", networks=1)
+    with torch.no_grad():
+        right = (judge.eval()(made.images).argmax(1) == made.labels).double().mean()
+    assert float(right) > 0.6
+    assert visual(made.pixels, digits, digits.test).copies < 20

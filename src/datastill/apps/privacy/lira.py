@@ -25,11 +25,11 @@ def confidence(logits: Tensor, y: Tensor) -> Tensor:
     return z[rows, y] - rest.logsumexp(1)
 
 
-def halves(samples: int, shadows: int, seed: int = 0) -> Tensor:
-    """Which samples each shadow is made from, (shadows, samples) bool: every sample is in half of them.
+def halves(labels: Tensor, shadows: int, seed: int = 0) -> Tensor:
+    """Which samples each shadow is made from, (shadows, n) bool: every sample is in half of them, each class halved.
 
     Args:
-        samples: of the pool.
+        labels: classes of the pool, (n,).
         shadows: an even number: they come in pairs that complement each other.
         seed: of the draw.
 
@@ -37,12 +37,15 @@ def halves(samples: int, shadows: int, seed: int = 0) -> Tensor:
         InputError: an odd number of shadows, or none.
     """
     if shadows < 2 or shadows % 2:
-        raise InputError(f"Shadows come in complementary pairs, so their number must be even and at least 2, not "
-                         f"{shadows}.")  # fmt: skip
-    inside = torch.zeros(shadows, samples, dtype=torch.bool)
+        raise InputError(
+            f"Shadows come in complementary pairs, so their number must be even and at least 2, not {shadows}."
+        )
+    inside = torch.zeros(shadows, len(labels), dtype=torch.bool)
     for k in range(0, shadows, 2):
-        order = torch.randperm(samples, generator=Rng(seed).generator("halves", k))
-        inside[k, order[: samples // 2]] = True
+        for c in labels.unique().tolist():
+            members = (labels == c).nonzero().flatten()
+            order = torch.randperm(len(members), generator=Rng(seed).generator("halves", k, c))
+            inside[k, members[order[: len(members) // 2]]] = True
         inside[k + 1] = ~inside[k]
     return inside
 

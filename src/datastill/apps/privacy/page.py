@@ -58,7 +58,7 @@ def _looks(one: Visual, made: DistilledSet, members: RealSet) -> Chapter:
     text = (
         f"Mean distance ({one.by}) of a synthetic image to its nearest training image over that to its nearest "
         f"held-out image, among equally many of both: {one.ratio:.3f}. Near 1, training images are no nearer than "
-        f"others; far below, they were copied. Of {len(one.sampled)} synthetic images {one.copies} are training images, "
+        f"others; far below, they were copied. Of {len(one.sampled)} synthetic images {one.copies} are real ones, "
         "or nearly."
     )
     chosen = torch.linspace(0, len(one.sampled) - 1, min(SHOWN, len(one.sampled))).round().long()

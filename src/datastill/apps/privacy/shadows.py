@@ -66,7 +66,7 @@ class Shadows:
         images = torch.cat([side.pixels(torch.arange(len(side))) for side in sides])
         labels = torch.cat([side.labels for side in sides])
         pool = replace(sides[0], store=MemoryStore(images), labels=labels, weights=None, bias=None, test=None)
-        return cls(pool, recipe, halves(len(pool), count, seed), seed)
+        return cls(pool, recipe, halves(labels, count, seed), seed)
 
     def confidences(self, folder: Path, *, workers: int = 1, progress: Progress = silent) -> Tensor:
         """phi of every sample of the pool under every shadow, (k, n); those that are in the folder are read.
