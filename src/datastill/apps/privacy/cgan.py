@@ -112,7 +112,7 @@ def train_gan(real: RealSet, gan: Gan, seed: int = 0, progress: Progress = silen
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
 
 
