@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "datastill"
 
 #: Public functions whose options are their interface.
-MANY_OPTIONS = {"distill", "evaluate", "compare", "estimate", "load_real", "prepare_job"}
+MANY_OPTIONS = {"distill", "evaluate", "compare", "estimate", "load_real", "prepare_job", "federated", "audit"}
 CEILINGS = {
     "parameters above 8": 18,
     "bodies above 60 lines": 0,

@@ -41,6 +41,7 @@ from datastill.training.selecmix import SelecMix
 METHODS = sorted(methods())
 #: Commands that are several.
 ACTIONS = {"teacher": ("train", "import", "inspect"), "experts": ("train", "inspect", "import"), "study": ("debias",)}
+ACTIONS |= {"federated": ("feddm", "fedavg", "fedprox")}
 #: What a command needs before it looks at an option; {set}, {out}, {file} are a set, a new folder, and a file.
 NEEDED = {
     "evaluate": ["{set}", "--networks", "1", "--protocol", "dc-v1", "--no-random"],
@@ -60,6 +61,10 @@ NEEDED = {
     "weigh": ["--out", "{out}", "--debias", "nope"],
     "distill": ["--out", "{out}", "--network", "nope"],
     "estimate": ["--network", "nope"],
+    "privacy": ["{set}", "--protocol", "nope"],
+    "federated feddm": ["--out", "{out}", "--network", "nope"],
+    "federated fedavg": ["--out", "{out}", "--network", "nope"],
+    "federated fedprox": ["--out", "{out}", "--network", "nope"],
 }
 #: Numbers that no range holds, or few.
 NUMBERS = ("nan", "inf", "-inf", "1e400", "99999999999999999999", "-99999999999999999999", "x", "", "1.5")

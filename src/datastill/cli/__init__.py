@@ -21,6 +21,8 @@ COMMANDS = {
     "frontier": "Accuracy against the time that a set costs, for many methods at several budgets, as a figure.",
     "weigh": "Weigh images against a bias, and show the crowd of each class and its odd ones.",
     "study": "Measure what weights against a bias do, over methods, sizes and seeds.",
+    "federated": "Train on data that stay with several clients, and count what travels and what it tells.",
+    "privacy": "Attack a distilled set: what it tells of the images that it was made from.",
     "results": "Print measured results beside the published numbers.",
     "estimate": "Tell minutes and memory of a run before it starts.",
     "teacher": "Train, import or inspect the network that decoupled methods recover images from.",

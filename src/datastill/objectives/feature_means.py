@@ -48,7 +48,7 @@ class FeatureMeans:
         record = draw_siamese(context)
         batch = context.real_batch()
         with torch.no_grad():
-            features = _real_features(network, batch, context, record, joint)
+            features = real_features(network, batch, context, record, joint)
             real = context.reduce(features, batch.y, batch.weight)
         return synthetic_side(context, record, joint, self.loss_of(network, real, context))
 
@@ -62,7 +62,7 @@ class FeatureMeans:
         return loss
 
 
-def _real_features(network: Network, batch: Batch, context: Context, record: DsaRecord | None, joint: bool) -> Tensor:
+def real_features(network: Network, batch: Batch, context: Context, record: DsaRecord | None, joint: bool) -> Tensor:
     """Features of the real batch, (n, d), without a graph."""
     compiled = context.task.compile and not joint and compilable(network) and len(batch) > 0
     size = len(batch) if joint else context.chunk
