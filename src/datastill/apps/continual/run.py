@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from datastill.apps.continual.stream import class_order, in_steps, of_classes
+from datastill.apps.kept import kept_cells
 from datastill.core.errors import InputError
 from datastill.core.registry import get_method
 from datastill.data.real import RealSet
@@ -22,19 +23,11 @@ from datastill.evaluation.protocols import get_protocol
 from datastill.models.resolve import NetworkSpec
 from datastill.store.artifact import DistilledSet, load_distilled
 from datastill.store.extend import extended
-from datastill.store.files import read_json, write_json
+from datastill.store.files import write_json
 from datastill.store.outputs import Kind
-from datastill.store.schema import Record, Text
 
 RESULT = "continual.json"
 CONTINUAL = Kind("continual learning", RESULT, ("config", "cells"))
-
-
-class _Kept(Record):
-    """`continual.json`."""
-
-    config: dict[str, Any]
-    cells: dict[Text, Any]
 
 
 @dataclass(frozen=True)
@@ -138,7 +131,7 @@ def continual(
         get_method(method)
     config = {**asdict(stream), "data": real.name, "methods": list(methods), "network": str(network or ""),
               "settings": {k: v for k, v in (settings or {}).items() if k != "progress"}, "seed": seed}  # fmt: skip
-    cells = _kept(out, config)
+    cells = kept_cells(None if out is None else out / RESULT, config)
     jobs = [(m, k) for k in range(stream.orders) for m in methods]
     total = len(jobs) * stream.steps
     for method, k in jobs:
@@ -182,19 +175,6 @@ def _step(
 def _prefixes(parts: Sequence[list[int]]) -> list[tuple[list[int], list[int]]]:
     """New classes of every step, and all so far."""
     return [(part, [c for before in parts[: t + 1] for c in before]) for t, part in enumerate(parts)]
-
-
-def _kept(out: Path | None, config: Mapping[str, Any]) -> dict[str, Any]:
-    if out is None or not (out / RESULT).is_file():
-        return {}
-    kept = read_json(out / RESULT, _Kept)
-    other = next((name for name, value in config.items() if kept["config"].get(name) != value), None)
-    if other is not None:
-        raise InputError(
-            f"{out} holds a run with {other} = {kept['config'].get(other)!r}, not {config[other]!r}; give another "
-            "folder (--out)."
-        )
-    return dict(kept["cells"])
 
 
 def _plain(method: str) -> str:
