@@ -1,0 +1,1 @@
+"""Classes that arrive in steps, remembered as distilled sets (class-incremental learning)."""
