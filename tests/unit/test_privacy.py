@@ -245,7 +245,7 @@ def test_the_perceptual_distance_is_the_sum_over_layers() -> None:
 @pytest.mark.slow
 def test_lpips_takes_weights_by_path_and_agrees_with_its_library(tmp_path: Path) -> None:
     """Slow for the 60 million weights of a whole AlexNet that its library makes and throws away."""
-    from datastill.models._torchvision import import_torchvision
+    from datastill.core.torchvision import import_torchvision
     from datastill.store.files import write_tensors
 
     import_torchvision()

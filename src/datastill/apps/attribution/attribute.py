@@ -121,6 +121,7 @@ def attribute(
         passes: of the network's training over the real set.
         explained: "logit" or "log-probability".
         seed: of all draws.
+        progress, callbacks: as for `distill`.
         options: further arguments of `distill`.
 
     Raises:
@@ -174,8 +175,11 @@ def baselines_of(
     """Baselines for images (n, c, h, w) by name, in the data's Space.
 
     Args:
+        real: whose pixels they are.
+        x: the images, in the Space.
         stored: distilled images (m, families, c, h, w).
         family: of every image, (n,).
+        generator: of the noise.
     """
     mean, pixels = mean_image(real), real.space.decode(x)
     side = 2 * (min(x.shape[2:]) // 8) + 1

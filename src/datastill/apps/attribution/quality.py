@@ -16,10 +16,12 @@ def curve(
     """Mean probability of the target with the highest pixels replaced (deletion) or alone shown, (points + 1,).
 
     Args:
+        network: images to logits.
         x: images (n, c, h, w).
         target: classes (n,).
         attribution: like `x`; a pixel's rank is by its sum over channels.
         fill: what stands in the place of a pixel, (n or 1, c, h, w): the same for all attributions that are compared.
+        points: shares of the pixels beside none.
         insert: show the highest pixels on `fill` instead of replacing them.
     """
     n, count = len(x), x[0, 0].numel()

@@ -48,6 +48,7 @@ def gradient_of(network: nn.Module, x: Tensor, y: Tensor, graph: bool = False) -
     """The gradient of the cross-entropy at one example, by parameter name.
 
     Args:
+        network: whose weights it is a gradient of.
         x: (1, c, h, w).
         y: the class (1,) int64, or probabilities (1, C).
         graph: whether it can be differentiated again.
@@ -99,6 +100,8 @@ class Attack:
         Args:
             network: whose gradient it is, float64.
             gradient: by parameter name, at one example.
+            shape: of the image, (c, h, w).
+            classes: C.
             generator: of the noise that a search begins from.
             told: called with the distance after every iteration.
         """

@@ -27,6 +27,7 @@ def agreement(proxy: Sequence[float], whole: Sequence[float], top: float = 0.2) 
     """Compare two lists of accuracies of the same networks.
 
     Args:
+        proxy, whole: accuracies after training on either.
         top: share of the networks, best on the whole set first, for `spearman_top` and `overlap`; at least three.
     """
     a, b = np.asarray(proxy, float), np.asarray(whole, float)

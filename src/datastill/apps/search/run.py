@@ -133,6 +133,7 @@ def search(
         network: to distill with; a ConvNet that fits if None.
         seed: of the proxies, the weights and the orders; networks share the orders.
         out: a folder for the accuracies; the same call goes on in it. None keeps nothing.
+        device: to train on: "auto", "cpu", "cuda", "mps".
         told: called after every network.
 
     Raises:
