@@ -19,7 +19,7 @@ SRC = ROOT / "src" / "datastill"
 
 #: Public functions whose options are their interface.
 MANY_OPTIONS = {"distill", "evaluate", "compare", "estimate", "load_real", "prepare_job", "federated", "audit"}
-MANY_OPTIONS |= {"attribute", "continual", "search"}
+MANY_OPTIONS |= {"attribute", "backdoor", "continual", "search"}
 CEILINGS = {
     "parameters above 8": 18,
     "bodies above 60 lines": 0,

@@ -64,6 +64,7 @@ NEEDED = {
     "privacy": ["{set}", "--protocol", "nope"],
     "continual": ["random", "--out", "{out}", "--network", "nope"],
     "nas": ["nope", "--out", "{out}"],
+    "backdoor": ["dm", "--out", "{out}", "--network", "nope"],
     "leak": ["--out", "{out}", "--network", "nope"],
     "attribute": ["random", "--out", "{out}", "--network", "nope"],
     "federated feddm": ["--out", "{out}", "--network", "nope"],

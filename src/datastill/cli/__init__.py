@@ -25,6 +25,7 @@ COMMANDS = {
     "privacy": "Attack a distilled set: what it tells of the images that it was made from.",
     "continual": "Let classes arrive in steps, remember each as a few distilled images, train on the memory alone.",
     "nas": "Train many networks on distilled sets and on the whole set, and compare the two rankings.",
+    "backdoor": "Distill a set from poisoned images: is it as good, does the trigger work, would it be noticed?",
     "leak": "Recover labels and images from gradients at single images: what sharing a gradient tells.",
     "attribute": "Explain a network against distilled images of coarse classes, beside the usual baselines.",
     "results": "Print measured results beside the published numbers.",

@@ -1,0 +1,1 @@
+"""Triggers that are distilled into a set, and a check of sets that others made."""
