@@ -2,6 +2,7 @@
 
     python benchmarks/smoothness_study.py --data fashion_mnist --out runs/smoothness
     python benchmarks/smoothness_study.py --data cifar10 --width 32 --images 500 --out runs/smoothness-cifar10
+    python benchmarks/smoothness_study.py --figure docs/images/smoothness.png --rows results/smoothness-fashion_mnist.json
 
 Four buffers of experts (plain SGD, momentum, momentum and penalty, all), and a set by `mtt` from each, at the published
 rates of experts for batches of 64. Of every buffer: squared steps, accuracy of the experts in training, accuracy of the
@@ -57,14 +58,40 @@ def row(name: str, real: RealSet, given: argparse.Namespace) -> dict[str, Any]:
     return {**buffer.describe()["smoothness"], "distilled": result.mean, "over_random": result.difference}
 
 
+def figure(rows: dict[str, Any], path: Path) -> None:
+    """Accuracy of distilled sets and of experts against the mean squared step of the experts."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = drawn.subplots()
+    steps = [one["mean_squared_step"] for one in rows.values()]
+    for label, key, mark in (("distilled set, held-out images", "distilled", "o"),
+                             ("experts, in training", "train_accuracy", "x")):  # fmt: skip
+        axes.scatter(steps, [100 * one[key] for one in rows.values()], marker=mark, label=label)
+    for name, one in rows.items():
+        axes.annotate(name, (one["mean_squared_step"], 100 * one["distilled"]), fontsize=8, xytext=(4, 6),
+                      textcoords="offset points")  # fmt: skip
+    axes.set_xlabel("mean squared step of the experts (rougher to the right)")
+    axes.set_ylabel("accuracy, %")
+    axes.margins(x=0.55)
+    axes.legend(frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(path)
+
+
 def main() -> None:
     """All rows that are missing, then the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="fashion_mnist")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/smoothness"))
+    parser.add_argument("--figure", type=Path, help="draw --rows into this file, and train nothing")
+    parser.add_argument("--rows", type=Path, help="a rows.json of this study")
     for name, value in {"width": 32, "images": 300, "experts": 3, "epochs": 10, "steps": 200, "ipc": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
+    if given.figure:
+        figure(json.loads(given.rows.read_text()), given.figure)
+        return
     torch.set_num_threads(1)
     keep_freed_memory()
     given.out.mkdir(parents=True, exist_ok=True)
