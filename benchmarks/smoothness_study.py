@@ -2,7 +2,7 @@
 
     python benchmarks/smoothness_study.py --data fashion_mnist --out runs/smoothness
     python benchmarks/smoothness_study.py --data cifar10 --width 32 --images 500 --out runs/smoothness-cifar10
-    python benchmarks/smoothness_study.py --figure docs/images/smoothness.png --rows results/smoothness-fashion_mnist.json
+    python benchmarks/smoothness_study.py --figure smoothness.png --rows results/smoothness-fashion_mnist.json
 
 Four buffers of experts (plain SGD, momentum, momentum and penalty, all), and a set by `mtt` from each, at the published
 rates of experts for batches of 64. Of every buffer: squared steps, accuracy of the experts in training, accuracy of the
