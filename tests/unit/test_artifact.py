@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from datastill import distill, load_distilled
+from datastill import distill, load_distilled, load_real
+from datastill.cli import main
 from datastill.core.errors import InputError
 from datastill.core.overrides import Override, overrides
 from datastill.experiments.records import Made
@@ -22,6 +23,7 @@ from datastill.store.artifact import MANIFEST, TENSORS, DistilledSet
 from datastill.store.files import digest, write_tensors
 from datastill.store.manifest import Manifest
 from datastill.store.schema import Record
+from datastill.store.sizes import bytes_of_parts
 
 
 @pytest.fixture
@@ -278,3 +280,20 @@ class TestRecord:
         one.manifest["noise"] = {"scale": "loud"}
         with pytest.raises(InputError, match=r"noise\.scale"):
             one.save(saved)
+
+
+def test_a_set_says_what_it_weighs_part_by_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tensors by their size, folders beside the set that belong to it by their files; links are not followed."""
+    made = distill("random", load_real("digits"), ipc=2, network="convnet:width=4,depth=1")
+    assert bytes_of_parts(made) == {"images": 20 * 64 * 4, "labels": 20 * 8}
+    made.save(tmp_path / "set")
+    for name, size in (("teacher", 1000), ("teacher-1", 10), ("labels", 300), ("prepare", 5000)):
+        (tmp_path / "set" / name).mkdir()
+        (tmp_path / "set" / name / "file").write_bytes(bytes(size))
+    (tmp_path / "set" / "teacher" / "link").symlink_to(tmp_path / "set" / "prepare" / "file")
+    told = bytes_of_parts(load_distilled(tmp_path / "set"))
+    assert told == {"images": 5120, "labels": 160, "label bank": 300, "teacher": 1000, "teacher-1": 10}
+    assert main(["inspect", str(tmp_path / "set")]) == 0
+    out = capsys.readouterr().out
+    assert "images 5.1 kB, labels 160 B" in out
+    assert "6.6 kB in all" in out

@@ -33,11 +33,10 @@ def main(args: list[str]) -> int:
         return 0
     images, record = one.images, one.record
     cost, network, rate = record.cost, record.network, record.student.lr
-    stored, beside = (sum(t.nbytes for t in named.values()) for named in (one.codes, one.decoder_weights))
-    decoder = f", and a decoder of {beside / 1024:.1f} KiB" if beside else ""
     rows = {
         "set": one.name + f", seed {record.seed}",
-        "images": f"{words.images(one)} of {'×'.join(map(str, images.shape[1:]))}, {stored / 1024:.1f} KiB{decoder}",
+        "images": f"{words.images(one)} of {'×'.join(map(str, images.shape[1:]))}",
+        "weighs": words.weighs(one),
         "classes": ", ".join(one.class_names[:12]) + (", ..." if len(one.class_names) > 12 else ""),
         "labels": record.labels,
         "space": f"{one.space.kind} ({one.space.source})",

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from datastill.core.registry import field_docs, registered
+from datastill.store.sizes import bytes_of_parts
 
 if TYPE_CHECKING:
     from datastill.store.artifact import DistilledSet
@@ -68,6 +69,13 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def weighs(distilled: DistilledSet) -> str:
+    """What is stored, part by part, and in all."""
+    parts = bytes_of_parts(distilled)
+    named = ", ".join(f"{name} {bytes_(count)}" for name, count in parts.items())
+    return f"{named}; {bytes_(sum(parts.values()))} in all"
 
 
 def bytes_(count: float) -> str:

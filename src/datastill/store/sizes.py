@@ -1,0 +1,29 @@
+"""What a distilled set weighs: images, labels, decoder, and what lies beside it, apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datastill.store.artifact import DistilledSet
+
+
+def bytes_of_parts(one: DistilledSet) -> dict[str, int]:
+    """Bytes by part, as they are stored.
+
+    Returns:
+        `images` (the codes) and `labels`; `decoder`, where a network renders them; and one number for each companion of
+        the set that lies in its folder: `teacher`, or `label bank`.
+    """
+    found = {"images": sum(t.nbytes for t in one.codes.values()), "labels": one.labels.nbytes}
+    if one.decoder_weights:
+        found["decoder"] = sum(t.nbytes for t in one.decoder_weights.values())
+    if one.folder is not None and one.folder.is_dir():
+        for folder in sorted(one.folder.iterdir()):
+            if folder.is_dir() and not folder.is_symlink() and _belongs(folder):
+                name = "label bank" if folder.name == "labels" else folder.name
+                found[name] = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file() and not f.is_symlink())
+    return found
+
+
+def _belongs(folder: Path) -> bool:
+    return folder.name == "labels" or folder.name.split("-")[0] == "teacher"
