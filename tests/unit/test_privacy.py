@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,10 +30,18 @@ from datastill.core.errors import InputError
 from datastill.core.rng import isolated
 from datastill.data.real import RealSet
 from datastill.data.store import MemoryStore
+from datastill.evaluation import protocols
 from datastill.evaluation.protocols import Protocol, register_protocol
 
 NETWORK = "convnet:width=4,depth=1"
-register_protocol(Protocol("audit-test-v1", "A few passes, for tests.", passes=3))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_protocol() -> Iterator[None]:
+    """A protocol of three passes, known while this file runs."""
+    register_protocol(Protocol("audit-test-v1", "A few passes, for tests.", passes=3))
+    yield
+    del protocols._REGISTERED["audit-test-v1"]
 
 
 def scores(n: int, seed: int) -> torch.Tensor:

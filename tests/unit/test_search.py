@@ -111,7 +111,7 @@ def test_the_command_writes_numbers_and_a_page(tmp_path: Path, capsys: pytest.Ca
     assert told["cells"] == json.loads((tmp_path / "n" / "search.json").read_text())["cells"]
     assert "image/svg+xml" in (tmp_path / "n" / "search.html").read_text()
     assert main([*args, "--quiet"]) == 0
-    assert "early stopping" in capsys.readouterr().out
+    assert "stopping" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -30,6 +30,9 @@ def write_backdoor(folder: Path, found: Backdoor, real: RealSet, signs: dict[str
     """Write `backdoor.json` and `backdoor.html`.
 
     Args:
+        folder: where.
+        found: the attack.
+        real: whose test images are shown with the trigger.
         signs: signatures of the sets, by what they were distilled from.
     """
     config = found.config

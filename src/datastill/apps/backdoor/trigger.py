@@ -83,7 +83,10 @@ def poisoned(real: RealSet, trigger: Trigger, target: int, fraction: float, seed
 
     Args:
         real: stays as it is; its test split is that of the result.
+        trigger: as it is at the moment of reading.
+        target: position of the class whose label they get.
         fraction: of all training images, of whatever class; rounded down.
+        seed: of the choice.
 
     Raises:
         InputError: no such class, or so few images that none is poisoned.

@@ -167,7 +167,7 @@ def lpips_look(weights: str | Path) -> Look:
         MissingExtra: lpips is not installed.
         InputError: there is no such file, or its tensors are no AlexNet's.
     """
-    from datastill.models._torchvision import import_torchvision
+    from datastill.core.torchvision import import_torchvision
 
     named = _alexnet(Path(weights))
     import_torchvision()

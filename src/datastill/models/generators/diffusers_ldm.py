@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datastill.core.errors import InputError, MissingExtra
-from datastill.models._torchvision import import_torchvision
+from datastill.core.torchvision import import_torchvision
 from datastill.store.files import read_json, read_tensors
 from datastill.store.schema import WEIGHTS
 
