@@ -95,7 +95,8 @@ def test_each_client_has_k_classes() -> None:
         ("nope", 3, 1, "no partition"),
         ("iid:3", 3, 1, "no option"),
         ("dirichlet:x", 3, 1, "ALPHA above 0"),
-        ("dirichlet:nan", 3, 1, "from 1e-6"),
+        ("dirichlet:nan", 3, 1, "ALPHA above 0"),
+        ("classes:inf", 3, 1, "not .inf."),
         ("iid", 301, 1, "fewer clients"),
     ],
 )

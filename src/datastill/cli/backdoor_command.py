@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Literal
 import tyro
 
 from datastill.cli.options import DataOptions, parse, plain_warnings
+from datastill.core.errors import InputError
 from datastill.core.ranges import Amount, Count, Few, Seed, Share
 
 
@@ -79,7 +81,9 @@ def run(options: BackdoorOptions) -> int:
             callbacks=[LoopProgress(display)],
             budget=options.budget,
         )
-    signs = {} if options.ipc < LEAST else {name: signature(one, real) for name, one in found.sets.items()}
+    signs = {}
+    with contextlib.suppress(InputError):  # a hint beside the result; sets without one have none
+        signs = {} if options.ipc < LEAST else {name: signature(one, real) for name, one in found.sets.items()}
     if options.json:
         print(json.dumps(found.to_dict(), indent=2))
     else:

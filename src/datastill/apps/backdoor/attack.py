@@ -17,6 +17,7 @@ from datastill.core.runtime import Runtime
 from datastill.data.real import RealSet
 from datastill.distillation.distill import distill
 from datastill.evaluation.evaluate import trained
+from datastill.evaluation.protocols import get_protocol
 from datastill.store.artifact import DistilledSet
 from datastill.store.outputs import Kind
 from datastill.training.hard import predict
@@ -111,20 +112,24 @@ def backdoor(
     """
     if real.test is None or not len(real.test):
         raise InputError(f"{real.name} has no test images; give it a test split.")
+    if protocol != "auto":
+        get_protocol(protocol)
     shape = real.shape
     naive = attack == "naive"
     trigger = Trigger.white(shape, size) if naive else Trigger.random(shape, size, Rng(seed).generator("backdoor"))
     bad, _ = poisoned(real, trigger, target, fraction, seed)
-    shared = {"ipc": ipc, "network": network, "seed": seed, "progress": progress, **options}
+    shared: dict[str, Any] = {"ipc": ipc, "network": network, "seed": seed, "progress": progress}
+    clean = distill(method, real, callbacks=callbacks, **shared, **options)
+    if "budget" in options:  # as many steps as on clean images, whatever the trigger takes beside them
+        options = {k: v for k, v in options.items() if k != "budget"} | _steps_of(clean)
     door = None if naive else DoorPing(trigger, bad, every, clamp=clamp)
     hooks = [*callbacks, *([door] if door is not None else [])]
-    sets: dict[str, DistilledSet] = {attack: distill(method, bad, callbacks=hooks, **shared)}
+    sets: dict[str, DistilledSet] = {attack: distill(method, bad, callbacks=hooks, **shared, **options), CLEAN: clean}
     if door is not None and not door.updates:
         raise InputError(
             f"{sets[attack].record.method} made no update of the trigger: DoorPing follows the networks of a method "
             f"that draws one at each step, for {every} steps or more; take dm, dc or dsa, or --attack naive."
         )
-    sets[CLEAN] = distill(method, real, callbacks=callbacks, **shared)
     arms = {
         name: tried(made, real, trigger, target, networks=networks, protocol=protocol, network=network, seed=seed)
         for name, made in sets.items()
@@ -135,6 +140,11 @@ def backdoor(
         "updates": 0 if door is None else door.updates, "clamp": clamp,
     }  # fmt: skip
     return Backdoor(arms, sets, trigger, config)
+
+
+def _steps_of(made: DistilledSet) -> dict[str, Any]:
+    """What gives another run the same hyper-parameters; nothing where a method takes none."""
+    return {**made.record.hyper, "recipe": "paper"} if made.record.hyper else {}
 
 
 def tried(made: DistilledSet, real: RealSet, trigger: Trigger, target: int, **training: Any) -> Success:

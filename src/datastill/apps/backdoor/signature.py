@@ -15,6 +15,7 @@ from datastill.core.errors import InputError
 from datastill.data.real import RealSet
 from datastill.evaluation.evaluate import trained
 from datastill.store.artifact import DistilledSet
+from datastill.training.kernel_ridge import Regressor
 
 #: Images of a class below which there is nothing that they could share.
 LEAST = 3
@@ -47,7 +48,9 @@ def signature(made: DistilledSet, real: RealSet, *, networks: int = 3, seed: int
         raise InputError("With fewer than three images of a class there is no direction that they could share.")
     found = []
     for network in trained(made, real, networks=networks, seed=seed):
-        network.eval()
+        if isinstance(network, Regressor):
+            raise InputError("There is no signature where no network is trained: a regression has no features.")
+        network = network.cpu().eval()
         with torch.no_grad():
             features = network.embed(made.images).double()
         shares = []

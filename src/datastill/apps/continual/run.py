@@ -129,7 +129,8 @@ def continual(
     get_protocol(stream.protocol)
     for method in methods:
         get_method(method)
-    config = {**asdict(stream), "data": real.name, "methods": list(methods), "network": str(network or ""),
+    config = {**asdict(stream), "data": real.name, "images": real.fingerprint,
+              "methods": list(methods), "network": str(network or ""),
               "settings": {k: v for k, v in (settings or {}).items() if k != "progress"}, "seed": seed}  # fmt: skip
     cells = kept_cells(None if out is None else out / RESULT, config)
     jobs = [(m, k) for k in range(stream.orders) for m in methods]

@@ -10,7 +10,7 @@ With a `mechanism` the real images enter through clipped sums with Gaussian nois
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
@@ -49,6 +49,10 @@ if TYPE_CHECKING:
     from datastill.core.context import Context
     from datastill.data.real import RealSet
     from datastill.models.factory import NetworkFactory
+
+
+#: What has an effect with a mechanism alone.
+_OF_A_MECHANISM = ("clip", "sigma", "sample_rate", "delta", "count_sigma")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,13 @@ class FedDM(Checked):
             InputError: layers that mix images, a real start, or weights.
         """
         if not self.private:
+            self._refuse_void()
             return
+        if real.space.kind.startswith("zca"):
+            raise InputError(
+                "ZCA is fitted to the pixels of all clients, which no noise covers; take --space auto, whose mean and "
+                "deviation are taken for public."
+            )
         if factory.couples_samples:
             raise InputError(
                 f"{factory} mixes the images of a batch (batch norm), so that what one image contributes is not "
@@ -102,6 +112,15 @@ class FedDM(Checked):
         if real.weights is not None:
             raise InputError("Weights of real images change what one image contributes; leave them out under privacy.")
         spent(self._releases(1), self.delta)
+
+    def _refuse_void(self) -> None:
+        """Who asks for noise without a mechanism may think that there is some."""
+        given = [f.name for f in fields(self) if f.name in _OF_A_MECHANISM and getattr(self, f.name) != f.default]
+        if given:
+            raise InputError(
+                f"{given[0]} has no effect without a mechanism, and nothing is bounded; add --mechanism embedding or "
+                "gradient, or leave it out."
+            )
 
     def send(self, client: Client, state: State) -> Payload:
         """Synthetic images, their classes, and how many real images they stand for in each class."""

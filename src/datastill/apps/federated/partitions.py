@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -104,6 +105,9 @@ def _by_classes(labels: Tensor, clients: int, text: str, rng: Rng, min_size: int
 
 def _number(text: str, name: str, form: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise InputError(f"The partition {name} takes {form}, not {text!r}.") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"The partition {name} takes {form}, not {text!r}.")
+    return number

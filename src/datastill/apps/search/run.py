@@ -106,7 +106,10 @@ class Found:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        agreements = {proxy: asdict(self.agreement(proxy)) for proxy in self.proxies}
+        agreements = {
+            proxy: {k: None if math.isnan(v) else v for k, v in asdict(self.agreement(proxy)).items()}
+            for proxy in self.proxies
+        }
         return {"config": dict(self.config), "cells": {k: dict(v) for k, v in self.cells.items()},
                 "agreement": agreements, "verdict": self.verdict}  # fmt: skip
 
@@ -144,7 +147,8 @@ def search(
         raise InputError(f"{real.name} has no test images; give it a test split.")
     names = grid(asked.kind, (real.shape[1], real.shape[2]), asked.sample, seed)
     takes_steps = {m: "steps" in get_method(m).cls.__dataclass_fields__ for m in methods}
-    config = {**asdict(asked), "data": real.name, "methods": list(methods), "network": network or "", "seed": seed,
+    config = {**asdict(asked), "data": real.name, "images": real.fingerprint,
+              "methods": list(methods), "network": network or "", "seed": seed,
               "settings": dict(settings or {})}  # fmt: skip
     cells = kept_cells(None if out is None else out / RESULT, config)
     total = len(names) * (len(methods) + 2)
