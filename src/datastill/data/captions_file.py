@@ -8,10 +8,11 @@ lines.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from datastill.core.errors import InputError
@@ -74,11 +75,11 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
             raise InputError(f"{printable(path)} must be a list of records with image and caption.")
         yield from enumerate(found, 1)
     elif path.suffix == ".jsonl":
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield number, _json(path, number, line)
     else:
-        reader = csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ",")
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
         try:
             for row in reader:
                 yield reader.line_num, {str(key).strip(): value for key, value in row.items()}
@@ -109,4 +110,4 @@ def _line(path: Path, number: int, row: Any) -> Line:
     split = str(row.get("split") or "").strip().lower()
     if split not in _SPLITS:
         raise InputError(f"{where} has the split {split!r}; use train, test or val, or leave the column out.")
-    return Line(image.strip(), " ".join(caption.split()), _SPLITS[split], number)
+    return Line(PurePosixPath(image.strip()).as_posix(), " ".join(caption.split()), _SPLITS[split], number)

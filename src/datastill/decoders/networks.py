@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -65,7 +66,8 @@ class Named:
         Raises:
             InputError: it says no name, hash and size.
         """
-        name, sha, nbytes = (record.get(key) for key in ("name", "sha256", "bytes"))
+        told = record if isinstance(record, Mapping) else {}
+        name, sha, nbytes = (told.get(key) for key in ("name", "sha256", "bytes"))
         whole = isinstance(nbytes, int) and not isinstance(nbytes, bool) and 0 <= nbytes < _MOST
         if not isinstance(name, str) or not isinstance(sha, str) or len(sha) != 64 or not whole:
             raise InputError("A generator that is not in the artifact is named by name, sha256 and bytes.")
@@ -77,7 +79,8 @@ class Named:
         Raises:
             InputError: none was, or one of another kind.
         """
-        known = next((one for one in _BROUGHT.values() if one.sha256 == self.sha256), None)
+        alike = {name: one for name, one in _BROUGHT.items() if one.sha256 == self.sha256}
+        known = alike.get(self.name) or next(iter(alike.values()), None)
         if known is None:
             raise InputError(
                 f"The generator {self.name!r} ({self.nbytes / 1e6:,.1f} MB, sha256 {self.sha256[:12]}...) is not in "
@@ -149,8 +152,8 @@ def register_generator(name: str, generator: Any) -> None:
             f"{type(generator).__name__} is no generator: it needs the attributes and methods of StyleGenerator or "
             "LatentDiffusion in datastill.models.generators, and state_dict."
         )
-    if isinstance(generator, nn.Module):
-        generator.requires_grad_(False).eval()
+    if isinstance(generator, nn.Module):  # a copy: runs move it to their device and precision
+        generator = copy.deepcopy(generator).requires_grad_(False).eval()
     state = {key: value.detach().cpu() for key, value in generator.state_dict().items()}
     nbytes = sum(value.numel() * value.element_size() for value in state.values())
     _BROUGHT[name] = Brought(generator, digest(state, 64), nbytes)

@@ -117,6 +117,10 @@ class StyleLatents:
 
     def render_of(self, y: Tensor) -> Any:
         """What renders rows of the codes, with a graph where there is one."""
+        if y.ndim > 1 and self.layer == "z":
+            raise InputError(
+                "Latents z are rendered by the class of each image, and these labels are no classes; take layer=w."
+            )
         positions = y if y.ndim == 1 else y.argmax(1)
 
         def render(codes: Mapping[str, Tensor], rows: slice) -> Tensor:

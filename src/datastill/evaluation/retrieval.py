@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datastill.core.errors import InputError
+from datastill.core.errors import Diverged, InputError
 from datastill.core.runtime import Runtime
 from datastill.evaluation.metrics import Score, TestSplit
 from datastill.training.hard import predict
@@ -34,7 +34,12 @@ def recall(scores: Tensor, relevant: Tensor, k: int) -> float:
         scores: of each query and candidate, (q, m).
         relevant: which candidates a query wants, (q, m) bool, at least one each.
         k: at most m.
+
+    Raises:
+        Diverged: a score is not finite.
     """
+    if not bool(torch.isfinite(scores).all()):
+        raise Diverged("Scores of images and sentences are not finite: the towers diverged; take a smaller rate.")
     best = scores.masked_fill(~relevant, -torch.inf).amax(1, keepdim=True)
     above, tied = (scores > best).sum(1), scores == best
     wanted = (tied & relevant).sum(1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from datastill.core.errors import InputError
 from datastill.core.plan import UpdateRule
 from datastill.core.ranges import Count, RateOrAuto, Weight
 from datastill.overrides.codes import Codes, whole_images
@@ -67,10 +68,13 @@ class StyleCodes(Codes):
         """The plan with latents as its codes."""
         from datastill.decoders.networks import named
         from datastill.decoders.style_latents import StyleLatents
+        from datastill.labels.learned import Learned
         from datastill.sampling.inits import NoImages
         from datastill.training.generators.style import TinyStyleUnit
 
         whole_images(plan, method)
+        if isinstance(plan.labels, Learned) and plan.labels.start is not None:
+            raise InputError(f"{method} begins its labels from the images of the start, and latents begin without any.")
         own = self.generator == "tiny"
         brought = None if own else named(self.generator)
         decoder = StyleLatents(task.real.shape, task.real.classes, self.layer, self.start, brought)
@@ -106,7 +110,7 @@ class DiffusionCodes(Codes):
         whole_images(plan, method)
         own = self.generator == "tiny"
         chain = (self.steps, self.guidance, self.skip, self.skip_on, self.noise)
-        weights, model = _of_folder(self.generator) if Path(self.generator).is_dir() else (None, None)
+        weights, model = _of_folder(self.generator) if not own and Path(self.generator).is_dir() else (None, None)
         if model is None and not own:
             model = named(self.generator)
         decoder = DiffusionLatents(task.real.shape, task.real.classes, *chain, model)

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
+
+from datastill.core.errors import InputError
+
+#: Longest side of an image of the small generators: their layers are many times as large as the image.
+LONGEST = 512
+
+
+def refuse_large(shape: Sequence[int]) -> None:
+    """Refuse images (channels, height, width) that the small generators are not for.
+
+    Raises:
+        InputError: a side is longer than 512 pixels.
+    """
+    if max(shape[1:]) > LONGEST:
+        raise InputError(
+            f"The small generators are for images of at most {LONGEST} pixels a side, not {shape[1]} x {shape[2]}; "
+            "bring a generator of your own, or make images smaller (--size)."
+        )
 
 
 @runtime_checkable

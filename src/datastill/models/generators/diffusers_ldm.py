@@ -89,10 +89,12 @@ class DiffusersLDM(nn.Module):
             unet.class_embed_type not in (None, "None")
             or not min(self.latent_shape)
             or unet.out_channels != unet.in_channels
+            or vae.out_channels != vae.in_channels
+            or vae.latent_channels != unet.in_channels
         ):
             raise InputError(
-                "Of diffusers, a UNet2DModel with a sample_size, as many channels out as in, and class embeddings of "
-                "the plain kind or none is taken."
+                "Of diffusers, a UNet2DModel with a sample_size, as many channels out as in, those of the autoencoder "
+                "alike, and class embeddings of the plain kind or none is taken."
             )
         if self.predicts not in ("epsilon", "v_prediction", "sample"):
             raise InputError(f"The scheduler's prediction_type {self.predicts!r} is none that is known.")

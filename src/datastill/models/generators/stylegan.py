@@ -30,6 +30,7 @@ class StyleGan(nn.Module):
     """
 
     generator: Any
+    chosen: Tensor
 
     def __init__(self, generator: Any, classes: Sequence[int] | None = None) -> None:
         super().__init__()
@@ -42,7 +43,8 @@ class StyleGan(nn.Module):
                 if known
                 else "This generator knows no classes; leave them out."
             )
-        self.generator, self.chosen, self.classes = generator, chosen, len(chosen)
+        self.generator, self.classes = generator, len(chosen)
+        self.register_buffer("chosen", torch.tensor(chosen, dtype=torch.int64))  # a part of what it is known by
         self.z_dim, self.w_dim, self.known = int(generator.z_dim), int(generator.w_dim), known
         side = int(generator.img_resolution)
         self.img_shape = (int(generator.img_channels), side, side)
@@ -51,7 +53,7 @@ class StyleGan(nn.Module):
 
     def map(self, z: Tensor, y: Tensor) -> Tensor:
         """Styles of z and the generator's classes."""
-        c = F.one_hot(torch.tensor(self.chosen, device=y.device)[y], self.known).to(z) if self.known else None
+        c = F.one_hot(self.chosen.to(y.device)[y], self.known).to(z) if self.known else None
         return self.generator.mapping(z, c)
 
     def features(self, ws: Tensor, n: int) -> Tensor:

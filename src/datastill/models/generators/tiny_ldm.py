@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datastill.models.generators import refuse_large
+
 _TIMES, _WIDTH, _CONDITION, _BLOCKS, _CHANNELS = 1000, 64, 32, 4, 4
 
 
@@ -41,6 +43,7 @@ class TinyLDM(nn.Module):
     def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
         channels, height, width = shape
+        refuse_large(shape)
         self.img_shape, self.classes = shape, classes
         self.latent_shape = (_CHANNELS, math.ceil(height / 4), math.ceil(width / 4))
         self.encoder = nn.Sequential(

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datastill.models.generators import refuse_large
+
 _WIDTH, _LATE = 64, (32, 16)  #: channels of early layers, and of the last two
 
 
@@ -42,6 +44,7 @@ class TinyStyleGenerator(nn.Module):
     def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
         channels, height, width = shape
+        refuse_large(shape)
         doublings = max(2, math.ceil(math.log2(max(height, width) / 8)))
         self.img_shape, self.classes = shape, classes
         self.num_layers, self.num_ws = doublings + 2, doublings + 3
