@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from datastill.core.errors import InputError
+from datastill.core.errors import Diverged, InputError
 from datastill.core.runtime import Runtime
 from datastill.data.captions import Captions
 from datastill.data.text.hashed import HashedText
@@ -107,3 +107,13 @@ def test_chance_is_its_closed_form_and_what_random_scores_give() -> None:
 def test_one_test_image_is_refused() -> None:
     with pytest.raises(InputError, match="one test image"):
         Relevance.of(captions([0, 0]))
+
+
+def test_scores_that_are_not_finite_are_no_hits() -> None:
+    """Neither all of them nor a row."""
+    relevant = torch.eye(4, dtype=torch.bool)
+    for rows in (slice(None), slice(0, 1)):
+        scores = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
+        scores[rows] = float("nan")
+        with pytest.raises(Diverged, match="not finite"):
+            recall(scores, relevant, 1)

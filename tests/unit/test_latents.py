@@ -360,3 +360,12 @@ def test_decoders_of_diffusion_refuse_what_they_cannot_be() -> None:
     for options, words in (({"steps": 0}, "steps"), ({"guidance": "x"}, "guidance"), ({"noise": "loud"}, "noise")):
         with pytest.raises(InputError, match=words):
             DiffusionLatents(SHAPE, 10, **options)  # type: ignore[arg-type]
+
+
+def test_what_small_generators_and_latents_by_class_are_not_for() -> None:
+    for build in (TinyStyleGenerator, TinyLDM):
+        with torch.device("meta"), pytest.raises(InputError, match="at most 512 pixels"):
+            build((1, 1, 65_536), 10)
+    decoder = StyleLatents((1, 8, 8), 3, "z", "random", None)
+    with pytest.raises(InputError, match="these labels are no classes"):
+        decoder.render_of(torch.rand(4, 3, generator=torch.Generator().manual_seed(0)))

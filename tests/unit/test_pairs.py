@@ -97,6 +97,19 @@ class TestFolder:
         with pytest.raises(InputError, match=told):
             load_pairs(folder)
 
+    def test_captions_go_over_lines_and_paths_have_one_spelling(self, folder: Path) -> None:
+        """A line break in a quoted caption is a space; ./x and x are one image, in whatever split."""
+        lines, before = lines_of(folder), load_pairs(folder)
+        (folder / "captions.jsonl").unlink()
+        rows = [f'./{one["image"]},"{one["caption"].replace(" ", chr(10), 1)}"' for one in lines]
+        (folder / "captions.csv").write_text("\n".join(["image,caption", *rows]), encoding="utf-8")
+        assert load_pairs(folder).fingerprint == before.fingerprint
+        (folder / "captions.csv").unlink()
+        lines[0]["caption"] += "\u2028on"
+        text = "\n".join(json.dumps(one, ensure_ascii=False) for one in lines)
+        (folder / "captions.jsonl").write_text(text, encoding="utf-8")
+        assert len(load_pairs(folder).captions.texts) == len(before.captions.texts)
+
     def test_an_image_in_two_splits_is_refused(self, folder: Path) -> None:
         lines = [line | {"split": "train"} for line in lines_of(folder)]
         lines[2]["split"] = "test"  # the second caption of an image
