@@ -1,6 +1,6 @@
 """DoorPing: the trigger is learned along with the set (Liu et al., NDSS 2023, arXiv:2301.01197).
 
-    patch = argmin_patch || a_K(trigger on black) - 10 a_K(first trigger on black) ||^2
+    patch = argmin_patch || a_K(trigger on black) - 10 a_K(the trigger before the update, on black) ||^2
 
 for the channel K of the last but one layer of weights whose row sum is largest in magnitude, in the network of the
 step. Poisoned images bear the patch as it is at every moment.
@@ -30,10 +30,10 @@ class DoorPing(Callback):
 
     Args:
         trigger: changed in place.
-        real: the poisoned set, whose images bear it; a network that is as it was initialized is first trained on some.
+        real: the poisoned set, whose images bear it; a copy of the step's network is first trained on some.
         every: steps between two updates.
         steps: of Adam at rate .08 in an update.
-        warm: images that such a network is trained on; 0 takes it as it is.
+        warm: images that the copy is trained on; 0 takes the network as it is.
         clamp: keep the patch in the pixels' range; off is as published, where it leaves it.
     """
 

@@ -95,8 +95,13 @@ def sigma_for(epsilon: float, delta: float, rate: float, steps: int) -> float:
 
     Raises:
         MissingExtra: opacus is not installed.
-        InputError: none does.
+        InputError: none does, or a number is out of its range.
     """
+    if not (epsilon > 0 and 0 < delta < 1 and 0 < rate <= 1 and steps >= 1):
+        raise InputError(
+            f"Noise is found for epsilon above 0, delta between 0 and 1, a rate above 0 up to 1 and a release or more, "
+            f"not epsilon {epsilon:g}, delta {delta:g}, rate {rate:g} and {steps} releases."
+        )
     try:
         from opacus.accountants.utils import get_noise_multiplier
     except ImportError as error:

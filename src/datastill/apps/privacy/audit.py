@@ -109,6 +109,8 @@ class Audit:
         }
 
 
+#: Shadows below which neither side of a sample has a mean and a spread.
+LEAST_SHADOWS = 4
 #: Heads of `Audit.rows`.
 HEADS = ("attack", "advantage %", "oracle %", "AUC", "± by chance", "TPR at FPR .1 %", "at 1 %", "at 5 %")
 
@@ -154,7 +156,7 @@ def audit(
         images: members, and others, at most.
         networks: fresh networks that are trained on the set, whose losses are averaged.
         protocol: how; "auto" takes the one that the set asks for.
-        network: an architecture; None takes the set's own.
+        network: an architecture to train; None takes the set's own, which shadows are always distilled with.
         shadows: shadow sets for LiRA, an even number; each is distilled anew from half of all samples. 0 does without.
         lpips: file of AlexNet's weights, for the perceptual search.
         seed: of samples, networks and shadows.
@@ -166,11 +168,14 @@ def audit(
     Raises:
         InputError: members without others, unequal sets, or what `evaluate` refuses.
     """
+    if shadows and (shadows % 2 or shadows < LEAST_SHADOWS):
+        raise InputError(f"Shadows come in pairs: take an even number from 4 on, or none, not {shadows}.")
     (made,) = load_sets(distilled)
-    data, inside, outside = _sides(made, real, members, others)
+    data, inside, outside = (side.with_space(made.space) for side in _sides(made, real, members, others))
     name = made.record.student.protocol if protocol == "auto" else get_protocol(protocol).name
-    spec = network if network is not None or made.record.network is None else made.record.network.spec
-    recipe = Recipe(made.record.method, made.ipc, dict(made.record.hyper), spec, name, device)
+    own = None if made.record.network is None else made.record.network.spec
+    spec = own if network is None else network
+    recipe = Recipe(made.record.method, made.ipc, dict(made.record.hyper), spec, name, device, own)
     pairs = _samples(inside, outside, images, seed)
     pool = [inside.subset(pairs[0]), outside.subset(pairs[1])]
     progress("networks", 0, networks, {})

@@ -38,11 +38,12 @@ class Recipe:
     network: str | None
     protocol: str
     device: str
+    matched: str | None = None  #: what sets are distilled with
 
     def make(self, real: RealSet, seed: int) -> DistilledSet:
         """A set from real images."""
         return distill(
-            self.method, real, ipc=self.ipc, seed=seed, network=self.network, device=self.device, **self.hyper
+            self.method, real, ipc=self.ipc, seed=seed, network=self.matched, device=self.device, **self.hyper
         )
 
 

@@ -156,7 +156,7 @@ def search(
         if all(f"{proxy}|{name}" in cells for name in names):
             continue
         own = settings if settings and takes_steps.get(proxy) else {}
-        work = _work(real, proxy, asked, seed, network, own)
+        work = _work(real, proxy, asked, seed, network, {"device": device, **own})
         for name in names:
             if f"{proxy}|{name}" not in cells:
                 cells[f"{proxy}|{name}"] = _cell(real, name, work, seed, device)
