@@ -10,12 +10,19 @@ import torch
 from datastill import distill, load_real
 from datastill.apps.privacy.audit import audit
 from datastill.data.real import RealSet
+from datastill.evaluation import protocols
 from datastill.evaluation.protocols import Protocol, register_protocol
 
 pytestmark = pytest.mark.slow
 
 NETWORK = "convnet:width=16,depth=2"
-register_protocol(Protocol("over-fitted-v1", "Until the training images are known by heart.", passes=40, batch=32))
+
+
+@pytest.fixture(autouse=True)
+def _long_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A protocol of these tests alone: it is forgotten after each."""
+    monkeypatch.setattr(protocols, "_REGISTERED", dict(protocols._REGISTERED))
+    register_protocol(Protocol("over-fitted-v1", "Until the training images are known by heart.", passes=40, batch=32))
 
 
 def sides(size: int) -> tuple[RealSet, RealSet]:
