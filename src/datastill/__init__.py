@@ -19,6 +19,9 @@ _LAZY = {
     "evaluate": "datastill.evaluation",
     "Exported": "datastill.exchange.export",
     "export": "datastill.exchange.export",
+    "Pushed": "datastill.exchange.hub",
+    "pull_from_hub": "datastill.exchange.hub",
+    "push_to_hub": "datastill.exchange.hub",
     "import_released": "datastill.exchange",
     "load_distilled": "datastill.store.artifact",
     "methods": "datastill.core.registry",
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from datastill.evaluation.protocols import protocols
     from datastill.exchange import import_released
     from datastill.exchange.export import Exported, export
+    from datastill.exchange.hub import Pushed, pull_from_hub, push_to_hub
     from datastill.exchange.loaders import as_dataloader
     from datastill.experiments import compare
     from datastill.report.notebook import as_html, plot
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Exported",
     "InputError",
+    "Pushed",
     "__version__",
     "as_dataloader",
     "as_html",
@@ -59,6 +64,8 @@ __all__ = [
     "methods",
     "plot",
     "protocols",
+    "pull_from_hub",
+    "push_to_hub",
 ]
 
 

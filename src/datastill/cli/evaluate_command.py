@@ -35,7 +35,8 @@ class EvaluateData(DataOptions):
 class EvaluateOptions(RuntimeOptions):
     """How to score."""
 
-    sets: tyro.conf.Positional[tuple[Path, ...]]  #: folders of distilled sets; three or more give an interval over sets
+    #: folders of distilled sets, or hub:NAME/SET; three or more give an interval over sets
+    sets: tyro.conf.Positional[tuple[Path, ...]]
     data: EvaluateData
     #: dc-v1, dc-v1-dsa, dsa-quick-v1, mtt-v1, mtt-quick-v1, idc-v1, idc-quick-v1, soft-quick-v1, sre2l-cifar-v1,
     #: sre2l-imagenet-v1, dwa-imagenet-v1, tiny-sgd-v1, rded-v1, rd3-v1, g-vbsm-cifar-v1, edc-imagenet-v1,
@@ -75,7 +76,6 @@ def score(options: EvaluateOptions) -> int:
     from datastill.report import write_run
     from datastill.report.section import Reading
     from datastill.store.artifact import load_distilled
-    from datastill.store.files import write_json
     from datastill.store.outputs import refuse_out_file
 
     if not options.sets:
@@ -85,9 +85,10 @@ def score(options: EvaluateOptions) -> int:
         refuse_void(options.data, of_data, "without --data: the set says how its real data are read")
     display = Display(options.quiet or options.json)
     sets = [load_distilled(folder) for folder in options.sets]
-    target = options.out or options.sets[0] / ("regimes.json" if options.regimes else "evaluation.json")
+    target = _target(options)
     source = options.data.data or sets[0].record.data.source
-    refuse_out_file(target, ("regimes",) if options.regimes else ("distilled", "protocol"), places_of(source))
+    if target is not None:
+        refuse_out_file(target, ("regimes",) if options.regimes else ("distilled", "protocol"), places_of(source))
     real = options.data.load() if options.data.data is not None else real_for(sets[0], None)
     if options.data.data is None:
         display.say(f"Real data: {real.source}, which the set names.")
@@ -106,13 +107,31 @@ def score(options: EvaluateOptions) -> int:
     else:
         _print(result, real.class_names, display)
         _print_sections(Reading(sets, result, real), display)
-    write_json(target, record)
-    if options.out is None:
+    where = ""
+    if options.out is None and target is not None:
         write_run(options.sets[0], sets[0], real=real, evaluation=result, sets=sets)
-    if not options.json:
-        where = "" if options.out else f"; pictures in {options.sets[0] / 'report.html'}"
-        display.say(f"Written to {target}{where}.")
+        where = f"; pictures in {options.sets[0] / 'report.html'}"
+    _keep(target, record, where, display)
     return 0
+
+
+def _target(options: EvaluateOptions) -> Path | None:
+    """Where the result is kept; None for a set of the Hub, which has no folder of the user's."""
+    from datastill.store.hub import hub_name
+
+    if options.out is not None or hub_name(options.sets[0]) is not None:
+        return options.out
+    return options.sets[0] / ("regimes.json" if options.regimes else "evaluation.json")
+
+
+def _keep(target: Path | None, record: dict[str, Any], where: str, display: Display) -> None:
+    from datastill.store.files import write_json
+
+    if target is None:
+        display.say("Nothing was written; --out names a JSON file for the result.")
+        return
+    write_json(target, record)
+    display.say(f"Written to {target}{where}.")
 
 
 def _score_regimes(
@@ -120,14 +139,13 @@ def _score_regimes(
     sets: list[DistilledSet],
     real: RealSet,
     settings: dict[str, Any],
-    target: Path,
+    target: Path | None,
     display: Display,
 ) -> int:
     """The sets under several kinds of labels: one table, one file."""
     from datastill.cli.tables import regimes_table
     from datastill.core.errors import InputError
     from datastill.evaluation import evaluate_regimes
-    from datastill.store.files import write_json
 
     if settings.pop("labels") != "auto":
         raise InputError("Name the kinds of labels in --regimes alone; leave --labels out.")
@@ -145,9 +163,7 @@ def _score_regimes(
             display.out.print(f"{name}: {one.verdict}")
             for note in one.notes:
                 display.say(f"  {note}")
-    write_json(target, record)
-    if not options.json:
-        display.say(f"Written to {target}.")
+    _keep(target, record, "", display)
     return 0
 
 

@@ -19,10 +19,12 @@ class ExportOptions:
 
     folder: tyro.conf.Positional[Path]  #: folder of a distilled set
     target: tyro.conf.Positional[Path]  #: folder to write
-    #: imagefolder (PNG), parquet (as the Hub takes it), tensors (exact), or encoded (a distilled set in fewer bytes)
-    to: Literal["imagefolder", "parquet", "tensors", "encoded"] = "imagefolder"
+    #: imagefolder (PNG), parquet (as the Hub takes it), tensors (exact), encoded (a distilled set in fewer bytes), or
+    #: hub (what `datastill push` publishes)
+    to: Literal["imagefolder", "parquet", "tensors", "encoded", "hub"] = "imagefolder"
     bits: Bits = 8  #: of a value, with --to encoded
     most: Amount = 0  #: bytes that encoded images may take, with as many bits as fit, up to --bits; 0 sets no limit
+    data_license: str = ""  #: with --to hub, license of the real images, such as cc-by-4.0; else unknown
     score: bool = True  #: where pixels are rounded, score the set before and after
     data: str | None = None  #: real data to score on; none takes the source that the set names
     network: str | None = None  #: architecture for the scores; none takes that of the set, if that is built in
@@ -49,12 +51,15 @@ def write(options: ExportOptions) -> int:
 
     if options.to != "encoded":
         refuse_void(options, ("bits", "most"), f"with --to {options.to}")
-    if not options.score or options.to == "tensors":
-        why = "without a score" if not options.score else "with --to tensors, which loses nothing to score"
+    if options.to != "hub":
+        refuse_void(options, ("data_license",), f"with --to {options.to}")
+    if not options.score or options.to in ("tensors", "hub"):
+        why = "without a score" if not options.score else f"with --to {options.to}, which loses nothing to score"
         refuse_void(options, ("data", "network", "networks"), why)
     display = Display(options.quiet or options.json)
     distilled = load_distilled(options.folder)
-    done = export(distilled, options.target, options.to, bits=options.bits, most=options.most)
+    settings: dict[str, Any] = {"bits": options.bits, "most": options.most, "license": options.data_license}
+    done = export(distilled, options.target, options.to, **settings)
     record: dict[str, Any] = {
         "path": str(done.path),
         "lossless": done.lossless,
