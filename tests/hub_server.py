@@ -60,7 +60,9 @@ class Hub:
 
     def fetched(self) -> list[str]:
         """Names of the files whose bytes were asked for."""
-        return sorted({p.split("/resolve/")[1].split("/", 1)[1] for m, p in self.asked if m == "GET" and "resolve" in p})
+        return sorted(
+            {p.split("/resolve/")[1].split("/", 1)[1] for m, p in self.asked if m == "GET" and "resolve" in p}
+        )
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -49,13 +49,7 @@ def write(options: ExportOptions) -> int:
     from datastill.exchange.export import export
     from datastill.store.artifact import load_distilled
 
-    if options.to != "encoded":
-        refuse_void(options, ("bits", "most"), f"with --to {options.to}")
-    if options.to != "hub":
-        refuse_void(options, ("data_license",), f"with --to {options.to}")
-    if not options.score or options.to in ("tensors", "hub"):
-        why = "without a score" if not options.score else f"with --to {options.to}, which loses nothing to score"
-        refuse_void(options, ("data", "network", "networks"), why)
+    _refuse_void(options)
     display = Display(options.quiet or options.json)
     distilled = load_distilled(options.folder)
     settings: dict[str, Any] = {"bits": options.bits, "most": options.most, "license": options.data_license}
@@ -103,3 +97,14 @@ def write(options: ExportOptions) -> int:
     if options.json:
         print(json.dumps(record, indent=2))
     return 0
+
+
+def _refuse_void(options: ExportOptions) -> None:
+    """Refuse options that the format has no use for."""
+    if options.to != "encoded":
+        refuse_void(options, ("bits", "most"), f"with --to {options.to}")
+    if options.to != "hub":
+        refuse_void(options, ("data_license",), f"with --to {options.to}")
+    if not options.score or options.to in ("tensors", "hub"):
+        why = "without a score" if not options.score else f"with --to {options.to}, which loses nothing to score"
+        refuse_void(options, ("data", "network", "networks"), why)

@@ -42,5 +42,7 @@ def pull(options: PullOptions) -> int:
         print(json.dumps(distilled.manifest, indent=2))
         return 0
     display.say(f"{distilled.name}: {words.images(distilled)}, {words.weighs(distilled)}. Written to {out}.")
-    display.say(f"Score it: {shlex.join(['datastill', 'evaluate', str(out), '--data', 'REAL_DATA'])}")
+    source = distilled.record.data.source
+    data = [] if source and not source.startswith("path/to/") else ["--data", "REAL_DATA"]
+    display.say(f"Score it: {shlex.join(['datastill', 'evaluate', str(out), *data])}")
     return 0

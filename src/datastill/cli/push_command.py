@@ -39,10 +39,8 @@ def push(options: PushOptions) -> int:
     from datastill.exchange.repository import EVALUATION
     from datastill.report.words import bytes_
     from datastill.store.artifact import load_distilled
-    from datastill.store.hub import refuse_hub
 
     display = Display(options.quiet or options.json)
-    refuse_hub(options.folder, "A repository is made of files")
     distilled = load_distilled(options.folder)
     start = time.perf_counter()
     done = push_to_hub(

@@ -46,10 +46,8 @@ def store(options: RelabelOptions) -> int:
     from datastill.evaluation.inputs import real_for
     from datastill.evaluation.soft import relabel
     from datastill.store.artifact import load_distilled
-    from datastill.store.hub import refuse_hub
 
     display = Display(options.quiet or options.json)
-    refuse_hub(options.folder, "Labels are stored")
     distilled = load_distilled(options.folder)
     real = real_for(distilled, options.data)
     if options.data is None:

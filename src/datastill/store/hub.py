@@ -77,10 +77,16 @@ def refuse_no_name(name: str) -> None:
 def refuse_hub(folder: str | Path, what: str) -> None:
     """Refuse a set of the Hub where something is to be written beside the set.
 
+    Args:
+        folder: of the set; "hub:NAME/SET", or where such a set is kept.
+        what: is written.
+
     Raises:
         InputError: it is one; how to get a folder of it is told.
     """
-    name = hub_name(folder)
+    name, kept = hub_name(folder), Path(folder).parent
+    if name is None and kept.name == "snapshots" and kept.parent.name.startswith("datasets--"):
+        name = "/".join(kept.parent.name.split("--")[1:])
     if name is not None:
         raise InputError(f"{what} beside the set, so get a folder of it first: datastill pull {name}")
 
