@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datastill.cli.config_file import Config, config_of
 from datastill.cli.options import (
     DataOptions,
     RuntimeOptions,
@@ -40,6 +41,7 @@ UNNAMED = "auto"
 class RunOptions(RuntimeOptions):
     """What to make and where."""
 
+    config: Path | None = None  #: TOML file of options, such as run.toml of a run; those on the command line win
     out: Path = Path("runs/distilled")  #: folder of the run: distilled set, checkpoints, report
     ipc: Count = 1  #: images per class
     network: str | None = None  #: network to match on, such as convnet:width=64 or my_file.py:Net; sized to fit
@@ -59,7 +61,8 @@ class RunOptions(RuntimeOptions):
 def main(args: list[str]) -> int:
     """Parse and run."""
     name, rest = positional_first(args)
-    if name is None:
+    config = config_of(rest)
+    if name is None and config.method is None:
         if helped(args, usage):
             return 0
         if not args:
@@ -68,8 +71,8 @@ def main(args: list[str]) -> int:
                 "`datastill methods` lists them)."
             )
         name = UNNAMED
-    info = get_method(name)
-    run, data, values = parse_options(info, rest)
+    info = get_method(name or str(config.method))
+    run, data, values = parse_options(info, rest, config=config)
     with plain_warnings(run.quiet):
         try:
             return distill(info, run, data, values)
@@ -94,9 +97,9 @@ def usage() -> str:
 
 
 def parse_options(
-    info: MethodInfo, args: list[str], command: str = "distill"
+    info: MethodInfo, args: list[str], command: str = "distill", config: Config | None = None
 ) -> tuple[RunOptions, DataOptions, dict[str, Any]]:
-    """The run, the data, and overrides and those hyper-parameters that were given."""
+    """The run, the data, and overrides and those hyper-parameters that were given, on the command line or in a file."""
     options = dataclasses.make_dataclass(
         "Options",
         [
@@ -107,7 +110,11 @@ def parse_options(
         ],
         frozen=True,
     )
-    parsed: Any = parse(options, args, f"{command} {info.name}", f"{info.summary} ({info.paper})")
+    known = {f.name for cls in (RunOptions, DataOptions, override_options(), info.cls) for f in dataclasses.fields(cls)}
+    told, lost = ([], []) if config is None else config.arguments(args, known)
+    parsed: Any = parse(options, [*told, *args], f"{command} {info.name}", f"{info.summary} ({info.paper})")
+    if config is not None and lost and not (parsed.run.quiet or parsed.run.json):
+        print(f"The command line wins over {config.path}: {', '.join(lost)}.", file=sys.stderr)
     with_overrides(info.cls(), parsed.method)  # refused before the data are read
     return parsed.run, parsed.data, {**parsed.method, **dataclasses.asdict(parsed.changes)}
 

@@ -26,6 +26,7 @@ from datastill.distillation.job import CONFIG, Job, RunRecord, as_begun, prepare
 from datastill.distillation.parallel import Spread, blocks_of, in_processes
 from datastill.distillation.preparation import prepare
 from datastill.distillation.result import artifact_of, onward, stopped
+from datastill.distillation.runfile import RUN_FILE, write_run_file
 from datastill.report.card import write_card_and_preview
 from datastill.store.artifact import MANIFEST, TENSORS, DistilledSet
 from datastill.store.checkpoint import Checkpointer, plain, refuse_other
@@ -37,7 +38,7 @@ from datastill.store.rendering import DECODER_FILE
 
 #: What a run that prepares nothing leaves in its folder.
 _RUN_FILES = (
-    CONFIG, MANIFEST, TENSORS, DECODER_FILE, "losses.safetensors", "snapshots.safetensors", "README.md", "preview.png",
+    CONFIG, RUN_FILE, MANIFEST, TENSORS, DECODER_FILE, "losses.safetensors", "snapshots.safetensors", "README.md", "preview.png",
     "report.html", "comparison.png", "animation.gif", "evaluation.json", "checkpoints/block-*.safetensors",
     "checkpoints/block-*.done", "checkpoints/images-*/*.npy", ".datastill.*",
 )  # fmt: skip
@@ -236,6 +237,7 @@ def _run_plan(
         distilled.save(folder)
         try:
             write_tensors(folder / "losses.safetensors", {"losses": outcome.losses})
+            write_run_file(folder, job.method, distilled.record)
             if not (folder / "evaluation.json").is_file():  # a card with its results stays
                 write_card_and_preview(distilled, folder)
         except InputError as error:  # a full disk, most likely
@@ -292,8 +294,6 @@ def remove_run(folder: Path) -> None:
     Raises:
         InputError: it is no run, or holds something else; nothing was removed.
     """
-    if (folder / CONFIG).is_file():
-        _stored(folder)
-    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    if _stored(folder) is None and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
         raise InputError(f"{folder} is no run of datastill and stays; move it, or choose another --out.")
     remove_made(folder, _RUN_FILES)
