@@ -1,4 +1,4 @@
-"""Configuration files: a run is made again from its folder alone, and what a file cannot say is refused in a sentence."""
+"""Configuration files: a run is made again from its folder alone; what a file cannot say is refused in a sentence."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from datastill import distill, load_distilled, load_real
 from datastill.cli import main
 from datastill.cli.distill_command import RunOptions
+from datastill.core import registry
 from datastill.distillation.runfile import RUN_FILE, as_toml
 from datastill.store.artifact import TENSORS
 from datastill.store.opening import sha256_of
@@ -48,10 +49,10 @@ def test_a_run_is_made_again_from_its_folder_alone(name: str, tmp_path: Path) ->
 
 
 def test_a_method_of_the_users_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = Path("src/datastill/methods/random.py")
-    source = Path(__file__).parents[2] / text
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    source = Path(__file__).parents[2] / "src" / "datastill" / "methods" / "random.py"
     own = tmp_path / "mine.py"
-    own.write_text(source.read_text().replace('@method("random"', '@method("mine"'), encoding="utf-8")
+    own.write_text(source.read_text().replace('@method("random"', '@method("of-a-file"'), encoding="utf-8")
     first = made([str(own), "--network", NETWORK], tmp_path / "x")
     monkeypatch.chdir(tmp_path)
     again = made(["--config", "x/run.toml"], tmp_path / "y")

@@ -38,9 +38,9 @@ from datastill.store.rendering import DECODER_FILE
 
 #: What a run that prepares nothing leaves in its folder.
 _RUN_FILES = (
-    CONFIG, RUN_FILE, MANIFEST, TENSORS, DECODER_FILE, "losses.safetensors", "snapshots.safetensors", "README.md", "preview.png",
-    "report.html", "comparison.png", "animation.gif", "evaluation.json", "checkpoints/block-*.safetensors",
-    "checkpoints/block-*.done", "checkpoints/images-*/*.npy", ".datastill.*",
+    CONFIG, RUN_FILE, MANIFEST, TENSORS, DECODER_FILE, "losses.safetensors", "snapshots.safetensors", "README.md",
+    "preview.png", "report.html", "comparison.png", "animation.gif", "evaluation.json", "checkpoints/block-*.done",
+    "checkpoints/block-*.safetensors", "checkpoints/images-*/*.npy", ".datastill.*",
 )  # fmt: skip
 
 
