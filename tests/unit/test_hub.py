@@ -54,7 +54,7 @@ def point_to(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(known, "HF_TOKEN_PATH", str(cache / "no token"))
     monkeypatch.setattr(known, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(known, "HF_HUB_DISABLE_XET", True)  # the stand-in has the older large file storage alone
+    monkeypatch.setattr(known, "HF_HUB_DISABLE_XET", True, raising=False)  # the stand-in has Git LFS alone
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", url)
 
 
@@ -360,7 +360,7 @@ def test_commands_take_the_name_of_a_set_on_the_hub(
     assert files_of(hub, "you/again")[TENSORS] == files_of(hub)[TENSORS]
 
 
-def test_images_that_are_no_pictures_and_pairs(hub: Hub) -> None:
+def test_images_that_are_no_pictures_and_pairs(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Images of 2 channels"):
         push_to_hub(small(channels=2), NAME)
     assert NAME not in hub.repositories
@@ -369,7 +369,7 @@ def test_images_that_are_no_pictures_and_pairs(hub: Hub) -> None:
     more = {"labels": "soft", "label_kind": "pairs", "captions": ["a", "b", "c"]}
     pairs = replace(one, manifest={**one.manifest, **more}, extra={"classes": torch.zeros(3, dtype=torch.long)})
     push_to_hub(pairs, NAME)
-    data = datasets.load_dataset(NAME, split="train")
+    data = datasets.load_dataset(NAME, split="train", cache_dir=str(tmp_path / "hf"))
     assert data["caption"] == ["a", "b", "c"]
     assert torch.allclose(torch.tensor(data["pairs"][:]), one.labels)
     assert torch.equal(load_distilled(f"hub:{NAME}").labels, one.labels)

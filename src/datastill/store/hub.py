@@ -237,7 +237,7 @@ def _told(name: str, error: Exception) -> InputError | None:
         )
     if isinstance(error, RevisionNotFoundError):
         return InputError(f"{where} has no such state: {str(error).splitlines()[0][:120]}")
-    if isinstance(error, HfHubHTTPError):
+    if isinstance(error, HfHubHTTPError) and error.response is not None:  # older clients raise one without an answer
         return _refused(name, error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
         return InputError(f"{where} cannot be written to {error.filename}: {error.strerror}.")
