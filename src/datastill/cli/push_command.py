@@ -37,8 +37,8 @@ def push(options: PushOptions) -> int:
     from datastill.cli.progress import Display
     from datastill.exchange.hub import push_to_hub
     from datastill.exchange.repository import EVALUATION
-    from datastill.report.words import bytes_
     from datastill.store.artifact import load_distilled
+    from datastill.store.sizes import bytes_in_words
 
     display = Display(options.quiet or options.json)
     distilled = load_distilled(options.folder)
@@ -54,7 +54,7 @@ def push(options: PushOptions) -> int:
     if options.json:
         print(json.dumps({**asdict(done), "seconds": round(seconds, 3)}, indent=2))
         return 0
-    size = bytes_(sum(done.bytes.values()))
+    size = bytes_in_words(sum(done.bytes.values()))
     display.say(f"Published as {done.url}: {len(done.bytes)} files, {size}, in {seconds:.1f} s.")
     if done.hidden:
         display.say(f"Places on this machine were left out of {', '.join(done.hidden)}; the tensors are as they were.")
