@@ -360,6 +360,16 @@ def test_commands_take_the_name_of_a_set_on_the_hub(
     assert files_of(hub, "you/again")[TENSORS] == files_of(hub)[TENSORS]
 
 
+def test_a_link_in_a_set_publishes_nothing_of_this_machine(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("{}")
+    small().save(tmp_path / "x")
+    (tmp_path / "x" / "labels").mkdir()
+    (tmp_path / "x" / "labels" / "bank.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match="a link that leads out of the set"):
+        push_to_hub(load_distilled(tmp_path / "x"), NAME)
+    assert NAME not in hub.repositories
+
+
 def test_images_that_are_no_pictures_and_pairs(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Images of 2 channels"):
         push_to_hub(small(channels=2), NAME)

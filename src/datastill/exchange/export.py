@@ -54,7 +54,14 @@ class Exported:
 
 @checked
 def export(
-    distilled: DistilledSet, folder: str | Path, format: str, *, bits: Bits = 8, most: Amount = 0, license: str = ""
+    distilled: DistilledSet,
+    folder: str | Path,
+    format: str,
+    *,
+    bits: Bits = 8,
+    most: Amount = 0,
+    refine: Amount = 0,
+    license: str = "",
 ) -> Exported:
     """Write a distilled set in a form that other tools read; the folder appears whole or not at all.
 
@@ -70,6 +77,7 @@ def export(
         format: one of these.
         bits: of a value, for "encoded".
         most: bytes that encoded images may take, with as many bits as fit, up to `bits`; 0 sets no limit.
+        refine: steps to round encoded values up or down so that networks see less of it; 0 rounds to the nearest.
         license: of the real images, as their owner names it, for "hub"; "" is unknown.
 
     Raises:
@@ -87,7 +95,7 @@ def export(
     refuse_taken(target)
     refuse_out(target, places_of(distilled.record.data.source))
     if format == ENCODED:
-        return _write_encoded(target, distilled, encode(distilled, bits, most))
+        return _write_encoded(target, distilled, encode(distilled, bits, most, refine))
     if format == HUB:
         with whole_folder(target) as temporary:
             write_repository(temporary, distilled, license)

@@ -22,7 +22,7 @@ from datastill.report.pictures import png, preview
 from datastill.report.words import without_paths
 from datastill.store.artifact import MANIFEST, DistilledSet, load_distilled
 from datastill.store.files import CHECKSUM, read_json, write_bytes, write_json, write_sealed
-from datastill.store.hub import is_of_set
+from datastill.store.hub import is_kept, is_of_set
 from datastill.store.manifest import checksum_of
 from datastill.store.opening import open_regular
 
@@ -94,8 +94,16 @@ def set_files(folder: Path) -> Iterator[str]:
     """Names of the files of a set in its folder, as a repository has them."""
     for path in sorted((*folder.glob("*"), *folder.glob("*/*"))):
         name = path.relative_to(folder).as_posix()
-        if is_of_set(name) and path.is_file() and not path.parent.is_symlink():
+        if is_of_set(name) and path.is_file():
+            _refuse_link_out(path, folder)
             yield name
+
+
+def _refuse_link_out(path: Path, folder: Path) -> None:
+    """A link in a set of others could publish a file of this machine; the Hub's cache alone is made of links."""
+    inside = folder.parent.parent if is_kept(folder) else folder
+    if not path.resolve().is_relative_to(inside.resolve()):
+        raise InputError(f"{path} is a link that leads out of the set, and is not copied; put the file itself there.")
 
 
 def _copied(source: Path, target: Path, hidden: Sequence[str]) -> tuple[str, ...]:

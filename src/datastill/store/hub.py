@@ -84,11 +84,16 @@ def refuse_hub(folder: str | Path, what: str) -> None:
     Raises:
         InputError: it is one; how to get a folder of it is told.
     """
-    name, kept = hub_name(folder), Path(folder).parent
-    if name is None and kept.name == "snapshots" and kept.parent.name.startswith("datasets--"):
-        name = "/".join(kept.parent.name.split("--")[1:])
+    name = hub_name(folder)
+    if name is None and is_kept(Path(folder)):
+        name = "/".join(Path(folder).parent.parent.name.split("--")[1:])
     if name is not None:
         raise InputError(f"{what} beside the set, so get a folder of it first: datastill pull {name}")
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether a folder is where the Hub's client keeps one state of a data set, as links to files beside it."""
+    return folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("datasets--")
 
 
 def is_of_set(name: str) -> bool:
