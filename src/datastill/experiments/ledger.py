@@ -10,7 +10,7 @@ from typing import Any
 from datastill.core.errors import InputError
 from datastill.core.overrides import overrides
 from datastill.core.recipes import Recipe, find_recipe
-from datastill.evaluation.kinds import other_labels
+from datastill.evaluation.kinds import other_ways
 from datastill.experiments.cells import FORMAT as CELL
 from datastill.experiments.rates import FOLDER as RATES
 from datastill.experiments.records import CellRecord, EvaluationRecord, Made
@@ -156,9 +156,11 @@ def _known(path: Path) -> bool:
 
 
 def _protocol_of(stored: Mapping[str, Any]) -> str:
-    """The protocol's name, with the kind of labels where it is not that of the protocol."""
-    name, labels = str(stored["protocol"]), other_labels(str(stored["protocol"]), str(stored.get("labels", "")))
-    return f"{name}, {labels} labels" if labels else name
+    """The protocol's name, with what was not as it says: kind of labels, optimizer, augmentation."""
+    other = other_ways(stored)
+    told = [f"{other['labels']} labels"] if "labels" in other else []
+    told += [str(stored["optimizer"])] if "optimizer" in other else []
+    return ", ".join([str(stored["protocol"]), *told, *(["no augmentation"] if "augmented" in other else [])])
 
 
 def _scene(key: str, record: Mapping[str, Any]) -> str:
