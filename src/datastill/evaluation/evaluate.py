@@ -30,6 +30,7 @@ from datastill.evaluation.settled import Settled, Variation, settle
 from datastill.models import Network
 from datastill.sampling.inits import random_indices
 from datastill.store.artifact import DistilledSet
+from datastill.store.sizes import bytes_of_parts
 from datastill.training.trainers import Labeled
 
 
@@ -218,4 +219,4 @@ def _notes(asked: Settled, scored: Arm, baseline: Arm | None, ceiling: bool) -> 
 
 def _made(one: DistilledSet) -> dict[str, Any]:
     kept = ("method", "hyper", "recipe", "ipc", "seed", "network", *overrides(), "cost", "notes")
-    return {name: one.manifest[name] for name in kept if name in one.manifest}
+    return {name: one.manifest[name] for name in kept if name in one.manifest} | {"bytes": bytes_of_parts(one)}
