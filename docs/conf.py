@@ -39,7 +39,7 @@ def setup(app):
 
     def build(app, exception):
         if exception is None and app.builder.format == "html":
-            ledger = read_ledger(Path(__file__).parents[1] / "results")
-            write_leaderboard(Path(app.outdir) / "leaderboard.html", ledger)
+            results = Path(__file__).parents[1] / "results"
+            write_leaderboard(Path(app.outdir) / "leaderboard.html", read_ledger(results))
 
     app.connect("build-finished", build)

@@ -146,7 +146,9 @@ class TestResults:
         assert len(rows) == 4 + 2, "four of the comparison, the evaluation and its Random"
         mine = [r for r in rows if r["protocol"] == "dsa-quick-v1" and r["method"] == "dm" and r["ipc"] == 1]
         whole = json.loads((folder / "comparison.json").read_text())["rows"]
-        assert mine[0]["measured"]["difference"] == next(r["difference"] for r in whole if r["method"] == "dm" and r["ipc"] == 1)
+        assert mine[0]["measured"]["difference"] == next(
+            r["difference"] for r in whole if r["method"] == "dm" and r["ipc"] == 1
+        )
         assert mine[0]["reported"] is None
         code, out, _ = run(["results", tmp_path, "--markdown"], capsys)
         assert out.startswith("| data | ipc | method |")
