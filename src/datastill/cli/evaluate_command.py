@@ -51,8 +51,8 @@ class EvaluateOptions(RuntimeOptions):
     teacher: Path | None = None  #: folder of who labels, instead of the teacher that comes with each set
     teacher_network: str | None = None  #: what builds that teacher, where its network is not built in
     training: str = "plain"  #: or dfa, selecmix: networks that resist a bias; options as in dfa:steps=4000
-    optimizer: Literal["auto", "sgd", "adam", "adamw"] = "auto"  #: at its usual rate; auto is the protocol's
-    augmented: bool = True  #: the protocol's augmentation; none trains on images as they are
+    optimizer: Literal["auto", "sgd", "adam", "adamw"] = "auto"  #: that trains, at its usual rate; auto: the protocol's
+    augmented: bool = True  #: with the protocol's augmentation; without it, on images as they are
     #: robustness scores with their parts (LRS, ARS): fractions keeps them in [0, 1]; released counts as DD-Ranking's
     #: package. Trains on the whole real set too, on hard labels, and without augmentation
     scores: Literal["none", "fractions", "released"] = "none"

@@ -52,8 +52,12 @@ class RobustnessSection(Section):
 def _cells(values: Tensor, kind: str) -> list[str]:
     mean, width = float(values.mean()), t_interval(spread_over(values)[0])
     if kind == "score":
-        return [f"{mean:.3f}" if abs(mean) < 1000 else f"{mean:.3g}", "–" if math.isnan(width) else f"{width:.3g}"]
+        return [_short(mean), "–" if math.isnan(width) else _short(width)]
     return [signed(mean) if kind == "points" else percent(mean), percent(width)]
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
 
 
 SECTION = RobustnessSection()
