@@ -15,6 +15,7 @@ from datastill.experiments.tables import plus_minus
 from datastill.report import words
 from datastill.report.html import render
 from datastill.store.files import write_text
+from datastill.store.sizes import bytes_in_words
 
 
 def write_leaderboard(path: str | Path, ledger: Ledger, title: str = "Measured results") -> Path:
@@ -75,7 +76,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "source": "" if known is None else known.source,
         "remark": entry.remark,
         "time": words.duration(seconds) if seconds else "",
-        "bytes": "" if entry.bytes is None or row.method == BASELINE else words.bytes_(entry.bytes),
+        "bytes": "" if entry.bytes is None or row.method == BASELINE else bytes_in_words(entry.bytes),
         "commit": entry.commit,
         "hardware": entry.hardware,
         "unreliable": entry.unreliable,
