@@ -53,7 +53,6 @@ class LossLog(Tracker):
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._open = folder, list[TextIO]()
-        self._block: int | None = None
         self._every, self._failed = 1, False
 
     def after_step(self, context: Context) -> None:
@@ -61,7 +60,7 @@ class LossLog(Tracker):
         if self._failed:
             return
         try:
-            if self._block != context.block.key:
+            if not self._open:
                 self._begin(context)
             if has_row(context.step, context.steps, self._every):
                 for file, line in zip(self._open, lines_of(context.block.key, context.step, context.loss), strict=True):
@@ -76,9 +75,7 @@ class LossLog(Tracker):
         self._open = []
 
     def _begin(self, context: Context) -> None:
-        """Keep the rows before this step, and go on behind them."""
-        self.close()
-        self._block = context.block.key
+        """Keep the rows before this step, and go on behind them; blocks that follow have none yet."""
         self._every = thinned(context.steps, len(keys_of(context.plan, context.task.labels)))
         make_folder(self.folder)
         for name in FILES:
@@ -149,15 +146,16 @@ class TensorBoard(Tracker):
         except ImportError as error:
             raise MissingExtra("TensorBoard is not installed: `pip install 'datastill[tensorboard]'`.") from error
         self.folder, self._make = Path(folder), SummaryWriter
-        self._block: int | None = None
+        self._block, self._several = -1, False
         self._writer: Any = None
 
     def after_step(self, context: Context) -> None:
         """One point for each number."""
         if self._block != context.block.key:
             self.close()
-            several = len(keys_of(context.plan, context.task.labels)) > 1
-            place = self.folder / f"block-{context.block.key:05d}" if several else self.folder
+            if self._block < 0:
+                self._several = len(keys_of(context.plan, context.task.labels)) > 1
+            place = self.folder / f"block-{context.block.key:05d}" if self._several else self.folder
             self._writer, self._block = self._make(str(make_folder(place)), purge_step=context.step), context.block.key
         for name, value in numbers_of(context).items():
             self._writer.add_scalar(name, value, context.step)
