@@ -23,6 +23,9 @@ class ExportOptions:
     to: Literal["imagefolder", "parquet", "tensors", "encoded"] = "imagefolder"
     bits: Bits = 8  #: of a value, with --to encoded
     most: Amount = 0  #: bytes that encoded images may take, with as many bits as fit, up to --bits; 0 sets no limit
+    refine: Amount = (
+        0  #: steps to round encoded values so that networks see less of it; 300 are enough, 0 is the nearest
+    )
     score: bool = True  #: where pixels are rounded, score the set before and after
     data: str | None = None  #: real data to score on; none takes the source that the set names
     network: str | None = None  #: architecture for the scores; none takes that of the set, if that is built in
@@ -48,13 +51,15 @@ def write(options: ExportOptions) -> int:
     from datastill.store.artifact import load_distilled
 
     if options.to != "encoded":
-        refuse_void(options, ("bits", "most"), f"with --to {options.to}")
+        refuse_void(options, ("bits", "most", "refine"), f"with --to {options.to}")
+    elif options.bits == 8 and not options.most:
+        refuse_void(options, ("refine",), "with 8 bits a value, which lose nothing that can be told")
     if not options.score or options.to == "tensors":
         why = "without a score" if not options.score else "with --to tensors, which loses nothing to score"
         refuse_void(options, ("data", "network", "networks"), why)
     display = Display(options.quiet or options.json)
     distilled = load_distilled(options.folder)
-    done = export(distilled, options.target, options.to, bits=options.bits, most=options.most)
+    done = export(distilled, options.target, options.to, bits=options.bits, most=options.most, refine=options.refine)
     record: dict[str, Any] = {
         "path": str(done.path),
         "lossless": done.lossless,

@@ -52,7 +52,15 @@ class Exported:
 
 
 @checked
-def export(distilled: DistilledSet, folder: str | Path, format: str, *, bits: Bits = 8, most: Amount = 0) -> Exported:
+def export(
+    distilled: DistilledSet,
+    folder: str | Path,
+    format: str,
+    *,
+    bits: Bits = 8,
+    most: Amount = 0,
+    refine: Amount = 0,
+) -> Exported:
     """Write a distilled set in a form that other tools read; the folder appears whole or not at all.
 
     "imagefolder" is `train/<class name>/0000.png`, "parquet" is `data/train-00000-of-00001.parquet` with
@@ -66,6 +74,7 @@ def export(distilled: DistilledSet, folder: str | Path, format: str, *, bits: Bi
         format: one of these.
         bits: of a value, for "encoded".
         most: bytes that encoded images may take, with as many bits as fit, up to `bits`; 0 sets no limit.
+        refine: steps to round encoded values up or down so that networks see less of it; 0 rounds to the nearest.
 
     Raises:
         InputError: unknown format; a folder that is not empty or cannot be written; soft labels as image
@@ -82,7 +91,7 @@ def export(distilled: DistilledSet, folder: str | Path, format: str, *, bits: Bi
     refuse_taken(target)
     refuse_out(target, places_of(distilled.record.data.source))
     if format == ENCODED:
-        return _write_encoded(target, distilled, encode(distilled, bits, most))
+        return _write_encoded(target, distilled, encode(distilled, bits, most, refine))
     images, labels = distilled.images.detach().cpu(), distilled.targets.detach().cpu()
     if format != "tensors":
         _refuse_unfit(images, labels, format)
