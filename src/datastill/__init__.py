@@ -13,6 +13,7 @@ _LAZY = {
     "as_html": "datastill.report.notebook",
     "load_pairs": "datastill.data",
     "load_real": "datastill.data",
+    "diagnose": "datastill.report",
     "distill": "datastill.distillation.distill",
     "compare": "datastill.experiments",
     "estimate": "datastill.distillation.budget",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from datastill.exchange.hub import Pushed, pull_from_hub, push_to_hub
     from datastill.exchange.loaders import as_dataloader
     from datastill.experiments import compare
+    from datastill.report.diagnostics import diagnose
     from datastill.report.notebook import as_html, plot
     from datastill.store.artifact import load_distilled
 
@@ -53,6 +55,7 @@ __all__ = [
     "as_dataloader",
     "as_html",
     "compare",
+    "diagnose",
     "distill",
     "estimate",
     "evaluate",

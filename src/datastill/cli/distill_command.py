@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from datastill.cli.config_file import Config, config_of
 from datastill.cli.options import (
@@ -52,6 +52,7 @@ class RunOptions(RuntimeOptions):
     profile: bool = False  #: measure a few steps first, and tell how long this run and the paper's setting take
     resume: bool = False  #: go on from the checkpoints in --out
     check_every: Amount = 0  #: every so many steps, train a network and show its accuracy on training images
+    track: tuple[Literal["tensorboard"], ...] = ()  #: where numbers of each step go besides losses.csv and losses.jsonl
     workers: Few = 1  #: processes for the blocks of methods that have several (sre2l, cda, dwa)
     shard: str | None = None  #: i/n: recover every n-th block from the i-th on, on one of n machines that share --out
     units: Path | None = None  #: folder where experts and other prepared things are kept and found again; --out if none
@@ -146,9 +147,11 @@ def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[s
     from datastill.evaluation.check import Check
     from datastill.report import write_run
     from datastill.report.snapshots import Snapshots
+    from datastill.report.tracking import trackers
 
     display = Display(run.quiet or run.json)
     check_out(run.out, run.resume, data.data)
+    asked = trackers(run.track, run.out)
     display.say(f"Reading {data.data} ...")
     real = data.load()
     budget = parse_seconds(run.budget) if run.budget is not None else None
@@ -166,7 +169,8 @@ def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[s
     if check is not None and real.kind != "classes":
         raise InputError("Checks on the way (--check-every) are of classes; evaluate a set of pairs when it is done.")
     snapshots = Snapshots()
-    hooks = [h for h in (snapshots, check, LoopProgress(display, check)) if h is not None]
+    shown = (snapshots, check, LoopProgress(display, check), *asked)
+    hooks = [h for h in shown if h is not None]
     with display.bars():
         distilled = carry_out(
             job,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -52,6 +52,11 @@ class EvaluateOptions(RuntimeOptions):
     teacher: Path | None = None  #: folder of who labels, instead of the teacher that comes with each set
     teacher_network: str | None = None  #: what builds that teacher, where its network is not built in
     training: str = "plain"  #: or dfa, selecmix: networks that resist a bias; options as in dfa:steps=4000
+    optimizer: Literal["auto", "sgd", "adam", "adamw"] = "auto"  #: that trains, at its usual rate; auto: the protocol's
+    augmented: bool = True  #: with the protocol's augmentation; without it, on images as they are
+    #: robustness scores with their parts (LRS, ARS): fractions keeps them in [0, 1]; released counts as DD-Ranking's
+    #: package. Trains on the whole real set too, on hard labels, and without augmentation
+    scores: Literal["none", "fractions", "released"] = "none"
     ceiling: bool = False  #: train on the whole real set too (30 passes; its cost is told first, the result cached)
     random: bool = True  #: put Random beside it, from the same initial subsets
     out: Path | None = None  #: a JSON file for the result; none keeps it beside the first set
@@ -71,7 +76,7 @@ def score(options: EvaluateOptions) -> int:
     from datastill.cli.progress import Display
     from datastill.core.errors import InputError
     from datastill.data.places import places_of
-    from datastill.evaluation import evaluate
+    from datastill.evaluation import evaluate, evaluate_robustness
     from datastill.evaluation.inputs import real_for
     from datastill.report import write_run
     from datastill.report.section import Reading
@@ -92,15 +97,18 @@ def score(options: EvaluateOptions) -> int:
     real = options.data.load() if options.data.data is not None else real_for(sets[0], None)
     if options.data.data is None:
         display.say(f"Real data: {real.source}, which the set names.")
-    if options.ceiling:
+    if options.ceiling or options.scores != "none":
         _say_ceiling(options, sets[0], real, display)
     names: tuple[str, ...] = ("protocol", "networks", "network", "seed", "random", "ceiling")
-    names += ("labels", "teacher", "teacher_network", "training")
+    names += ("labels", "teacher", "teacher_network", "training", "optimizer", "augmented")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     if options.regimes:
         return _score_regimes(options, sets, real, {**settings, **options.engine}, target, display)
+    how: Callable[..., Evaluation] = evaluate
+    if options.scores != "none":
+        how, settings = evaluate_robustness, _for_scores(options, settings)
     with display.bars():
-        result = evaluate(sets, real, **settings, **options.engine, progress=display.update)
+        result = how(sets, real, **settings, **options.engine, progress=display.update)
     record = {**result.to_dict(), "command": shlex.join(["datastill", *sys.argv[1:]])}
     if options.json:
         print(json.dumps(record, indent=2))
@@ -132,6 +140,21 @@ def _keep(target: Path | None, record: dict[str, Any], where: str, display: Disp
         return
     write_json(target, record)
     display.say(f"Written to {target}{where}.")
+def _for_scores(options: EvaluateOptions, settings: dict[str, Any]) -> dict[str, Any]:
+    """What `evaluate_robustness` takes.
+
+    Raises:
+        InputError: an option that the scores settle themselves.
+    """
+    from datastill.core.errors import InputError
+
+    if not options.random or not options.augmented or options.training != "plain":
+        raise InputError(
+            "The scores need Random, and train with and without augmentation; leave --no-random, --no-augmented and "
+            "--training out."
+        )
+    settled = ("random", "ceiling", "augmented", "training")
+    return {"arithmetic": options.scores} | {name: value for name, value in settings.items() if name not in settled}
 
 
 def _score_regimes(
@@ -147,6 +170,8 @@ def _score_regimes(
     from datastill.core.errors import InputError
     from datastill.evaluation import evaluate_regimes
 
+    if options.scores != "none":
+        raise InputError("The scores have their own kinds of labels; leave --scores or --regimes out.")
     if settings.pop("labels") != "auto":
         raise InputError("Name the kinds of labels in --regimes alone; leave --labels out.")
     with display.bars():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datastill.core import compilation
-from datastill.core.errors import Diverged, InputError, Interrupted, ShareDone, UserCodeFailed
+from datastill.core.errors import Diverged, InputError, Interrupted, UserCodeFailed
 from datastill.core.interrupt import Stopped
 from datastill.core.loop import synthesize
 from datastill.core.plan import Callback, Plan, Progress, Task, silent
@@ -23,11 +23,12 @@ from datastill.core.update import load_optimizers
 from datastill.data.places import places_of
 from datastill.distillation.budget import within
 from datastill.distillation.job import CONFIG, Job, RunRecord, as_begun, prepare_job
-from datastill.distillation.parallel import Spread, blocks_of, in_processes
+from datastill.distillation.parallel import Spread, run_apart
 from datastill.distillation.preparation import prepare
 from datastill.distillation.result import artifact_of, onward, stopped
 from datastill.distillation.runfile import RUN_FILE, write_run_file
 from datastill.report.card import write_card_and_preview
+from datastill.report.tracking import keys_of, tracked, trackers, write_losses
 from datastill.store.artifact import MANIFEST, TENSORS, DistilledSet
 from datastill.store.checkpoint import Checkpointer, plain, refuse_other
 from datastill.store.files import read_sealed, write_sealed, write_tensors
@@ -38,9 +39,10 @@ from datastill.store.rendering import DECODER_FILE
 
 #: What a run that prepares nothing leaves in its folder.
 _RUN_FILES = (
-    CONFIG, RUN_FILE, MANIFEST, TENSORS, DECODER_FILE, "losses.safetensors", "snapshots.safetensors", "README.md",
-    "preview.png", "report.html", "comparison.png", "animation.gif", "evaluation.json", "checkpoints/block-*.done",
-    "checkpoints/block-*.safetensors", "checkpoints/images-*/*.npy", ".datastill.*",
+    CONFIG, RUN_FILE, MANIFEST, TENSORS, DECODER_FILE, "losses.*", "tensorboard/*", "tensorboard/*/*",
+    "snapshots.safetensors", "README.md", "preview.png", "report.html", "comparison.png", "animation.gif",
+    "evaluation.json", "checkpoints/block-*.safetensors", "checkpoints/block-*.done", "checkpoints/images-*/*.npy",
+    ".datastill.*",
 )  # fmt: skip
 
 
@@ -61,6 +63,7 @@ def distill(
     compile: str = "auto",
     progress: Progress = silent,
     callbacks: Sequence[Callback] = (),
+    track: Any = None,
     checkpoint_seconds: SecondsOrNone = 15.0,
     workers: Few = 1,
     shard: tuple[int, int] | None = None,
@@ -86,6 +89,8 @@ def distill(
         compile: "on", "off" or "auto": compiled code for the networks, for long runs on a CPU.
         progress: told how a preparation goes, such as the feature network of a coreset; callbacks see the loop.
         callbacks: hooks into the loop.
+        track: where numbers of each step go besides `losses.csv` and `losses.jsonl` in `out`: "tensorboard", a function
+            that takes them by name and `step=` (`mlflow.log_metrics`, `wandb.log`), or several of these.
         checkpoint_seconds: time between checkpoints; never changes a result.
         workers: processes for the blocks of a method that has several, one torch thread each; needs `out`. Callbacks
             then see nothing of the blocks.
@@ -111,6 +116,7 @@ def distill(
     folder = Path(out) if out is not None else None
     if folder is not None:
         check_out(folder, resume, real)
+    hooks = [*callbacks, *trackers(track, folder)]
     job = prepare_job(
         method,
         real,
@@ -124,7 +130,7 @@ def distill(
     )
     spread = Spread(workers, shard)
     return carry_out(
-        job, folder, budget=budget, resume=resume, callbacks=callbacks, every=checkpoint_seconds, spread=spread
+        job, folder, budget=budget, resume=resume, callbacks=hooks, every=checkpoint_seconds, spread=spread
     )
 
 
@@ -175,27 +181,8 @@ def run_job(
             torch.set_num_threads(int(stored.get("threads") or torch.get_num_threads()))
         elif spread.pooled:
             torch.set_num_threads(1)
-        with spread.holding(folder):
-            return _run_plan(job, plan, folder, stored, callbacks, checkpoint_seconds, spread)
-
-
-def _run_apart(
-    job: Job, plan: Plan, prepared: dict[str, dict[str, Tensor]], checkpointer: Checkpointer, spread: Spread
-) -> None:
-    """Recover blocks in other processes, or a share of them, which ends the run (`ShareDone`)."""
-    if torch.get_num_threads() != 1:
-        raise InputError(
-            "This run began with several torch threads, and blocks in other processes have one, which rounds "
-            "otherwise; resume it without workers."
-        )
-    blocks = blocks_of(plan, job, spread.shard)
-    in_processes(job, blocks, prepared, checkpointer, spread.workers, job.task.progress)
-    if spread.shard is not None:
-        i, n = spread.shard
-        raise ShareDone(
-            f"Share {i}/{n} is done: {len(blocks)} of {len(blocks_of(plan, job))} blocks, in {checkpointer.folder}. "
-            "When all shares are, the same without a share, and with --resume, puts the set together."
-        )
+        with spread.holding(folder), tracked(callbacks, folder) as hooks:
+            return _run_plan(job, plan, folder, stored, hooks, checkpoint_seconds, spread)
 
 
 def _stored(folder: Path | None) -> dict[str, Any] | None:
@@ -219,7 +206,7 @@ def _run_plan(
     prepared, prepare_seconds = _prepared(plan, job.task, folder, stored)
     try:
         if spread.pooled and checkpointer is not None:
-            _run_apart(job, plan, prepared, checkpointer, spread)
+            run_apart(job, plan, prepared, checkpointer, spread)
         outcome = synthesize(plan, job.task, callbacks=callbacks, checkpointer=checkpointer, prepared=prepared)
     except (Interrupted, Stopped) as stop:
         raise stopped(stop, folder) from stop
@@ -238,6 +225,7 @@ def _run_plan(
         try:
             write_tensors(folder / "losses.safetensors", {"losses": outcome.losses})
             write_run_file(folder, job.method, distilled.record)
+            write_losses(folder, outcome.losses, keys_of(plan, job.task.labels))
             if not (folder / "evaluation.json").is_file():  # a card with its results stays
                 write_card_and_preview(distilled, folder)
         except InputError as error:  # a full disk, most likely

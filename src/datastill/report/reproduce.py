@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from datastill.evaluation.kinds import other_labels
+from datastill.evaluation.kinds import other_ways
 from datastill.report import words
 from datastill.store.manifest import Data, Manifest
 
@@ -74,8 +74,7 @@ def evaluate_call(evaluation: Mapping[str, Any], folder: str = "path/of/this/fol
     folders = [folder, *(f"path/of/set/{k + 1}" for k in range(1, len(accuracies)))]
     sets = _literal(folders if len(folders) > 1 else folder)
     settings: dict[str, Any] = {"protocol": evaluation["protocol"], "networks": len(accuracies[0])}
-    if labels := other_labels(evaluation["protocol"], evaluation.get("labels", "")):
-        settings["labels"] = labels
+    settings |= other_ways(evaluation)
     if evaluation.get("network", {}).get("spec"):
         settings["network"] = evaluation["network"]["spec"]
     if evaluation.get("seed"):
