@@ -23,7 +23,7 @@ from datastill.cli.options import (
     positional_first,
 )
 from datastill.core.errors import InputError, ShareDone
-from datastill.core.ranges import Amount, Count, Few, Seed
+from datastill.core.ranges import Amount, Count, Processes, Seed
 from datastill.core.registry import MethodInfo, get_method, methods, with_overrides
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class RunOptions(RuntimeOptions):
     profile: bool = False  #: measure a few steps first, and tell how long this run and the paper's setting take
     resume: bool = False  #: go on from the checkpoints in --out
     check_every: Amount = 0  #: every so many steps, train a network and show its accuracy on training images
-    workers: Few = 1  #: processes for the blocks of methods that have several (sre2l, cda, dwa)
+    #: processes for the blocks of methods that have several (sre2l, cda, dwa); ray or ray:4 for those of a Ray cluster
+    workers: Processes = 1
     shard: str | None = None  #: i/n: recover every n-th block from the i-th on, on one of n machines that share --out
     units: Path | None = None  #: folder where experts and other prepared things are kept and found again; --out if none
     quiet: bool = False  #: say nothing but errors

@@ -15,7 +15,7 @@ from datastill.core.errors import Diverged, InputError, Interrupted, ShareDone, 
 from datastill.core.interrupt import Stopped
 from datastill.core.loop import synthesize
 from datastill.core.plan import Callback, Plan, Progress, Task, silent
-from datastill.core.ranges import Count, Few, Seconds, SecondsOrNone, Seed, checked
+from datastill.core.ranges import Count, Processes, Seconds, SecondsOrNone, Seed, checked
 from datastill.core.registry import Method
 from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
@@ -61,7 +61,7 @@ def distill(
     progress: Progress = silent,
     callbacks: Sequence[Callback] = (),
     checkpoint_seconds: SecondsOrNone = 15.0,
-    workers: Few = 1,
+    workers: Processes = 1,
     shard: tuple[int, int] | None = None,
     units: str | Path | None = None,
     **options: Any,
@@ -86,8 +86,8 @@ def distill(
         progress: told how a preparation goes, such as the feature network of a coreset; callbacks see the loop.
         callbacks: hooks into the loop.
         checkpoint_seconds: time between checkpoints; never changes a result.
-        workers: processes for the blocks of a method that has several, one torch thread each; needs `out`. Callbacks
-            then see nothing of the blocks.
+        workers: processes for the blocks of a method that has several, one torch thread each, or "ray" or "ray:4" for
+            those of a Ray cluster; needs `out`. Callbacks then see nothing of the blocks.
         shard: (i, n) to recover every n-th block from the i-th on alone, for n machines that share `out`; whoever calls
             without it afterwards, with resume, puts the set together.
         units: a folder where experts and other prepared things are kept and found again, for runs that share them;

@@ -17,7 +17,7 @@ from datastill.core.loop import run_block
 from datastill.core.plan import Block, Plan, Progress, silent
 from datastill.data.shared import shared
 from datastill.distillation.job import Job
-from datastill.launch import Done, Unit, check_workers, run_units
+from datastill.launch import Done, Unit, Workers, check_workers, run_units
 from datastill.store.checkpoint import Checkpointer
 from datastill.store.files import write_text
 from datastill.store.folders import held
@@ -38,13 +38,13 @@ class _Work:
 class Spread:
     """Over how many processes the blocks of a run go, and which of them are recovered here."""
 
-    workers: int = 1
+    workers: int | str = 1
     shard: tuple[int, int] | None = None
 
     @property
     def pooled(self) -> bool:
         """Whether blocks run as units, one torch thread each."""
-        return self.workers > 1 or self.shard is not None
+        return Workers.of(self.workers).several or self.shard is not None
 
     @contextlib.contextmanager
     def holding(self, folder: Path | None) -> Iterator[None]:
@@ -86,7 +86,7 @@ def in_processes(
     blocks: list[Block],
     prepared: dict[str, dict[str, Tensor]],
     checkpointer: Checkpointer,
-    workers: int,
+    workers: int | str,
     progress: Progress = silent,
 ) -> None:
     """Recover the blocks that are not finished, one torch thread each; images do not depend on `workers`.

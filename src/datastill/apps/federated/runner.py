@@ -19,14 +19,14 @@ from datastill.apps.federated.result import Federation, Round, RoundRecord
 from datastill.apps.federated.strategy import Payload, Server, State, Strategy, bytes_of, network_of, state_of
 from datastill.core.errors import DatastillError, InputError
 from datastill.core.plan import Progress, silent
-from datastill.core.ranges import Amount, Count, Few, Seed, Share, checked
+from datastill.core.ranges import Amount, Count, Few, Processes, Seed, Share, checked
 from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
 from datastill.data.places import places_of
 from datastill.evaluation.inputs import with_test
 from datastill.evaluation.metrics import Accuracy, TestSplit
 from datastill.experiments.sources import RealSets
-from datastill.launch import Done, Unit, UnitsFailed, check_workers, run_units
+from datastill.launch import Done, Unit, UnitsFailed, Workers, check_workers, cluster, run_units
 from datastill.store.checkpoint import refuse_other
 from datastill.store.files import read_sealed, write_json, write_sealed, write_tensors
 from datastill.store.folders import held
@@ -50,7 +50,7 @@ def federated(
     network: Any = None,
     seed: Seed = 0,
     out: str | Path | None = None,
-    workers: Few = 1,
+    workers: Processes = 1,
     device: str = "auto",
     progress: Progress = silent,
 ) -> Federation:
@@ -70,7 +70,7 @@ def federated(
         network: an architecture; None takes the ConvNet that fits.
         seed: of every draw.
         out: a folder that keeps every round; the same call goes on in it. None keeps nothing.
-        workers: processes for clients.
+        workers: processes for clients; "ray" or "ray:4": those of a Ray cluster.
         device: "auto", "cpu", "cuda", "mps".
         progress: told after every client and round.
 
@@ -88,7 +88,7 @@ def federated(
     if out is not None:
         refuse_out(out, places, FEDERATED)
     reals = RealSets({data.name or "data": data})
-    if workers > 1:
+    if Workers.of(workers).several:
         reals.check_references()
     parts = partitioned(data.labels, clients, partition, seed=Rng(seed).derive("partition"), min_size=min_size)
     work = Work(reals, asked, network, tuple(parts), seed, device)
@@ -97,7 +97,7 @@ def federated(
         "data": data.describe(), "clients": clients, "partition": partition, "min_size": min_size, "active": active,
         "network": work.factory.describe(), "seed": seed, "device": Runtime.of(device).device.type,
     }  # fmt: skip
-    with _folder(out) as folder:
+    with _folder(out) as folder, cluster(workers):
         run = Run(work, folder, active, workers, progress, rounds)
         _agree(folder, {"strategy": asked.name, "options": options_of(asked), **config})
         found = [run.round(r) for r in range(rounds)]
@@ -154,7 +154,7 @@ class Run:
     work: Work
     folder: Path
     active: float
-    workers: int
+    workers: int | str
     progress: Progress
     rounds: int
 
@@ -211,8 +211,11 @@ class Run:
             )
             for k in asked
         ]  # fmt: skip
-        with contextlib.suppress(UnitsFailed):
+        try:
             run_units(play, units, workers=self.workers, on_done=self._teller(units, asked, dropped))
+        except UnitsFailed as failed:
+            if any(one.lost for one in failed.failures):  # nothing that a client did: the round is not over
+                raise
         found = {}
         shape, classes = self.work.real.shape, self.work.real.classes
         for k, unit in zip(asked, units, strict=True):
