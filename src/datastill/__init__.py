@@ -9,6 +9,7 @@ from datastill._version import __version__
 
 _LAZY = {
     "InputError": "datastill.core.errors",
+    "Progress": "datastill.report.progress",
     "as_dataloader": "datastill.exchange.loaders",
     "as_html": "datastill.report.notebook",
     "load_pairs": "datastill.data",
@@ -39,11 +40,13 @@ if TYPE_CHECKING:
     from datastill.exchange.loaders import as_dataloader
     from datastill.experiments import compare
     from datastill.report.notebook import as_html, plot
+    from datastill.report.progress import Progress
     from datastill.store.artifact import load_distilled
 
 __all__ = [
     "Exported",
     "InputError",
+    "Progress",
     "__version__",
     "as_dataloader",
     "as_html",

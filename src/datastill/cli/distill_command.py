@@ -116,6 +116,7 @@ def parse_options(
 def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[str, Any]) -> int:
     """The whole run, with its pictures and report."""
     from datastill.cli.progress import Display, LoopProgress
+    from datastill.core.ranks import here
     from datastill.core.runtime import Runtime
     from datastill.distillation.distill import carry_out, check_out
     from datastill.distillation.job import prepare_job
@@ -155,6 +156,8 @@ def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[s
             spread=Spread(run.workers, parse_shard(run.shard) if run.shard is not None else None),
         )
     command = shlex.join(["datastill", *sys.argv[1:]])
+    if not here().first:
+        return 0
     try:
         snapshots.save(run.out)
         watched = check.accuracies if check is not None else ()

@@ -11,19 +11,22 @@ import torch
 from torch import Tensor
 
 from datastill.core import compilation
-from datastill.core.errors import Diverged, InputError, Interrupted, ShareDone, UserCodeFailed
+from datastill.core.errors import Diverged, InputError, Interrupted, UserCodeFailed
 from datastill.core.interrupt import Stopped
 from datastill.core.loop import synthesize
 from datastill.core.plan import Callback, Plan, Progress, Task, silent
 from datastill.core.ranges import Count, Processes, Seconds, SecondsOrNone, Seed, checked
+from datastill.core.ranks import joined
 from datastill.core.registry import Method
 from datastill.core.runtime import Runtime
+from datastill.core.split import refuse_unsplit
 from datastill.core.threads import threads_for
 from datastill.core.update import load_optimizers
 from datastill.data.places import places_of
+from datastill.distillation.among import among
 from datastill.distillation.budget import within
 from datastill.distillation.job import CONFIG, Job, RunRecord, as_begun, prepare_job
-from datastill.distillation.parallel import Spread, blocks_of, in_processes
+from datastill.distillation.parallel import Spread, run_apart
 from datastill.distillation.preparation import prepare
 from datastill.distillation.result import artifact_of, onward, stopped
 from datastill.report.card import write_card_and_preview
@@ -83,7 +86,8 @@ def distill(
         device: "auto", "cpu", "cuda", "mps".
         precision: "float32", or "bf16" for the networks' convolutions and matrix products.
         compile: "on", "off" or "auto": compiled code for the networks, for long runs on a CPU.
-        progress: told how a preparation goes, such as the feature network of a coreset; callbacks see the loop.
+        progress: told how a preparation goes, such as the feature network of a coreset; callbacks see the loop. A
+            `datastill.Progress` shows both.
         callbacks: hooks into the loop.
         checkpoint_seconds: time between checkpoints; never changes a result.
         workers: processes for the blocks of a method that has several, one torch thread each, or "ray" or "ray:4" for
@@ -104,27 +108,31 @@ def distill(
     Raises:
         InputError: something given cannot be used.
         Interrupted: Ctrl-C; what was done is saved in `out`.
+        RankFailed: another process of the run has ended.
         ShareDone: with `shard`, once its blocks are done.
         Diverged: too many non-finite steps.
     """
     folder = Path(out) if out is not None else None
-    if folder is not None:
-        check_out(folder, resume, real)
-    job = prepare_job(
-        method,
-        real,
-        ipc=ipc,
-        network=network,
-        recipe=recipe,
-        seed=seed,
-        runtime=Runtime.of(device, precision, compile, progress),
-        folder=folder if units is None else Path(units),
-        **options,
-    )
-    spread = Spread(workers, shard)
-    return carry_out(
-        job, folder, budget=budget, resume=resume, callbacks=callbacks, every=checkpoint_seconds, spread=spread
-    )
+    with joined():
+        if folder is not None:
+            check_out(folder, resume, real)
+        job = prepare_job(
+            method,
+            real,
+            ipc=ipc,
+            network=network,
+            recipe=recipe,
+            seed=seed,
+            runtime=Runtime.of(device, precision, compile, progress),
+            folder=folder if units is None else Path(units),
+            **options,
+        )
+        spread = Spread(workers, shard)
+        if isinstance(progress, Callback) and progress not in callbacks:
+            callbacks = [*callbacks, progress]
+        return carry_out(
+            job, folder, budget=budget, resume=resume, callbacks=callbacks, every=checkpoint_seconds, spread=spread
+        )
 
 
 def carry_out(
@@ -148,10 +156,12 @@ def carry_out(
     spread.check(folder)
     if job.task.folder not in (None, folder):  # units of several runs
         refuse_inside(sound_path(job.task.folder), places_of(job.task.real))
-    job = job.begun()
-    if budget is not None:
-        job = within(job, budget, folder, resume)
-    return run_job(job, folder, callbacks, every, spread)
+    with joined() as ranks:
+        job, folder, callbacks = among(ranks, job, folder, callbacks, spread, budget)
+        job = job.begun()
+        if budget is not None:
+            job = within(job, budget, folder, resume)
+        return run_job(job, folder, callbacks, every, spread)
 
 
 def run_job(
@@ -163,10 +173,12 @@ def run_job(
 ) -> DistilledSet:
     """Prepare, synthesize, and write the artifact."""
     spread = spread or Spread()
-    stored = _stored(folder)
+    ranks = job.task.runtime.ranks
+    stored = ranks.made_by_first(lambda: _stored(folder))
     if stored is not None:
         job = as_begun(job, stored)
     plan = job.plan()
+    refuse_unsplit(plan, job.task, job.method_name)
     if plan.update:
         load_optimizers()
     with threads_for((plan.network or job.task.network).macs):
@@ -176,25 +188,6 @@ def run_job(
             torch.set_num_threads(1)
         with spread.holding(folder):
             return _run_plan(job, plan, folder, stored, callbacks, checkpoint_seconds, spread)
-
-
-def _run_apart(
-    job: Job, plan: Plan, prepared: dict[str, dict[str, Tensor]], checkpointer: Checkpointer, spread: Spread
-) -> None:
-    """Recover blocks in other processes, or a share of them, which ends the run (`ShareDone`)."""
-    if torch.get_num_threads() != 1:
-        raise InputError(
-            "This run began with several torch threads, and blocks in other processes have one, which rounds "
-            "otherwise; resume it without workers."
-        )
-    blocks = blocks_of(plan, job, spread.shard)
-    in_processes(job, blocks, prepared, checkpointer, spread.workers, job.task.progress)
-    if spread.shard is not None:
-        i, n = spread.shard
-        raise ShareDone(
-            f"Share {i}/{n} is done: {len(blocks)} of {len(blocks_of(plan, job))} blocks, in {checkpointer.folder}. "
-            "When all shares are, the same without a share, and with --resume, puts the set together."
-        )
 
 
 def _stored(folder: Path | None) -> dict[str, Any] | None:
@@ -215,10 +208,11 @@ def _run_plan(
 ) -> DistilledSet:
     fallbacks, config = compilation.fallbacks(), job.config(plan)
     checkpointer = None if folder is None else _begin(folder, config, stored, checkpoint_seconds)
-    prepared, prepare_seconds = _prepared(plan, job.task, folder, stored)
+    ranks = job.task.runtime.ranks
+    prepared, prepare_seconds = ranks.made_by_first(lambda: _prepared(plan, job.task, folder, stored))
     try:
         if spread.pooled and checkpointer is not None:
-            _run_apart(job, plan, prepared, checkpointer, spread)
+            run_apart(job, plan, prepared, checkpointer, spread)
         outcome = synthesize(plan, job.task, callbacks=callbacks, checkpointer=checkpointer, prepared=prepared)
     except (Interrupted, Stopped) as stop:
         raise stopped(stop, folder) from stop

@@ -10,9 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from datastill.core.errors import InputError
+from datastill.core.errors import InputError, ShareDone
 from datastill.core.loop import run_block
 from datastill.core.plan import Block, Plan, Progress, silent
 from datastill.data.shared import shared
@@ -79,6 +80,25 @@ def blocks_of(plan: Plan, job: Job, shard: tuple[int, int] | None = None) -> lis
     """The blocks of a plan, or those of one of several shares of it: block k is in share k mod n."""
     blocks = list(plan.partition.blocks(job.task.labels))
     return blocks if shard is None else [b for k, b in enumerate(blocks) if k % shard[1] == shard[0]]
+
+
+def run_apart(
+    job: Job, plan: Plan, prepared: dict[str, dict[str, Tensor]], checkpointer: Checkpointer, spread: Spread
+) -> None:
+    """Recover blocks in other processes, or a share of them, which ends the run (`ShareDone`)."""
+    if torch.get_num_threads() != 1:
+        raise InputError(
+            "This run began with several torch threads, and blocks in other processes have one, which rounds "
+            "otherwise; resume it without workers."
+        )
+    blocks = blocks_of(plan, job, spread.shard)
+    in_processes(job, blocks, prepared, checkpointer, spread.workers, job.task.progress)
+    if spread.shard is not None:
+        i, n = spread.shard
+        raise ShareDone(
+            f"Share {i}/{n} is done: {len(blocks)} of {len(blocks_of(plan, job))} blocks, in {checkpointer.folder}. "
+            "When all shares are, the same without a share, and with --resume, puts the set together."
+        )
 
 
 def in_processes(

@@ -23,6 +23,7 @@ from datastill.core.rng import Rng
 from datastill.data.stratify import hold_out
 from datastill.evaluation.inputs import load_sets, real_for, with_test
 from datastill.evaluation.protocols import get_protocol
+from datastill.launch import check_workers
 from datastill.store.artifact import DistilledSet
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ def audit(
     Raises:
         InputError: members without others, unequal sets, or what `evaluate` refuses.
     """
+    check_workers(workers)
     if shadows and (shadows % 2 or shadows < LEAST_SHADOWS):
         raise InputError(f"Shadows come in pairs: take an even number from 4 on, or none, not {shadows}.")
     (made,) = load_sets(distilled)
