@@ -19,7 +19,6 @@ from datastill.launch import Done, Unit, UnitsFailed, Workers, one_thread, run_u
 from datastill.launch.units import Clock
 from datastill.store.files import write_json
 
-
 SCRIPT = """
 import sys
 from pathlib import Path

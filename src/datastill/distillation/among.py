@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from datastill.core.errors import InputError
 from datastill.core.plan import Callback, silent
@@ -31,6 +34,12 @@ def among(
         raise InputError("A budget is measured by one process; under torchrun give --steps instead.")
     if spread.pooled:
         raise InputError("Under torchrun ranks share the classes of every step; leave out --workers and --shard.")
+    here = torch.cuda.device_count()
+    if job.task.device.type == "cuda" and int(os.environ.get("LOCAL_RANK", "0")) >= here:
+        raise InputError(
+            f"This machine has {here} GPU{'s' * (here > 1)} and more ranks than that; start --nproc-per-node {here} "
+            "or take --device cpu."
+        )
     ranks.meet()
     runtime = replace(job.task.runtime, ranks=ranks)
     if not ranks.first:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -73,6 +73,6 @@ def _replayed(distilled: DistilledSet, shuffle: bool, rng: Rng) -> DataLoader[Pa
     if distilled.folder is None or not (distilled.folder / BANK).is_dir():
         where = distilled.folder or "the set's folder, once it is saved"
         raise InputError(f"There is no label bank beside this set; `datastill relabel` makes one in {where}.")
-    batches = LabelBank.open(distilled.folder / BANK).dataset(distilled.images)
+    batches: Any = LabelBank.open(distilled.folder / BANK).dataset(distilled.images)
     generator = rng.generator("order")
     return DataLoader(batches, batch_size=None, shuffle=shuffle, collate_fn=lambda item: item[1:], generator=generator)
