@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo install test slow lint docs clean
+.PHONY: demo install test slow flower lint docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,6 +26,13 @@ test: install lint
 slow: install
 	$(PYTEST) -m slow
 
+# Flower pins about thirty packages: an environment of its own.
+flower:
+	$(PYTHON) -m venv $(VENV)-flower
+	$(VENV)-flower/bin/python -m pip install -q -c constraints.txt torch torchvision
+	$(VENV)-flower/bin/python -m pip install -q -c constraints.txt -e '.[flower]' pytest hypothesis
+	$(VENV)-flower/bin/python -m pytest tests/unit/test_flower.py
+
 lint: install
 	$(BIN)/ruff check src tests
 	$(BIN)/ruff format --check src tests
@@ -37,4 +44,4 @@ docs: install
 	@echo "docs/_build/html/index.html"
 
 clean:
-	rm -rf $(VENV) runs build dist docs/_build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-flower runs build dist docs/_build .pytest_cache .mypy_cache .ruff_cache

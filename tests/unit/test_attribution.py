@@ -20,6 +20,7 @@ from datastill.cli import main
 from datastill.core.errors import InputError
 from datastill.core.rng import Rng, isolated
 from datastill.data import RealSet
+from datastill.models import resolve_network
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,20 @@ def test_a_linear_network_is_exact_with_one_step() -> None:
     wanted = network[1].weight[TARGET].view(3, 2, 4, 4) * (x - baseline)
     assert torch.allclose(found, wanted, atol=1e-12)
     assert completeness(network, x, baseline, TARGET, found).max() < 1e-10
+
+
+@pytest.mark.parametrize("kind", ["logit", "log-probability"])
+def test_captum_agrees(digits: RealSet, kind: str) -> None:
+    """On a ConvNet and real images; it takes one batch of points of the path after the other."""
+    captum = pytest.importorskip("captum.attr")
+    network = resolve_network("convnet:width=8,depth=2", channels=1, classes=10, size=(8, 8))(3).eval()
+    batch, baseline = digits.batch(torch.arange(6)), digits.batch(torch.tensor([100])).x
+    scores = score(network, kind)
+    found = integrated_gradients(scores, batch.x, baseline, batch.y, steps=40)
+    theirs = captum.IntegratedGradients(scores).attribute(
+        batch.x, baseline, target=batch.y, n_steps=40, method="gausslegendre", internal_batch_size=60
+    )
+    assert float((found - theirs).abs().max() / theirs.abs().max()) < 1e-4
 
 
 def test_it_is_the_sum_of_many_small_steps_and_complete() -> None:

@@ -261,6 +261,13 @@ class TestBadInput:
         assert code == 2
         assert "Name the data" in err
 
+    @pytest.mark.parametrize("option", [["--steps", "5"], ["--real-batch=8"]])
+    def test_an_option_of_a_method_wants_the_method(self, option: list[str], capsys) -> None:
+        code, _, err = run(["distill", "--data", "digits", *option], capsys)
+        assert code == 2
+        assert f"{option[0].split('=')[0]} is an option of a method, and none is named" in err
+        assert "`datastill distill dm ...`" in err
+
     def test_a_time_without_a_method_takes_the_fast_one_for_small_images(self, tmp_path: Path, capsys) -> None:
         code, _, _ = run(
             ["distill", "--budget", "1s", "--data", "digits", "--out", str(tmp_path / "x"), "--quiet"], capsys

@@ -426,3 +426,13 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch) -> N
     monkeypatch.setattr("datastill.data.parts.os.scandir", refusing)
     with pytest.raises(InputError, match=r"train/b cannot be read \(Permission denied\)"):
         load_real(tmp_path)
+
+
+def test_arrays_as_a_test_split_are_told_where_they_go() -> None:
+    """The sentence shows none of their numbers."""
+    x, y = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 4
+    with pytest.raises(
+        InputError, match=r"test is a tuple, which names no part.*\(\(x, y\), \(x_test, y_test\)\)"
+    ) as error:
+        load_real((x, y), test=(x, y))  # type: ignore[arg-type]
+    assert "tensor" not in str(error.value)

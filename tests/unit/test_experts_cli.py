@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from datastill.cli import main
-from datastill.cli.experts_command import describe_bytes
+from datastill.store.sizes import bytes_in_words
 from datastill.surrogates.experts import open_buffer
 
 NET = "convnet:width=4,depth=1"
@@ -163,6 +163,6 @@ def test_ctrl_c_and_again(tmp_path, workers):
 
 
 def test_bytes_in_words():
-    assert [describe_bytes(n) for n in (0, 12, 1234, 5.5e6, 6.5e9, 2e12)] == [
-        "0 bytes", "12 bytes", "1.23 kB", "5.5 MB", "6.5 GB", "2e+03 GB",
+    assert [bytes_in_words(n) for n in (0, 12, 1234, 5.5e6, 6.5e9, 2e12)] == [
+        "0 bytes", "12 bytes", "1.23 kB", "5.5 MB", "6.5 GB", "2,000 GB",
     ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -209,7 +210,7 @@ def test_the_server_weighs_by_images_and_classes(digits: RealSet) -> None:
         images = digits.batch(torch.arange(4 * k, 4 * k + len(labels))).x
         payloads[k] = {"images": images, "labels": torch.tensor(labels), "counts": full}
     strategy = FedDM(server_passes=1, server_lr=0.1, augment="none")
-    server = Server(factory_of(digits), digits.shape, "digits", Rng(1), Runtime())
+    server = Server(factory_of(digits), digits.shape, digits.space, "digits", Rng(1), Runtime())
     made = strategy.gather(server, state, payloads)
     network = network_of(factory_of(digits), state)
     loss = torch.zeros(())
@@ -230,7 +231,7 @@ def test_the_server_weighs_by_images_and_classes(digits: RealSet) -> None:
 def test_the_server_stays_in_its_ball(digits: RealSet) -> None:
     state = state_of(factory_of(digits)(0))
     payload = FedDM(**SMALL).send(client_of(digits), state)
-    server = Server(factory_of(digits), digits.shape, "digits", Rng(1), Runtime())
+    server = Server(factory_of(digits), digits.shape, digits.space, "digits", Rng(1), Runtime())
 
     def way(radius: float) -> float:
         strategy = FedDM(**{**SMALL, "server_passes": 20, "server_lr": 0.1, "server_radius": radius})
@@ -245,7 +246,7 @@ def test_fedavg_of_one_client_and_one_step_is_sgd(digits: RealSet) -> None:
     state = state_of(factory_of(digits)(0))
     strategy = FedAvg(local_batch=1000, local_lr=0.1)
     payload = strategy.send(client_of(digits), state)
-    server = Server(factory_of(digits), digits.shape, "digits", Rng(1), Runtime())
+    server = Server(factory_of(digits), digits.shape, digits.space, "digits", Rng(1), Runtime())
     made = strategy.gather(server, state, {0: payload})
     network = network_of(factory_of(digits), state)
     everything = digits.batch(torch.arange(len(digits)))
@@ -262,7 +263,7 @@ def test_fedavg_takes_the_mean_by_images(digits: RealSet) -> None:
         0: {"w": torch.tensor([1.0, 2.0]), "batches": torch.tensor(4), IMAGES: torch.tensor([1])},
         1: {"w": torch.tensor([5.0, 2.0]), "batches": torch.tensor(9), IMAGES: torch.tensor([3])},
     }
-    server = Server(factory_of(digits), digits.shape, "digits", Rng(1), Runtime())
+    server = Server(factory_of(digits), digits.shape, digits.space, "digits", Rng(1), Runtime())
     assert FedAvg().gather(server, state, payloads)["w"].tolist() == [4.0, 2.0]
 
 
@@ -330,6 +331,8 @@ class Faulty(FedDM):
     def send(self, client: Client, state):
         if self.fault == "all" or (client.id == 1 and self.fault == "raises"):
             raise RuntimeError("out of memory")
+        if client.id == 1 and self.fault == "late":
+            time.sleep(1.6)
         payload = dict(super().send(client, state))
         if client.id != 1:
             return payload
@@ -366,6 +369,15 @@ def test_a_round_goes_on_without_a_client_that_fails_and_says_so(digits: RealSet
     assert list(made.rounds[0].dropped) == ["1"]
     assert told in made.rounds[0].dropped["1"]
     assert "1 times a client was left out" in made.notes[0]
+
+
+def test_a_client_that_answers_late_is_left_out_and_told(digits: RealSet, tmp_path) -> None:
+    """A run that goes on does not take its answer for one in time."""
+    made = run(Faulty(**SMALL, fault="late"), digits, rounds=1, deadline=1.5, out=tmp_path / "x")
+    assert list(made.rounds[0].clients) == [0, 2]
+    assert "s of 1.5" in made.rounds[0].dropped["1"]
+    assert not (tmp_path / "x" / "rounds" / "0000" / "client-0001.safetensors").exists()
+    assert (tmp_path / "x" / "rounds" / "0000" / "client-0002.safetensors").exists()
 
 
 def test_a_round_without_any_client_stops(digits: RealSet) -> None:

@@ -223,6 +223,25 @@ class TestEncoders:
         with pytest.raises(InputError, match="holds no text encoder"):
             text_encoder("transformers:path=nowhere")
 
+    @pytest.mark.parametrize(
+        ("given", "told"),
+        [
+            (torch.ones(2, 4), r"gave \(2, 4\) for 3 sentences.*3 rows of 4"),
+            (torch.ones(3, 5), r"gave \(3, 5\)"),
+            ([[1.0] * 4] * 3, "gave a list"),
+            (torch.full((3, 4), float("nan")), "not finite"),
+        ],
+    )
+    def test_an_encoder_of_a_user_is_held_to_its_word(self, given: object, told: str) -> None:
+        class Mine:
+            dim, fingerprint = 4, "mine"
+
+            def encode(self, texts: list[str]) -> object:
+                return given
+
+        with pytest.raises(InputError, match=told):
+            Captions.of(["a", "b", "c"], torch.arange(3), Mine(), "mine")  # type: ignore[arg-type]
+
     def test_another_encoder_is_another_set(self) -> None:
         sets = [load_pairs("shapecaps:train=20,test=10,captions=1", text=f"hashed:dim={d}") for d in (16, 32)]
         assert sets[0].fingerprint != sets[1].fingerprint

@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,7 @@ def main(args: list[str]) -> int:
                 "`datastill methods` lists them)."
             )
         name = UNNAMED
+        _refuse_options_of_methods(rest)
     info = get_method(name)
     run, data, values = parse_options(info, rest)
     with plain_warnings(run.quiet):
@@ -80,6 +82,20 @@ def main(args: list[str]) -> int:
             elif not run.quiet:
                 print(done, file=sys.stderr)
             return done.exit_code
+
+
+def _refuse_options_of_methods(args: Sequence[str]) -> None:
+    """Options that only a method has, where none is named."""
+    parts = (RunOptions, DataOptions, override_options(), get_method(UNNAMED).cls)
+    known = {f.name for part in parts for f in dataclasses.fields(part)}
+    for text in args:
+        name = text[2:].split("=")[0].replace("-", "_") if text.startswith("--") else ""
+        owners = [i.name for i in methods().values() if name in {f.name for f in dataclasses.fields(i.cls)}]
+        if owners and name not in known:
+            raise InputError(
+                f"{text.split('=')[0]} is an option of a method, and none is named: write for instance `datastill "
+                f"distill {'dm' if 'dm' in owners else owners[0]} ...`; leave it out to have the method chosen."
+            )
 
 
 def usage() -> str:

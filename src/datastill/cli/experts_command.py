@@ -23,6 +23,7 @@ from datastill.cli.options import (
 )
 from datastill.core.errors import InputError, nearest
 from datastill.core.ranges import Few, Processes, Rate, Seed
+from datastill.store.sizes import bytes_in_words
 
 if TYPE_CHECKING:
     from datastill.cli.progress import Display
@@ -190,7 +191,7 @@ def _announcement(options: TrainOptions, images: int, network: Any) -> str:
     size = options.experts * (last + 1) * network.parameters_count * (2 if options.lossy else 4)
     return (
         f"{options.experts} experts × {last} epochs on {images:,} images; {network}, {network.parameters_count:,} "
-        f"parameters: {describe_bytes(size)}{time}, if none is there yet. Stop at any time, and run the same command "
+        f"parameters: {bytes_in_words(size)}{time}, if none is there yet. Stop at any time, and run the same command "
         "to go on."
     )
 
@@ -235,7 +236,7 @@ def describe(record: dict[str, Any]) -> list[str]:
     weighted = ", weighted" if about["data"]["weighted"] else ""
     return [
         f"{record['path']}: {count} expert{'s' * (count != 1)}, epochs 0 to {record['epochs']} of {config['epochs']}, "
-        f"{describe_bytes(record['bytes'])} on disk ({', '.join(record['dtypes']) or 'empty'})",
+        f"{bytes_in_words(record['bytes'])} on disk ({', '.join(record['dtypes']) or 'empty'})",
         f"  network {about['network']}, {record['parameters']:,} parameters",
         f"  data {about['data']['name']}, {about['data']['images']:,} images{weighted}, space {about['space']['kind']} "
         f"({about['space']['source']})",
@@ -273,12 +274,3 @@ def _table(record: dict[str, Any]) -> Any:
 
 def _number(value: float | None, factor: float) -> str:
     return "–" if value is None else f"{factor * value:.4g}" if factor == 1 else f"{factor * value:.1f}"
-
-
-def describe_bytes(count: float) -> str:
-    """Bytes as people say them."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.3g} {unit}" if unit != "bytes" else f"{count:.0f} bytes"
-        count /= 1000
-    raise AssertionError

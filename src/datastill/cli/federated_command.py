@@ -19,10 +19,11 @@ from datastill.cli.options import (
     usage_of,
 )
 from datastill.core.errors import InputError
-from datastill.core.ranges import Amount, Count, Few, Processes, Seed, Share
+from datastill.core.ranges import Amount, Count, Few, Processes, SecondsOrNone, Seed, Share
 
 STRATEGIES = {
     "feddm": "Clients send a few synthetic images, with or without differential privacy.",
+    "fedmk": "Clients send a few synthetic images, condensed at the network of the round, and pass them around.",
     "fedavg": "Clients send the weights that they trained.",
     "fedprox": "The same, with a price for leaving the weights that they were given.",
 }
@@ -38,6 +39,7 @@ class FederatedOptions(DeviceOptions):
     rounds: Count = 5  #: of clients and server
     min_size: Amount = 1  #: images that every client must have
     active: Share = 1.0  #: share of the clients that take part in a round
+    deadline: SecondsOrNone = 0.0  #: seconds after which a client's answer is late, and left out of its round; 0 waits
     network: str | None = None  #: network to train, such as convnet:width=32; sized to fit if none
     seed: Seed = 0  #: of every random draw
     out: Path = Path("runs/federated")  #: folder of the run; the same command goes on in it
@@ -53,7 +55,7 @@ def main(args: list[str]) -> int:
     if name is None:
         if helped(args, usage):
             return 0
-        raise InputError("Name a strategy: `datastill federated feddm --data PATH`, or fedavg or fedprox.")
+        raise InputError("Name a strategy: `datastill federated feddm --data PATH`, or fedmk, fedavg or fedprox.")
     from datastill.apps.federated.strategies import get_strategy
 
     kind = get_strategy(name)
@@ -90,6 +92,7 @@ def run(strategy: Any, options: FederatedOptions, data: DataOptions) -> int:
             rounds=options.rounds,
             min_size=options.min_size,
             active=options.active,
+            deadline=options.deadline,
             network=options.network,
             seed=options.seed,
             out=options.out,

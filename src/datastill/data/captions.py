@@ -60,7 +60,7 @@ class Captions:
     ) -> Captions:
         """Captions with the vectors of their sentences, each distinct one encoded once."""
         distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        vectors = F.normalize(encoder.encode(list(distinct)).float(), dim=1)
+        vectors = F.normalize(_encoded(encoder, list(distinct)), dim=1)
         rows = torch.tensor([distinct[text] for text in texts], dtype=torch.int64)
         return cls(tuple(texts), image, vectors[rows], spec, encoder.fingerprint, group)
 
@@ -111,3 +111,17 @@ def apart(image: Tensor, part: float, seed: int, purpose: str) -> tuple[Tensor, 
     held[torch.randperm(len(images), generator=Rng(seed).generator(purpose))[:count]] = True
     mask = held[position]
     return (~mask).nonzero().flatten(), mask.nonzero().flatten()
+
+
+def _encoded(encoder: TextEncoder, texts: list[str]) -> Tensor:
+    """Vectors of an encoder that may be the user's: one for each text, all of them finite."""
+    found = encoder.encode(texts)
+    if not isinstance(found, Tensor) or found.shape != (len(texts), encoder.dim):
+        gave = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise InputError(
+            f"The text encoder gave {gave} for {len(texts)} sentences; its `encode` must return a tensor of "
+            f"{len(texts)} rows of {encoder.dim} numbers (its `dim`)."
+        )
+    if not bool(torch.isfinite(found).all()):
+        raise InputError("The text encoder gave numbers that are not finite; mend its `encode`.")
+    return found.detach().float().cpu()

@@ -48,7 +48,11 @@ def make_choice(train: Any = None, test: Any = None, val: Any = None) -> Choice:
             continue
         parts = given.split(",") if isinstance(given, str) else given
         if not isinstance(parts, list | tuple) or not all(isinstance(part, str) and part.strip() for part in parts):
-            raise InputError(f"{option}={given!r} names no part of the data; give a name, or several with commas.")
+            told = repr(given) if isinstance(given, str) else f"a {type(given).__name__}"
+            raise InputError(
+                f"{option} is {told}, which names no part of the data; give a name, or several with commas. Arrays go "
+                "together into the source: load_real(((x, y), (x_test, y_test)))."
+            )
         names = tuple(part.strip() for part in parts)
         found[option] = () if names == ("none",) else names
         if option == "train" and not found[option]:

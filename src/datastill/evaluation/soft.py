@@ -17,6 +17,7 @@ from datastill.labels.bank import LabelBank
 from datastill.labels.labeler import Labeler
 from datastill.models import is_built_in
 from datastill.store.artifact import DistilledSet
+from datastill.store.sizes import bytes_in_words
 from datastill.store.unfinished import remove_rests
 from datastill.surrogates.teachers import Teacher, as_teacher, load_teacher
 
@@ -134,9 +135,11 @@ def _notes(sets: Sequence[DistilledSet], teachers: list[list[Teacher]], banks: S
     else:
         notes = [f"Labels: by the teacher ({_called(teachers[0])}), for Random as well."]
     if bank is not None:
-        notes.append(f"Bytes: images {_told(size)} at 8 bits, stored labels {_told(bank.nbytes)}.")
+        notes.append(f"Bytes: images {bytes_in_words(size)} at 8 bits, stored labels {bytes_in_words(bank.nbytes)}.")
     else:
-        notes.append(f"Bytes: images {_told(size)} at 8 bits, teacher {_told(weight)}, which training needs.")
+        notes.append(
+            f"Bytes: images {bytes_in_words(size)} at 8 bits, teacher {bytes_in_words(weight)}, which training needs."
+        )
     return notes
 
 
@@ -155,16 +158,8 @@ def _notes_of_fixed(one: DistilledSet, teachers: list[Teacher], classes: int) ->
     size, stored = set_bytes(one), 2 * classes * len(one.images)
     return [
         f"Labels: soft, one for each image, by the teacher ({_called(teachers)}), for Random as well.",
-        f"Bytes: images {_told(size)} at 8 bits, labels {_told(stored)}.",
+        f"Bytes: images {bytes_in_words(size)} at 8 bits, labels {bytes_in_words(stored)}.",
     ]
-
-
-def _told(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 @checked

@@ -18,6 +18,7 @@ from datastill.experiments.tables import caption, cells, headlines
 from datastill.report import words
 from datastill.report.html import render
 from datastill.store.files import write_text
+from datastill.store.sizes import bytes_in_words
 from datastill.training.soft_schedule import optimizer_of
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def _cost(row: Row, colors: Mapping[str, int]) -> dict[str, Any]:
         "prepared": words.duration(row.cost("prepare_seconds")) if row.cost("prepare_seconds") else "–",
         "scored": words.duration(row.evaluation_seconds),
         "cpu": words.duration(row.cost("cpu_seconds")),
-        "memory": words.bytes_(max(cell["cost"]["peak_memory_bytes"] for cell in row.cells.values())),
+        "memory": bytes_in_words(max(cell["cost"]["peak_memory_bytes"] for cell in row.cells.values())),
     }
 
 

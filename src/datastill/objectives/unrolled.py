@@ -92,8 +92,51 @@ class UnrolledLoss:
         return Grads(grads.loss, grads.x * factor, {name: g * factor for name, g in grads.leaves.items()})
 
 
+@dataclass(frozen=True)
+class LossAfterSteps:
+    """The same after steps of one given size, each on all images of the block, from the step's network (FedMK).
+
+    L = mean_t s_t CE(phi(x_t; theta_N), y_t), with s_t = 1 / (1 + exp(-focus * CE)) taken for a constant.
+
+    Attributes:
+        steps: N.
+        lr: their size.
+        focus: tau of the weights; 0 weighs all alike.
+    """
+
+    steps: int = 1
+    lr: float = 0.01
+    focus: float = 0.0
+
+    def __call__(self, context: Context) -> Grads:
+        """The loss, 0-dim, and its gradient to the images."""
+        assert context.synthetic is not None
+        network = cast("Network", context.surrogate)
+        x, y = context.synthetic.x.detach(), context.synthetic.y.detach().to(context.device)
+        model, rng = FlatModel(network), context.rng.child("student", context.block.key, context.step)
+        steps = tuple(hg.InnerStep(torch.arange(len(x)), None, rng.derive("dropout", i)) for i in range(self.steps))
+        batch, chunk = context.real_batch(), None if share_a_pass(context) else context.chunk
+        found = hg.adjoint_of_loss(
+            hg.Student(model, x, y, hg.InnerPlan(len(x), steps), chunk=chunk),
+            model.flatten(),
+            torch.full((self.steps,), self.lr, device=x.device),
+            lambda theta: _on_real(model, network, theta, batch, chunk, self.focus),
+        )
+        return Grads(found.loss, found.x)
+
+
+def hardness(losses: Tensor, focus: float) -> Tensor:
+    """What each image counts for its loss: in [1/2, 1), and twice that of an easy one at most; no gradient passes.
+
+    Args:
+        losses: of images, (n,), at least 0.
+        focus: tau; with 0 all count 1.
+    """
+    return (focus * losses.detach()).sigmoid() if focus else torch.ones_like(losses)
+
+
 def _on_real(
-    model: FlatModel, network: Network, theta: Tensor, batch: Batch, chunk: int | None
+    model: FlatModel, network: Network, theta: Tensor, batch: Batch, chunk: int | None, focus: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """The weighted mean cross-entropy at theta and its gradient; no dropout, batch norm by the batch's own numbers."""
     network.eval()
@@ -108,7 +151,8 @@ def _on_real(
         with torch.enable_grad():
             logits = model(leaf, batch.x[part])
             logits = logits if logits.dtype == torch.float64 else logits.float()
-            loss = (F.cross_entropy(logits, batch.y[part], reduction="none") * weight[part]).sum()
+            losses = F.cross_entropy(logits, batch.y[part], reduction="none")
+            loss = (losses * hardness(losses, focus) * weight[part]).sum()
             gradient += torch.autograd.grad(loss, leaf)[0]
         total += loss.detach()
     network.train()

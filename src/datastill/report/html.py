@@ -17,6 +17,7 @@ from datastill.report.section import Page, Reading, Shown, sections
 from datastill.report.snapshots import Snapshots, Timeline
 from datastill.store.artifact import DistilledSet
 from datastill.store.files import write_text
+from datastill.store.sizes import bytes_in_words
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -76,7 +77,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(duration=words.duration, bytes=words.bytes_, value=words.value)
+    environment.filters.update(duration=words.duration, bytes=bytes_in_words, value=words.value)
     return environment
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from datastill.core.registry import field_docs, registered
-from datastill.store.sizes import bytes_of_parts
+from datastill.store.sizes import bytes_in_words, bytes_of_parts
 
 if TYPE_CHECKING:
     from datastill.store.artifact import DistilledSet
@@ -74,17 +74,8 @@ def duration(seconds: float) -> str:
 def weighs(distilled: DistilledSet) -> str:
     """What is stored, part by part, and in all."""
     parts = bytes_of_parts(distilled)
-    named = ", ".join(f"{name} {bytes_(count)}" for name, count in parts.items())
-    return f"{named}; {bytes_(sum(parts.values()))} in all"
-
-
-def bytes_(count: float) -> str:
-    """Bytes in decimal units."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+    named = ", ".join(f"{name} {bytes_in_words(count)}" for name, count in parts.items())
+    return f"{named}; {bytes_in_words(sum(parts.values()))} in all"
 
 
 def value(item: Any) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from datastill.store.artifact import DistilledSet
+if TYPE_CHECKING:
+    from datastill.store.artifact import DistilledSet
 
 
 def bytes_of_parts(one: DistilledSet) -> dict[str, int]:
@@ -23,6 +25,15 @@ def bytes_of_parts(one: DistilledSet) -> dict[str, int]:
                 name = "label bank" if folder.name == "labels" else folder.name
                 found[name] = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file() and not f.is_symlink())
     return found
+
+
+def bytes_in_words(count: float) -> str:
+    """Bytes in decimal units, to three digits."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.0f} GB" if count >= 1000 else f"{count:.3g} GB"
 
 
 def _belongs(folder: Path) -> bool:

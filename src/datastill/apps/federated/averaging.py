@@ -41,9 +41,9 @@ class FedAvg(Checked):
     local_momentum: Momentum = 0.9  #: SGD momentum of a client
     local_batch: Count = 64  #: images per step of a client
 
-    def send(self, client: Client, state: State) -> Payload:
+    def send(self, client: Client, given: Payload) -> Payload:
         """The weights after local training, and how many images they were trained on."""
-        network = network_of(client.factory, state, client.runtime.device)
+        network = network_of(client.factory, given, client.runtime.device)
         schedule = Schedule(
             passes=self.local_passes, lr=self.local_lr, momentum=self.local_momentum, weight_decay=0.0,
             batch=self.local_batch,

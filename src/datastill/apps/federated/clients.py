@@ -51,6 +51,10 @@ class Work:
         seed = rng.derive("client", r, k)
         return Client(k, real.subset(self.held[k]), self.factory, public, seed, rng.child("own", k), runtime)
 
+    def given(self, state: State, k: int, r: int) -> Payload:
+        """What the server sends a client in a round."""
+        return self.strategy.given(state, k, Rng(self.seed).child("given", r, k))
+
 
 def play(work: Work, r: int, k: int, before: Path, target: Path) -> None:
     """One client in one round.
@@ -64,7 +68,7 @@ def play(work: Work, r: int, k: int, before: Path, target: Path) -> None:
     """
     state = read_state(before)
     with torch.enable_grad():
-        payload = work.strategy.send(work.client(k, r), state)
+        payload = work.strategy.send(work.client(k, r), work.given(state, k, r))
     write_tensors(target, payload)
 
 

@@ -25,8 +25,8 @@ from datastill.apps.federated.strategy import (
     Payload,
     Server,
     State,
+    flaw_of_images,
     network_of,
-    other_shapes,
     state_of,
 )
 from datastill.augment.strategies import make_augment, strategy_for
@@ -122,7 +122,7 @@ class FedDM(Checked):
                 "gradient, or leave it out."
             )
 
-    def send(self, client: Client, state: State) -> Payload:
+    def send(self, client: Client, given: Payload) -> Payload:
         """Synthetic images, their classes, and how many real images they stand for in each class."""
         counts = self._counts(client)
         held = (counts > 0).nonzero().flatten()
@@ -131,7 +131,7 @@ class FedDM(Checked):
         if not len(index):
             return {"images": torch.zeros(0, *client.real.shape), "labels": index, "counts": counts}
         block = Block(0, index, task.labels[index])
-        plan = self.plan(task, state, counts, client.public)
+        plan = self.plan(task, given, counts, client.public)
         running = run_block(plan, task, block)
         images = running.context.codes["images"].detach().cpu().float()
         return {"images": images, "labels": block.y, "counts": counts}
@@ -171,17 +171,9 @@ class FedDM(Checked):
 
     def flaw(self, payload: Payload, state: State, shape: tuple[int, int, int], classes: int) -> str:
         """Images of another shape or number, classes that there are not, or numbers that are not finite."""
-        found = other_shapes(payload, {"images": (None, *shape), "labels": (None,), "counts": (classes,)})
-        if found:
-            return found
-        images, labels, counts = payload["images"], payload["labels"], payload["counts"]
-        if len(images) != len(labels) or len(labels) > self.ipc * classes:
-            return f"it has {len(images)} images and {len(labels)} labels, of at most {self.ipc * classes}"
-        if labels.dtype != torch.int64 or not bool(((labels >= 0) & (labels < classes)).all()):
-            return f"its labels are not positions of the {classes} classes"
-        if not images.is_floating_point() or bool((counts < 0).any()):
-            return "its images are no floating numbers, or it tells of fewer than no images"
-        return "" if len(labels) else "it sends no image"
+        expected = {"images": (None, *shape), "labels": (None,), "counts": (classes,)}
+        found = flaw_of_images(payload, expected, self.ipc, classes)
+        return found or ("it tells of fewer than no images" if bool((payload["counts"] < 0).any()) else "")
 
     def gather(self, server: Server, state: State, payloads: Mapping[int, Payload]) -> dict[str, Tensor]:
         """The network after training on all images, from the round's weights."""

@@ -10,21 +10,20 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from datastill.apps.federated.clients import Work, play, read_payload, read_state
 from datastill.apps.federated.page import write_page
 from datastill.apps.federated.partitions import partition as partitioned
 from datastill.apps.federated.result import Federation, Round, RoundRecord
-from datastill.apps.federated.strategy import Payload, Server, State, Strategy, bytes_of, network_of, state_of
-from datastill.core.errors import DatastillError, InputError
+from datastill.apps.federated.rounds import asked_of, flaw_of, gathered, score_of, start_of
+from datastill.apps.federated.strategy import Payload, State, Strategy, bytes_of
+from datastill.core.errors import InputError
 from datastill.core.plan import Progress, silent
-from datastill.core.ranges import Amount, Count, Few, Processes, Seed, Share, checked
+from datastill.core.ranges import Amount, Count, Few, Processes, SecondsOrNone, Seed, Share, checked
 from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
+from datastill.data import RealSet, load_real
 from datastill.data.places import places_of
 from datastill.evaluation.inputs import with_test
-from datastill.evaluation.metrics import Accuracy, TestSplit
 from datastill.experiments.sources import RealSets
 from datastill.launch import Done, Unit, UnitsFailed, Workers, check_workers, cluster, run_units
 from datastill.store.checkpoint import refuse_other
@@ -47,6 +46,7 @@ def federated(
     rounds: Count = 5,
     min_size: Amount = 1,
     active: Share = 1.0,
+    deadline: SecondsOrNone = 0.0,
     network: Any = None,
     seed: Seed = 0,
     out: str | Path | None = None,
@@ -60,13 +60,14 @@ def federated(
     the round and its number. One that fails, or sends what cannot be used, is left out of the round and told.
 
     Args:
-        strategy: such as `FedDM(ipc=10)`, or its name: "feddm", "fedavg", "fedprox".
+        strategy: such as `FedDM(ipc=10)`, or its name: "feddm", "fedmk", "fedavg", "fedprox".
         real: the training set that is dealt out, anything that `load_real` takes; its test split scores.
         clients: how many.
         partition: who holds what: "iid", "dirichlet:ALPHA" or "classes:K".
         rounds: of clients and server.
         min_size: images that every client must have.
         active: share of the clients that take part in a round, drawn anew each round.
+        deadline: seconds after which a client's answer is late, and left out of its round; 0 waits for all.
         network: an architecture; None takes the ConvNet that fits.
         seed: of every draw.
         out: a folder that keeps every round; the same call goes on in it. None keeps nothing.
@@ -78,34 +79,57 @@ def federated(
         InputError: something given cannot be used.
         DatastillError: no client of a round sent anything that can be used.
     """
-    from datastill.apps.federated.strategies import get_strategy
-    from datastill.data import RealSet, load_real
-
     check_workers(workers)
-    asked = get_strategy(strategy)() if isinstance(strategy, str) else strategy
-    data = with_test(real if isinstance(real, RealSet) else load_real(real))
-    places = places_of(data)
+    data = as_real(real)
     if out is not None:
-        refuse_out(out, places, FEDERATED)
-    reals = RealSets({data.name or "data": data})
+        refuse_out(out, places_of(data), FEDERATED)
+    work = deal(strategy, data, clients, partition, min_size=min_size, network=network, seed=seed, device=device)
     if Workers.of(workers).several:
-        reals.check_references()
-    parts = partitioned(data.labels, clients, partition, seed=Rng(seed).derive("partition"), min_size=min_size)
-    work = Work(reals, asked, network, tuple(parts), seed, device)
-    asked.check(work.factory, data)
+        work.reals.check_references()
     config = {
         "data": data.describe(), "clients": clients, "partition": partition, "min_size": min_size, "active": active,
-        "network": work.factory.describe(), "seed": seed, "device": Runtime.of(device).device.type,
+        "deadline": deadline, "network": work.factory.describe(), "seed": seed,
+        "device": Runtime.of(device).device.type,
     }  # fmt: skip
     with _folder(out) as folder, cluster(workers):
-        run = Run(work, folder, active, workers, progress, rounds)
-        _agree(folder, {"strategy": asked.name, "options": options_of(asked), **config})
+        run = Run(work, folder, active, deadline, workers, progress, rounds)
+        _agree(folder, {"strategy": work.strategy.name, "options": options_of(work.strategy), **config})
         found = [run.round(r) for r in range(rounds)]
-        made = _result(asked, config, found, work, rounds)
+        made = result_of(work, config, found)
         write_json(folder / RESULT, made.to_dict())
         if out is not None:
             write_page(folder, made, work)
     return made
+
+
+def as_real(real: Any) -> RealSet:
+    """Anything that `load_real` takes, with a test split."""
+    return with_test(real if isinstance(real, RealSet) else load_real(real))
+
+
+def deal(
+    strategy: Strategy | str,
+    data: RealSet,
+    clients: int,
+    partition: str,
+    *,
+    min_size: int = 1,
+    network: Any = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> Work:
+    """What all clients share, their images dealt out; arguments as of `federated`.
+
+    Raises:
+        InputError: something given cannot be used.
+    """
+    from datastill.apps.federated.strategies import get_strategy
+
+    asked = get_strategy(strategy)() if isinstance(strategy, str) else strategy
+    parts = partitioned(data.labels, clients, partition, seed=Rng(seed).derive("partition"), min_size=min_size)
+    work = Work(RealSets({data.name or "data": data}), asked, network, tuple(parts), seed, device)
+    asked.check(work.factory, data)
+    return work
 
 
 def options_of(strategy: Strategy) -> dict[str, Any]:
@@ -132,9 +156,9 @@ def _agree(folder: Path, config: Mapping[str, Any]) -> None:
         write_sealed(path, config)
 
 
-def _result(strategy: Strategy, config: Mapping[str, Any], found: list[Round], work: Work, rounds: int) -> Federation:
+def result_of(work: Work, config: Mapping[str, Any], found: list[Round]) -> Federation:
     """The table, with what each round had cost in privacy by then: of the client that took part most often."""
-    took = dict.fromkeys(range(len(work.held)), 0)
+    strategy, took = work.strategy, dict.fromkeys(range(len(work.held)), 0)
     privacy = []
     for one in found:
         for k in (*one.clients, *map(int, one.dropped)):  # what was dropped was sent
@@ -154,6 +178,7 @@ class Run:
     work: Work
     folder: Path
     active: float
+    deadline: float
     workers: int | str
     progress: Progress
     rounds: int
@@ -174,18 +199,17 @@ class Run:
             return Round(**told)
         started = time.perf_counter()
         if not self.network(r).is_file():
-            fresh = self.work.factory(Rng(self.work.seed).derive("network"))
-            write_tensors(self.network(r), state_of(fresh))
+            write_tensors(self.network(r), start_of(self.work))
         state = read_state(self.network(r))
-        asked, dropped = self._asked(r)
+        asked, dropped = asked_of(self.work, self.active, r)
         payloads = self._payloads(r, asked, state, dropped)
-        made = self._gathered(r, state, payloads, dropped)
+        made = gathered(self.work, r, state, payloads, dropped)
         write_tensors(self.network(r + 1), made)
         done = Round(
             round=r,
-            accuracy=self._score(made),
+            accuracy=score_of(self.work, made),
             up_bytes=sum(bytes_of(payload) for payload in payloads.values()),
-            down_bytes=bytes_of(state) * len(asked),
+            down_bytes=sum(bytes_of(self.work.given(state, k, r)) for k in asked),
             clients=sorted(payloads),
             dropped={str(k): why for k, why in sorted(dropped.items())},
             seconds=round(time.perf_counter() - started, 3),
@@ -193,14 +217,6 @@ class Run:
         write_sealed(record, vars(done))
         self.progress("rounds", r + 1, self.rounds, {"accuracy": done.accuracy})
         return done
-
-    def _asked(self, r: int) -> tuple[list[int], dict[int, str]]:
-        """Clients of a round, and those of them that cannot take part."""
-        count = len(self.work.held)
-        order = torch.randperm(count, generator=Rng(self.work.seed).generator("active", r)).tolist()
-        chosen = sorted(order[: max(1, round(self.active * count))])
-        empty = {k: "it has no images" for k in chosen if not len(self.work.held[k])}
-        return [k for k in chosen if k not in empty], empty
 
     def _payloads(self, r: int, asked: list[int], state: State, dropped: dict[int, str]) -> dict[int, Payload]:
         """What can be used of what was sent; why the rest cannot is added to `dropped`."""
@@ -217,12 +233,11 @@ class Run:
             if any(one.lost for one in failed.failures):  # nothing that a client did: the round is not over
                 raise
         found = {}
-        shape, classes = self.work.real.shape, self.work.real.classes
         for k, unit in zip(asked, units, strict=True):
             if k in dropped:
                 continue
             payload, why = _read(unit.target)
-            why = why or self.work.strategy.flaw(payload, state, shape, classes)
+            why = why or flaw_of(self.work, payload, state)
             if why:
                 dropped[k] = why
             else:
@@ -235,26 +250,12 @@ class Run:
         def told(done: Done) -> None:
             if done.failure is not None:
                 dropped[numbers[done.unit.name]] = done.failure.sentence
+            elif 0 < self.deadline < done.seconds:
+                dropped[numbers[done.unit.name]] = f"it answered after {done.seconds:.1f} s of {self.deadline:g}"
+                done.unit.target.unlink()  # a run that goes on must not take it for one in time
             self.progress(f"clients of {done.unit.name.split(',')[0]}", done.done, done.total, {})
 
         return told
-
-    def _gathered(self, r: int, state: State, payloads: Mapping[int, Payload], dropped: Mapping[int, str]) -> State:
-        if not payloads:
-            reasons = "; ".join(f"client {k}: {why.rstrip('.')}" for k, why in sorted(dropped.items())[:3])
-            raise DatastillError(f"No client of round {r + 1} sent anything that can be used ({reasons}).")
-        work = self.work
-        runtime = Runtime.of(work.device)
-        rng = Rng(work.seed).child("server", r)
-        server = Server(work.factory, work.real.shape, work.real.name, rng, runtime)
-        with runtime.computing(work.factory.macs):
-            return work.strategy.gather(server, state, payloads)
-
-    def _score(self, state: State) -> float:
-        runtime = Runtime.of(self.work.device)
-        with runtime.computing(self.work.factory.macs):
-            network = network_of(self.work.factory, state, runtime.device)
-            return Accuracy().score(network, TestSplit.of(self.work.real), runtime).accuracy
 
 
 def _read(path: Path) -> tuple[Payload, str]:

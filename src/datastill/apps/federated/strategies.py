@@ -6,9 +6,10 @@ from typing import Any
 
 from datastill.apps.federated.averaging import FedAvg, FedProx
 from datastill.apps.federated.feddm import FedDM
+from datastill.apps.federated.fedmk import FedMK
 from datastill.core.errors import InputError, nearest
 
-STRATEGIES: dict[str, type[Any]] = {kind.name: kind for kind in (FedDM, FedAvg, FedProx)}
+STRATEGIES: dict[str, type[Any]] = {kind.name: kind for kind in (FedDM, FedMK, FedAvg, FedProx)}
 
 
 def get_strategy(name: str) -> type[Any]:

@@ -15,11 +15,13 @@ from datastill.core.runtime import Runtime
 
 if TYPE_CHECKING:
     from datastill.apps.federated.accountant import Spent
+    from datastill.core.space import Space
     from datastill.data.real import RealSet
     from datastill.models.base import Network
     from datastill.models.factory import NetworkFactory
 
-#: Weights and buffers of the network by name, on the CPU.
+#: What the server keeps from round to round, on the CPU: weights and buffers of the network by name, and beside them
+#: whatever else a strategy wants to.
 State = Mapping[str, Tensor]
 #: What travels: named tensors, never objects.
 Payload = Mapping[str, Tensor]
@@ -53,6 +55,7 @@ class Server:
 
     factory: NetworkFactory
     shape: tuple[int, int, int]  #: of the images
+    space: Space
     data_name: str
     rng: Rng
     runtime: Runtime
@@ -72,8 +75,12 @@ class Strategy(Protocol):
         """
         ...
 
-    def send(self, client: Client, state: State) -> Payload:
-        """What a client sends."""
+    def given(self, state: State, client: int, rng: Rng) -> Payload:
+        """What the server sends a client in a round, whose draws `rng` are."""
+        ...
+
+    def send(self, client: Client, given: Payload) -> Payload:
+        """What a client sends, given that."""
         ...
 
     def flaw(self, payload: Payload, state: State, shape: tuple[int, int, int], classes: int) -> str:
@@ -100,15 +107,19 @@ class Checked:
     def check(self, factory: NetworkFactory, real: RealSet) -> None:
         """Nothing to refuse."""
 
+    def given(self, state: State, client: int, rng: Rng) -> Payload:
+        """All that the server keeps: the network."""
+        return state
+
     def spent(self, rounds: int) -> Spent | None:
         """Nothing is bounded."""
         return None
 
 
 def network_of(factory: NetworkFactory, state: State, device: torch.device | None = None) -> Network:
-    """A network with a state, in train mode, whose own weights nobody else has."""
+    """A network with a state, in train mode, whose own weights nobody else has; what else is there is let be."""
     network = factory(0)
-    network.load_state_dict(dict(state))
+    network.load_state_dict({name: state[name] for name in network.state_dict()})
     return network.to(device) if device is not None else network
 
 
@@ -142,3 +153,24 @@ def other_shapes(payload: Payload, expected: Mapping[str, tuple[int | None, ...]
         if value.is_floating_point() and value.numel() and float(value.abs().max()) > 1e6:
             return f"{name} holds numbers beyond a million"
     return ""
+
+
+def flaw_of_images(payload: Payload, expected: Mapping[str, tuple[int | None, ...]], ipc: int, classes: int) -> str:
+    """What is wrong with `images` and `labels` that a client sent, in words; or "".
+
+    Args:
+        payload: as it was sent.
+        expected: shape by name, None where a length is free.
+        ipc: most images of a class.
+        classes: number of them.
+    """
+    if found := other_shapes(payload, expected):
+        return found
+    images, labels = payload["images"], payload["labels"]
+    if len(images) != len(labels) or len(labels) > ipc * classes:
+        return f"it has {len(images)} images and {len(labels)} labels, of at most {ipc * classes}"
+    if labels.dtype != torch.int64 or not bool(((labels >= 0) & (labels < classes)).all()):
+        return f"its labels are not positions of the {classes} classes"
+    if not images.is_floating_point():
+        return "its images are no floating numbers"
+    return "" if len(labels) else "it sends no image"

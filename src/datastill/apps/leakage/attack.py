@@ -146,13 +146,16 @@ class Attack:
                 leaf.grad = grad
             return value.detach()
 
-        found = Recovery(x.detach()[0].clone(), -1, [float(loss().detach())])
+        def label() -> int:
+            return int(logits.detach().argmax()) if known is None else known
+
+        found = Recovery(x.detach()[0].clone(), label(), [float(loss().detach())])
         kept, every = [x.detach()[0].clone()], max(1, self.iterations // max(1, self.snapshots - 1))
         for k in range(1, self.iterations + 1):
             search.step(closure)
             value = float(loss().detach())
             if value < min(found.losses):
-                found.image = x.detach()[0].clone()
+                found.image, found.label = x.detach()[0].clone(), label()
             found.losses.append(value)
             told(value)
             if k % every == 0:
@@ -160,5 +163,4 @@ class Attack:
             if not math.isfinite(value) or value > _FAILED * found.losses[0] or value < 1e-16:
                 break
         found.snapshots = torch.stack([*kept, found.image])
-        found.label = int(logits.detach().argmax()) if known is None else known
         return found

@@ -78,7 +78,7 @@ class TransformersText:
         self._model: Any = model.eval().requires_grad_(False)
         self.pooling: Literal["mean", "cls", "pooled"] = pooling  # type: ignore[assignment]
         self.dim = int(model.config.hidden_size)
-        self.fingerprint = digest(["transformers 1", pooling, _weights(self._model)])
+        self.fingerprint = digest(["transformers 2", pooling, _weights(self._model), _splits(self._tokenizer)])
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """See `TextEncoder`; what was encoded once is read from the cache folder."""
@@ -102,6 +102,13 @@ class TransformersText:
                 mask = tokens["attention_mask"][..., None].float()
                 found = (out.last_hidden_state * mask).sum(1) / mask.sum(1).clamp_min(1)
         return found.float().clone()
+
+
+def _splits(tokenizer: Any) -> list[Any]:
+    """What decides how texts become tokens: its words and settings; two of one vocabulary may still differ in case."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    rules = fast.to_str() if fast is not None else sorted(tokenizer.get_vocab().items())
+    return [type(tokenizer).__name__, rules, tokenizer.model_max_length]
 
 
 def _weights(model: torch.nn.Module) -> str:

@@ -11,6 +11,7 @@ from datastill.report.words import code
 from datastill.report.words import markdown as md
 from datastill.store.artifact import DistilledSet
 from datastill.store.manifest import Data, Manifest
+from datastill.store.sizes import bytes_in_words
 
 if TYPE_CHECKING:
     from datastill.evaluation.scores import Evaluation
@@ -91,7 +92,7 @@ def _cost(record: Manifest, evaluation: Evaluation | None) -> list[tuple[str, st
         ("CPU time", *both("cpu_seconds", words.duration)),
         ("Image updates", *both("steps", words.value)),
         ("Steps skipped as not finite", *both("skipped_steps", words.value)),
-        ("Peak memory of the process", *both("peak_memory_bytes", words.bytes_)),
+        ("Peak memory of the process", *both("peak_memory_bytes", bytes_in_words)),
         ("Hardware", *both("hardware", str)),
         ("Versions", *both("versions", lambda v: ", ".join(f"{k} {n}" for k, n in v.items()))),
     ]
@@ -116,7 +117,7 @@ def _made(record: Manifest) -> str:
         lines.append(
             f"Cost: {words.plural(cost.steps, 'image update')} in {words.duration(cost.seconds)} on "
             f"{md(cost.hardware or 'unknown hardware')}, "
-            f"peak memory of the process {words.bytes_(cost.peak_memory_bytes)}; {md(versions)}."
+            f"peak memory of the process {bytes_in_words(cost.peak_memory_bytes)}; {md(versions)}."
         )
     lines += [f"- {md(note)}" for note in record.notes]
     return "## How it was made\n\n" + "\n\n".join(lines)
