@@ -18,6 +18,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "auto"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+nb_execution_in_temp = True
 # The list of methods on methods/index.md, from the registry: a new method's page appears by existing.
 myst_substitutions = {
     "methods_table": "\n".join(

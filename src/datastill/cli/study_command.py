@@ -106,14 +106,8 @@ def debias(options: DebiasOptions) -> int:
         )
 
     with display.bars():
-        records = study.run(
-            real,
-            options.out,
-            workers=options.workers,
-            progress=display.update,
-            callbacks=[LoopProgress(display)],
-            on_cell=on_cell,
-        )
+        hooks: Any = {"progress": display.update, "callbacks": [LoopProgress(display)], "on_cell": on_cell}
+        records = study.run(real, options.out, workers=options.workers, **hooks)
     found = rows(records)
     if options.json:
         print(json.dumps(_plain(found), indent=2))

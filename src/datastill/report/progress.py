@@ -88,6 +88,5 @@ class Progress(Callback):
 
 def in_notebook() -> bool:
     """Whether a kernel of Jupyter's runs this process, and so shows HTML."""
-    shell = sys.modules.get("IPython")
-    found = shell.get_ipython() if shell is not None else None
-    return found is not None and hasattr(found, "kernel")
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return type(shell).__name__ == "ZMQInteractiveShell"
