@@ -12,12 +12,17 @@ author = "The datastill developers"
 copyright = "2026, The datastill developers"
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 smartquotes = False  # `--ipc` in a message is two dashes
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "substitution"]
 myst_heading_anchors = 3
+# The notebooks of the gallery run when the pages are built; an error in one ends the build.
+nb_execution_mode = "auto"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_execution_in_temp = True
 # The list of methods on methods/index.md, from the registry: a new method's page appears by existing.
 myst_substitutions = {
     "methods_table": "\n".join(

@@ -9,6 +9,7 @@ from datastill._version import __version__
 
 _LAZY = {
     "InputError": "datastill.core.errors",
+    "Progress": "datastill.report.progress",
     "as_dataloader": "datastill.exchange.loaders",
     "as_html": "datastill.report.notebook",
     "load_pairs": "datastill.data",
@@ -45,12 +46,14 @@ if TYPE_CHECKING:
     from datastill.experiments import compare
     from datastill.report.diagnostics import diagnose
     from datastill.report.notebook import as_html, plot
+    from datastill.report.progress import Progress
     from datastill.store.artifact import load_distilled
 
 __all__ = [
     "Exported",
     "InputError",
     "Pushed",
+    "Progress",
     "__version__",
     "as_dataloader",
     "as_html",

@@ -54,6 +54,23 @@ def test_a_study_goes_on_where_it_was_and_reports_groups(biased, tmp_path: Path)
     assert found["dm", "none"]["sets"] == 2
 
 
+def test_processes_measure_what_one_does(biased, tmp_path: Path):
+    """Every cell is told once; two ways to train on one set wait for each other."""
+    asked = study(methods=("random",), training=("plain", "selecmix:steps=2"), seeds=1, debias=("none",), hyper={})
+    told: list[str] = []
+    alone = asked.run(biased, tmp_path / "one")
+    apart = asked.run(biased, tmp_path / "two", workers=2, on_cell=lambda record: told.append(record["debias"]))
+
+    def numbers(record: dict) -> dict:
+        return {name: value for name, value in record.items() if name not in ("seconds", "cost")}
+
+    assert [numbers(one) for one in apart] == [numbers(one) for one in alone]
+    assert sorted(told) == sorted(one["debias"] for one in alone)
+    assert not list((tmp_path / "two").glob("images-*"))
+    with pytest.raises(InputError, match="workers"):
+        asked.run(biased, tmp_path / "two", workers="rays")
+
+
 def test_weights_change_what_dm_matches_and_the_manifest_says_how(biased):
     plain = datastill.distill("dm", biased, ipc=1, network=NET, steps=2, real_batch=16)
     weighed = datastill.distill("dm", biased, ipc=1, network=NET, steps=2, real_batch=16, debias="oracle")

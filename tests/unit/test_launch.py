@@ -14,10 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from datastill.core.errors import Diverged, InputError, Interrupted
-from datastill.launch import Done, Unit, UnitsFailed, one_thread, run_units
+from datastill.core.errors import Diverged, InputError, Interrupted, MissingExtra
+from datastill.launch import Done, Unit, UnitsFailed, Workers, one_thread, run_units
 from datastill.launch.units import Clock
 from datastill.store.files import write_json
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from test_launch import square, units
+from datastill.launch import run_units
+if __name__ == "__main__":
+    run_units(square, units(Path(sys.argv[1]), [1, 2, -60, -61]), workers=2)
+"""
 
 
 def square(n: float, target: Path) -> None:
@@ -89,16 +99,48 @@ def test_a_wish_to_stop_ends_all_of_it(tmp_path: Path) -> None:
     assert set(read(tmp_path)) == {"1.json"}
 
 
-def test_a_worker_that_is_killed_is_told_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match=r"A worker process died .* rerun the same command") as caught:
-        run_units(square, units(tmp_path, [16, -1]), workers=2)
-    assert type(caught.value).__name__ == "WorkersLost"
+def test_a_worker_that_is_killed_loses_one_unit_and_the_rerun_makes_it(tmp_path: Path) -> None:
+    made = [*units(tmp_path, [16, -1, 2]), *units(tmp_path, [3, 4])]
+    with pytest.raises(UnitsFailed, match=r"1 of 5 units failed.*unit 16: its worker process died.*rerun") as caught:
+        run_units(square, made, workers=2)
+    assert [failure.lost for failure in caught.value.failures] == [True]
+    assert set(read(tmp_path)) == {f"{n}.json" for n in (-1, 2, 3, 4)}
+    again: list[Done] = []
+    run_units(square, [*units(tmp_path, [5]), *made[1:]], workers=2, on_done=again.append)
+    assert [one.unit.name for one in again] == ["unit 5"]
 
 
-@pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2"])
-def test_workers_are_a_whole_number(tmp_path: Path, workers: object) -> None:
+def test_workers_that_do_not_begin_end_it_in_a_sentence(tmp_path: Path) -> None:
+    """Not once for each unit: a script that cannot be imported again."""
+    script = tmp_path / "script.py"
+    broken = f'import sys\nif __name__ == "__mp_main__":\n    raise OSError("no")\n{SCRIPT[1:]}'
+    script.write_text(broken.format(here=str(Path(__file__).parent)))
+    ended = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "WorkersLost: A worker process died as it began" in ended.stderr
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2", "", "ray:", "ray:0", "ray:x", "rays", "ray:99999"])
+def test_workers_are_a_whole_number_or_of_ray(tmp_path: Path, workers: object) -> None:
     with pytest.raises(InputError, match="workers"):
         run_units(square, [], workers=workers)  # type: ignore[arg-type]
+
+
+def test_what_names_workers() -> None:
+    assert Workers.of(3) == Workers(3)
+    assert Workers.of("ray") == Workers(0, ray=True)
+    assert Workers.of("ray:4") == Workers(4, ray=True)
+    assert [Workers.of(text).go_apart(1) for text in (1, 2, "ray")] == [False, False, True]
+    assert [Workers.of(text).go_apart(2) for text in (1, 2, "ray")] == [False, True, True]
+    assert not Workers.of("ray").go_apart(0), "nothing to do does not start Ray"
+
+
+def test_without_ray_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'datastill\[ray\]'"):
+        run_units(square, units(tmp_path, [1]), workers="ray")
+    write_json(tmp_path / "1.json", "finished")
+    run_units(square, units(tmp_path, [1]), workers="ray")
 
 
 def test_the_time_left_goes_by_group(tmp_path: Path) -> None:
@@ -118,17 +160,6 @@ def test_threads_are_put_back_after_an_error() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {here!r})
-from test_launch import square, units
-from datastill.launch import run_units
-if __name__ == "__main__":
-    run_units(square, units(Path(sys.argv[1]), [1, 2, -60, -61]), workers=2)
-"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

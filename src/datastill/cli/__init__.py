@@ -10,6 +10,7 @@ import sys
 
 from datastill._version import __version__
 from datastill.cli.streams import lenient_streams
+from datastill.cli.torchrun import is_rank, run_as_rank, speaks
 from datastill.core.errors import DatastillError, InputError, Interrupted, nearest
 from datastill.core.interrupt import exit_code, stopped_by_signals, was_stopped
 
@@ -55,11 +56,9 @@ def _main(args: list[str]) -> int:
         with stopped_by_signals():
             return _run(args)
     except Interrupted as stop:
-        _tell(f"datastill: {stop}")
-        return exit_code()
+        return _ended(stop, exit_code())
     except DatastillError as error:
-        print(f"datastill: {error}", file=sys.stderr)
-        return error.exit_code
+        return _ended(error, error.exit_code)
     except KeyboardInterrupt:
         return _stopped()
     except OSError as error:
@@ -75,6 +74,12 @@ def _main(args: list[str]) -> int:
         return _stopped()
     finally:
         random.setstate(state)
+
+
+def _ended(error: DatastillError, code: int) -> int:
+    if speaks(error):
+        _tell(f"datastill: {error}")
+    return code
 
 
 def _stopped() -> int:
@@ -102,7 +107,8 @@ def _run(args: list[str]) -> int:
         raise InputError(f"There is no command {command!r}. {nearest(command, COMMANDS)}")
     if not {"-h", "--help"} & set(rest):
         _refuse_no_temporary_folder()
-    return int(importlib.import_module(f"datastill.cli.{command}_command").main(rest) or 0)
+    work = lambda: int(importlib.import_module(f"datastill.cli.{command}_command").main(rest) or 0)  # noqa: E731
+    return run_as_rank(command, work) if is_rank() else work()
 
 
 def _refuse_no_temporary_folder() -> None:

@@ -19,7 +19,7 @@ from datastill.cli.options import (
     value_of,
 )
 from datastill.core.errors import InputError
-from datastill.core.ranges import Count, Few, Seed
+from datastill.core.ranges import Count, Few, Processes, Seed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,7 +47,8 @@ class CompareOptions(RuntimeOptions):
     seeds: Few = 3  #: distilled sets of each kind, from seeds 0, 1, ...
     seed_list: tuple[Seed, ...] = ()  #: these seeds instead
     out: Path | None = None  #: folder, runs/compare if none; a comparison of the same settings in it goes on
-    workers: Few = 1  #: processes to run cells in, one thread each
+    #: processes to run cells in, one thread each; ray or ray:4 for those of a Ray cluster
+    workers: Processes = 1
     protocol: str = "auto"  #: one for all; auto is dsa-quick-v1 from 16 pixels, else dc-v1
     networks: Few = 3  #: fresh networks per distilled set
     network: str | None = None  #: architecture to distill with and to evaluate on; sized to fit if none

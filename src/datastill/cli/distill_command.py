@@ -25,7 +25,7 @@ from datastill.cli.options import (
     positional_first,
 )
 from datastill.core.errors import InputError, ShareDone
-from datastill.core.ranges import Amount, Count, Few, Seed
+from datastill.core.ranges import Amount, Count, Processes, Seed
 from datastill.core.registry import MethodInfo, get_method, methods, with_overrides
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ class RunOptions(RuntimeOptions):
     resume: bool = False  #: go on from the checkpoints in --out
     check_every: Amount = 0  #: every so many steps, train a network and show its accuracy on training images
     track: tuple[Literal["tensorboard"], ...] = ()  #: where numbers of each step go besides losses.csv and losses.jsonl
-    workers: Few = 1  #: processes for the blocks of methods that have several (sre2l, cda, dwa)
+    #: processes for the blocks of methods that have several (sre2l, cda, dwa); ray or ray:4 for those of a Ray cluster
+    workers: Processes = 1
     shard: str | None = None  #: i/n: recover every n-th block from the i-th on, on one of n machines that share --out
     units: Path | None = None  #: folder where experts and other prepared things are kept and found again; --out if none
     quiet: bool = False  #: say nothing but errors
@@ -139,6 +140,7 @@ def parse_options(
 def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[str, Any]) -> int:
     """The whole run, with its pictures and report."""
     from datastill.cli.progress import Display, LoopProgress
+    from datastill.core.ranks import here
     from datastill.core.runtime import Runtime
     from datastill.distillation.distill import carry_out, check_out
     from datastill.distillation.job import prepare_job
@@ -181,6 +183,8 @@ def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[s
             spread=Spread(run.workers, parse_shard(run.shard) if run.shard is not None else None),
         )
     command = shlex.join(["datastill", *sys.argv[1:]])
+    if not here().first:
+        return 0
     try:
         snapshots.save(run.out)
         watched = check.accuracies if check is not None else ()

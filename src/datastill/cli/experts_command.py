@@ -22,7 +22,7 @@ from datastill.cli.options import (
     usage_of,
 )
 from datastill.core.errors import InputError, nearest
-from datastill.core.ranges import Few, Rate, Seed
+from datastill.core.ranges import Few, Processes, Rate, Seed
 from datastill.store.sizes import bytes_in_words
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class TrainOptions(DeviceOptions):
     policy: str = "sgd"  #: how they are trained; numbers of its own follow, as in sgd:lr=0.05,batch=64
     augment: str = "auto"  #: DSA operations, none, or auto, which suits the data
     seed: Seed = 0  #: of every random draw
-    workers: Few = 1  #: processes to train in, one thread each
+    #: processes to train in, one thread each; ray or ray:4 for those of a Ray cluster
+    workers: Processes = 1
     lossy: bool = False  #: store float16 in half the space, where that changes no step by more than 1 %
     test_accuracy: bool = False  #: read the test split after every epoch, to describe experts; choose nothing by it
     quiet: bool = False  #: say nothing but errors
@@ -181,10 +182,11 @@ def _announcement(options: TrainOptions, images: int, network: Any) -> str:
     """What is about to be done, how long that takes at the nominal speed, and the space that it needs."""
     from datastill.core.cost import describe_seconds, pick_device
     from datastill.core.registry import nominal_seconds
+    from datastill.launch import Workers
 
     last = min(options.epochs, options.stop_after or options.epochs)
     macs = 3.0 * network.macs * images * max(0, last) * max(0, options.experts)
-    seconds = nominal_seconds(macs, pick_device(options.device).type) / max(1, options.workers)
+    seconds = nominal_seconds(macs, pick_device(options.device).type) / Workers.of(options.workers).likely
     time = f", about {describe_seconds(seconds)}" if seconds >= 1 else ""
     size = options.experts * (last + 1) * network.parameters_count * (2 if options.lossy else 4)
     return (

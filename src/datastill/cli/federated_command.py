@@ -19,7 +19,7 @@ from datastill.cli.options import (
     usage_of,
 )
 from datastill.core.errors import InputError
-from datastill.core.ranges import Amount, Count, Few, SecondsOrNone, Seed, Share
+from datastill.core.ranges import Amount, Count, Few, Processes, SecondsOrNone, Seed, Share
 
 STRATEGIES = {
     "feddm": "Clients send a few synthetic images, with or without differential privacy.",
@@ -43,7 +43,8 @@ class FederatedOptions(DeviceOptions):
     network: str | None = None  #: network to train, such as convnet:width=32; sized to fit if none
     seed: Seed = 0  #: of every random draw
     out: Path = Path("runs/federated")  #: folder of the run; the same command goes on in it
-    workers: Few = 1  #: processes to run clients in, one thread each
+    #: processes to run clients in, one thread each; ray or ray:4 for those of a Ray cluster
+    workers: Processes = 1
     quiet: bool = False  #: print the table only
     json: bool = False  #: print the result as JSON
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datastill.cli.options import DataOptions, RuntimeOptions, parse, plain_warnings
-from datastill.core.ranges import Count, Few
+from datastill.core.ranges import Count, Few, Processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,8 @@ class FrontierOptions(RuntimeOptions):
     protocol: str = "auto"  #: one for all; auto is dsa-quick-v1 from 16 pixels, else dc-v1
     network: str | None = None  #: architecture to distill with and to evaluate on; sized to fit if none
     out: Path = Path("runs/frontier")  #: folder of comparisons and of the figure; what is finished in it is kept
-    workers: Few = 1  #: processes to run cells in, one thread each
+    #: processes to run cells in, one thread each; ray or ray:4 for those of a Ray cluster
+    workers: Processes = 1
     set: tuple[str, ...] = ()  #: hyper-parameters of a method, such as mtt.span=2
     quiet: bool = False  #: print the table only
     json: bool = False  #: print the result as JSON instead of a table

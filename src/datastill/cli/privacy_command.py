@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from datastill.cli.options import DeviceOptions, parse, plain_warnings
-from datastill.core.ranges import Amount, Count, Few, Seed
+from datastill.core.ranges import Amount, Count, Few, Processes, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,8 @@ class PrivacyOptions(DeviceOptions):
     shadows: Amount = 0  #: shadow sets for LiRA, an even number, each distilled anew; 0 does without
     lpips: Path | None = None  #: file of torchvision's AlexNet, for the perceptual search
     seed: Seed = 0  #: of samples, networks and shadows
-    workers: Few = 1  #: processes for shadows, one thread each
+    #: processes for shadows, one thread each; ray or ray:4 for those of a Ray cluster
+    workers: Processes = 1
     quiet: bool = False  #: print the table only
     json: bool = False  #: print the result as JSON
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from datastill.cli.options import DeviceOptions, helped, parse, plain_warnings, positional_first, value_of
 from datastill.core.errors import InputError, nearest
-from datastill.core.ranges import Count, Few, Probability
+from datastill.core.ranges import Count, Few, Probability, Processes
 
 ACTIONS = {"debias": "Distill a biased set by several methods, with and without weights against its bias."}
 
@@ -34,6 +34,8 @@ class DebiasOptions(DeviceOptions):
     recipe: str = "auto"  #: auto (minutes on a laptop) or paper
     set: tuple[str, ...] = field(default_factory=tuple)  #: values, steps=500 for all or dm.steps=500 for one method
     out: Path = Path("runs/debias")  #: folder of the study; the same command goes on in it
+    #: processes to make cells in, one thread each; ray or ray:4 for those of a Ray cluster
+    workers: Processes = 1
     quiet: bool = False  #: say nothing but the table
     json: bool = False  #: print the rows as JSON
 
@@ -104,9 +106,8 @@ def debias(options: DebiasOptions) -> int:
         )
 
     with display.bars():
-        records = study.run(
-            real, options.out, progress=display.update, callbacks=[LoopProgress(display)], on_cell=on_cell
-        )
+        hooks: Any = {"progress": display.update, "callbacks": [LoopProgress(display)], "on_cell": on_cell}
+        records = study.run(real, options.out, workers=options.workers, **hooks)
     found = rows(records)
     if options.json:
         print(json.dumps(_plain(found), indent=2))

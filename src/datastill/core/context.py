@@ -41,6 +41,7 @@ class Context:
     Attributes:
         state: whatever an objective or sampler must remember; checkpointed with the block.
         loss: the last step's loss, a float; `skipped` counts steps with non-finite numbers.
+        stop_asked: whether a rank of the run was asked to stop before this step.
     """
 
     task: Task
@@ -57,6 +58,7 @@ class Context:
     prepared: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     loss: float = float("nan")
     skipped: int = 0
+    stop_asked: bool = False
 
     @property
     def progress(self) -> float:
@@ -82,12 +84,15 @@ class Context:
         return self.rng.derive(purpose, self.block.key, self.step, *key)
 
     def real_batch(self) -> Batch:
-        """This step's real samples, after the callbacks, on the device."""
+        """This step's real samples, after the callbacks, on the device; of a rank, those of its classes."""
         if self.plan.sampler is None:
             raise InputError("This plan has no sampler, but its objective asks for real samples.")
         batch = self.plan.sampler.draw(self.task.real, self)
         for callback in self.callbacks:
             batch = callback.before_real_batch(batch, self)
+        ranks = self.task.runtime.ranks
+        if not ranks.alone:
+            batch = batch.of(torch.isin(batch.y, torch.tensor(ranks.own(self.block.classes), device=batch.y.device)))
         return batch.to(self.device)
 
     def net_updated(self, network: Network) -> None:

@@ -18,6 +18,7 @@ from datastill.core.precision import casting
 from datastill.core.rng import isolated
 from datastill.core.running import Running, restore, start
 from datastill.core.snapshot import Checkpoints
+from datastill.core.split import put_together, share, whole
 from datastill.core.usercode import blaming, checked_loss
 
 
@@ -88,7 +89,8 @@ def run_block(
     """One block, from its checkpoint if there is one, to its end; a function of the plan, the task and the block."""
     with blaming(lambda: "before the first step"):
         running = start(plan, task, block, callbacks, prepared or {})
-    stored = checkpointer.read(block.key) if checkpointer is not None else None
+    reading = lambda: checkpointer.read(block.key) if checkpointer is not None else None  # noqa: E731
+    stored = task.runtime.ranks.made_by_first(reading)
     if stored is not None:
         restore(running, stored)
     else:
@@ -106,6 +108,7 @@ def _run_steps(running: Running, checkpointer: Checkpoints | None, stop_after: i
     with stop_between_steps() as stop:
         while context.step < last:
             before = running.kept() if keeping else None
+            context.stop_asked = stop.requested
             try:
                 _timed_step(running)
             except RanAway:
@@ -116,9 +119,10 @@ def _run_steps(running: Running, checkpointer: Checkpoints | None, stop_after: i
                     checkpointer.write(context.block.key, good)
                 raise
             unfinished = context.step < last
-            if checkpointer is not None and unfinished and (stop.requested or checkpointer.due(context.step)):
+            stopping = stop.requested if context.task.runtime.ranks.alone else context.stop_asked
+            if checkpointer is not None and unfinished and (stopping or checkpointer.due(context.step)):
                 checkpointer.write(context.block.key, running.snapshot(finished=False))
-            if stop.requested and unfinished:
+            if stopping and unfinished:
                 raise Interrupted(f"Stopped after step {context.step} of {context.steps}.")
     with torch.no_grad():
         for stepper in running.steppers.values():
@@ -147,10 +151,13 @@ def one_step(context: Context, steppers: dict[str, Stepper], guard: Guard) -> No
     record = plan.decoder.draw(generator)
     if plan.surrogates is not None:
         context.surrogate = plan.surrogates.draw(context)
+        context.task.runtime.ranks.align(context.surrogate)
     undo = _copy(codes, steppers) if any(s.early for s in steppers.values()) else None
     for stepper in steppers.values():
         stepper.before()
-    loss, grads = gradients(context, record)
+    with context.task.runtime.ranks.telling():
+        loss, grads = gradients(context, record)
+    loss, grads = put_together(context, loss, grads)
     context.loss = float(loss.sum())
     if guard.accepts(loss, grads, context.step):
         with torch.no_grad():
@@ -171,21 +178,24 @@ def gradients(context: Context, record: object) -> tuple[Tensor, Codes]:
     assert plan.objective is not None
     leaves = {name: leaf.detach().requires_grad_(leaf.is_floating_point()) for name, leaf in codes.items()}
     moving = [name for name in leaves if name in plan.update]
+    view: Synthetic | None = None
     context.codes = leaves  # with graph, for labels and objectives that move leaves
     try:
         with torch.enable_grad():
             y = plan.labels.during(context)
-            context.synthetic = _view(plan.decoder, leaves, y, record)
+            view = _view(plan.decoder, leaves, y, record)
+            context.synthetic = view
+            context.synthetic, places = share(context, view)
             drawing = isolated(context.seed("dropout"))  # networks may draw from the global generator
             with casting(context.device, context.task.precision), drawing:
                 out = plan.objective(context)
             if isinstance(out, Grads):
                 with torch.no_grad():
-                    grads = dict(plan.decoder.backward(codes, y, record, out.x))
+                    grads = dict(plan.decoder.backward(codes, y, record, whole(out, places, view).x))
                 grads |= {name: g.detach() for name, g in out.leaves.items()}
                 return out.loss.detach(), _complete(grads, moving)
             out = checked_loss(out, moving, plan.objective, context.surrogate)
-            through = [context.synthetic.x] if isinstance(plan.decoder, TwoPass) else []
+            through = [view.x] if isinstance(plan.decoder, TwoPass) else []
             sources = [*(leaves[n] for n in moving), *through]
             found = torch.autograd.grad(out.sum(), sources, allow_unused=True)
         grads = {name: grad for name, grad in zip(moving, found, strict=False) if grad is not None}
@@ -194,8 +204,8 @@ def gradients(context: Context, record: object) -> tuple[Tensor, Codes]:
         return out.detach(), _complete(grads, moving)
     finally:
         context.codes = codes
-        if context.synthetic is not None:
-            context.synthetic = Synthetic(context.synthetic.x.detach(), context.synthetic.y.detach())
+        if view is not None:
+            context.synthetic = Synthetic(view.x.detach(), view.y.detach())
 
 
 def _view(decoder: Decoder, leaves: Codes, y: Tensor, record: object) -> Synthetic:

@@ -32,6 +32,7 @@ MANY = 10_000_000
 Count = Annotated[int, Ge(1), Le(MANY)]
 Amount = Annotated[int, Ge(0), Le(MANY)]  #: 0 has a meaning of its own
 Few = Annotated[int, Ge(1), Le(10_000)]  #: sets, networks, processes
+Processes = Few | str  #: a number; "ray" or "ray:4" for those of a Ray cluster (`launch.Workers`)
 Side = Annotated[int, Ge(1), Le(65_536)]  #: pixels, channels
 WidthOrNone = Annotated[int, Ge(0), Le(65_536)]
 Pixels = Annotated[int, Ge(0), Le(65_536)]  #: a distance

@@ -11,6 +11,7 @@ import torch
 from datastill.core import compilation
 from datastill.core.cost import pick_device
 from datastill.core.precision import casting
+from datastill.core.ranks import Ranks
 from datastill.core.threads import threads_for
 
 #: Told what is being done, how much of it is done, how much there is, and numbers worth showing.
@@ -28,6 +29,7 @@ class Runtime:
     Attributes:
         precision: of the networks' arithmetic: "float32", or "bf16" for convolutions and matrix products.
         compile: compiled code as asked for: "auto", "on" or "off"; `compiled` says what came of it.
+        ranks: the processes that share the run.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -35,6 +37,7 @@ class Runtime:
     compile: str = "auto"
     progress: Progress = field(default=silent, compare=False)
     compiled: bool = False
+    ranks: Ranks = field(default_factory=Ranks)
 
     @classmethod
     def of(

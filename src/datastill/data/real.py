@@ -185,11 +185,11 @@ class RealSet:
             sha.update(self.captions.content().encode())
         return sha.hexdigest()[:16]
 
-    def plot(self) -> Figure:
-        """Some images of every class as a matplotlib figure; see `datastill.plot`."""
+    def plot(self, kind: str = "") -> Figure:
+        """Some images of every class as a matplotlib figure, or what `kind` asks for; see `datastill.plot`."""
         import datastill
 
-        return datastill.plot(self)
+        return datastill.plot(self, kind)
 
     def _repr_html_(self) -> str:
         import datastill

@@ -15,12 +15,15 @@ from datastill.core.errors import Diverged, InputError, Interrupted, UserCodeFai
 from datastill.core.interrupt import Stopped
 from datastill.core.loop import synthesize
 from datastill.core.plan import Callback, Plan, Progress, Task, silent
-from datastill.core.ranges import Count, Few, Seconds, SecondsOrNone, Seed, checked
+from datastill.core.ranges import Count, Processes, Seconds, SecondsOrNone, Seed, checked
+from datastill.core.ranks import joined
 from datastill.core.registry import Method
 from datastill.core.runtime import Runtime
+from datastill.core.split import refuse_unsplit
 from datastill.core.threads import threads_for
 from datastill.core.update import load_optimizers
 from datastill.data.places import places_of
+from datastill.distillation.among import among
 from datastill.distillation.budget import within
 from datastill.distillation.job import CONFIG, Job, RunRecord, as_begun, prepare_job
 from datastill.distillation.parallel import Spread, run_apart
@@ -65,7 +68,7 @@ def distill(
     callbacks: Sequence[Callback] = (),
     track: Any = None,
     checkpoint_seconds: SecondsOrNone = 15.0,
-    workers: Few = 1,
+    workers: Processes = 1,
     shard: tuple[int, int] | None = None,
     units: str | Path | None = None,
     **options: Any,
@@ -87,13 +90,14 @@ def distill(
         device: "auto", "cpu", "cuda", "mps".
         precision: "float32", or "bf16" for the networks' convolutions and matrix products.
         compile: "on", "off" or "auto": compiled code for the networks, for long runs on a CPU.
-        progress: told how a preparation goes, such as the feature network of a coreset; callbacks see the loop.
+        progress: told how a preparation goes, such as the feature network of a coreset; callbacks see the loop. A
+            `datastill.Progress` shows both.
         callbacks: hooks into the loop.
         track: where numbers of each step go besides `losses.csv` and `losses.jsonl` in `out`: "tensorboard", a function
             that takes them by name and `step=` (`mlflow.log_metrics`, `wandb.log`), or several of these.
         checkpoint_seconds: time between checkpoints; never changes a result.
-        workers: processes for the blocks of a method that has several, one torch thread each; needs `out`. Callbacks
-            then see nothing of the blocks.
+        workers: processes for the blocks of a method that has several, one torch thread each, or "ray" or "ray:4" for
+            those of a Ray cluster; needs `out`. Callbacks then see nothing of the blocks.
         shard: (i, n) to recover every n-th block from the i-th on alone, for n machines that share `out`; whoever calls
             without it afterwards, with resume, puts the set together.
         units: a folder where experts and other prepared things are kept and found again, for runs that share them;
@@ -110,28 +114,32 @@ def distill(
     Raises:
         InputError: something given cannot be used.
         Interrupted: Ctrl-C; what was done is saved in `out`.
+        RankFailed: another process of the run has ended.
         ShareDone: with `shard`, once its blocks are done.
         Diverged: too many non-finite steps.
     """
     folder = Path(out) if out is not None else None
-    if folder is not None:
-        check_out(folder, resume, real)
-    hooks = [*callbacks, *trackers(track, folder)]
-    job = prepare_job(
-        method,
-        real,
-        ipc=ipc,
-        network=network,
-        recipe=recipe,
-        seed=seed,
-        runtime=Runtime.of(device, precision, compile, progress),
-        folder=folder if units is None else Path(units),
-        **options,
-    )
-    spread = Spread(workers, shard)
-    return carry_out(
-        job, folder, budget=budget, resume=resume, callbacks=hooks, every=checkpoint_seconds, spread=spread
-    )
+    with joined():
+        if folder is not None:
+            check_out(folder, resume, real)
+        hooks = [*callbacks, *trackers(track, folder)]
+        if isinstance(progress, Callback) and progress not in hooks:
+            hooks.append(progress)
+        job = prepare_job(
+            method,
+            real,
+            ipc=ipc,
+            network=network,
+            recipe=recipe,
+            seed=seed,
+            runtime=Runtime.of(device, precision, compile, progress),
+            folder=folder if units is None else Path(units),
+            **options,
+        )
+        spread = Spread(workers, shard)
+        return carry_out(
+            job, folder, budget=budget, resume=resume, callbacks=hooks, every=checkpoint_seconds, spread=spread
+        )
 
 
 def carry_out(
@@ -155,10 +163,12 @@ def carry_out(
     spread.check(folder)
     if job.task.folder not in (None, folder):  # units of several runs
         refuse_inside(sound_path(job.task.folder), places_of(job.task.real))
-    job = job.begun()
-    if budget is not None:
-        job = within(job, budget, folder, resume)
-    return run_job(job, folder, callbacks, every, spread)
+    with joined() as ranks:
+        job, folder, callbacks = among(ranks, job, folder, callbacks, spread, budget)
+        job = job.begun()
+        if budget is not None:
+            job = within(job, budget, folder, resume)
+        return run_job(job, folder, callbacks, every, spread)
 
 
 def run_job(
@@ -170,10 +180,12 @@ def run_job(
 ) -> DistilledSet:
     """Prepare, synthesize, and write the artifact."""
     spread = spread or Spread()
-    stored = _stored(folder)
+    ranks = job.task.runtime.ranks
+    stored = ranks.made_by_first(lambda: _stored(folder))
     if stored is not None:
         job = as_begun(job, stored)
     plan = job.plan()
+    refuse_unsplit(plan, job.task, job.method_name)
     if plan.update:
         load_optimizers()
     with threads_for((plan.network or job.task.network).macs):
@@ -203,7 +215,8 @@ def _run_plan(
 ) -> DistilledSet:
     fallbacks, config = compilation.fallbacks(), job.config(plan)
     checkpointer = None if folder is None else _begin(folder, config, stored, checkpoint_seconds)
-    prepared, prepare_seconds = _prepared(plan, job.task, folder, stored)
+    ranks = job.task.runtime.ranks
+    prepared, prepare_seconds = ranks.made_by_first(lambda: _prepared(plan, job.task, folder, stored))
     try:
         if spread.pooled and checkpointer is not None:
             run_apart(job, plan, prepared, checkpointer, spread)

@@ -131,6 +131,7 @@ class Job:
                 "precision": self.task.precision,
                 "compile": self.task.compile,
                 "threads": torch.get_num_threads(),
+                **({} if self.task.runtime.ranks.alone else {"ranks": self.task.runtime.ranks.count}),
                 **{name: value for override in self.overrides for name, value in override.config().items()},
                 "chunk": chunk_for((plan.network or self.task.network).macs, self.task.device),
                 **({"code": self.code} if self.code else {}),

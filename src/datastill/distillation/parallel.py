@@ -18,7 +18,7 @@ from datastill.core.loop import run_block
 from datastill.core.plan import Block, Plan, Progress, silent
 from datastill.data.shared import shared
 from datastill.distillation.job import Job
-from datastill.launch import Done, Unit, check_workers, run_units
+from datastill.launch import Done, Unit, Workers, check_workers, run_units
 from datastill.store.checkpoint import Checkpointer
 from datastill.store.files import write_text
 from datastill.store.folders import held
@@ -39,13 +39,13 @@ class _Work:
 class Spread:
     """Over how many processes the blocks of a run go, and which of them are recovered here."""
 
-    workers: int = 1
+    workers: int | str = 1
     shard: tuple[int, int] | None = None
 
     @property
     def pooled(self) -> bool:
         """Whether blocks run as units, one torch thread each."""
-        return self.workers > 1 or self.shard is not None
+        return Workers.of(self.workers).several or self.shard is not None
 
     @contextlib.contextmanager
     def holding(self, folder: Path | None) -> Iterator[None]:
@@ -82,12 +82,31 @@ def blocks_of(plan: Plan, job: Job, shard: tuple[int, int] | None = None) -> lis
     return blocks if shard is None else [b for k, b in enumerate(blocks) if k % shard[1] == shard[0]]
 
 
+def run_apart(
+    job: Job, plan: Plan, prepared: dict[str, dict[str, Tensor]], checkpointer: Checkpointer, spread: Spread
+) -> None:
+    """Recover blocks in other processes, or a share of them, which ends the run (`ShareDone`)."""
+    if torch.get_num_threads() != 1:
+        raise InputError(
+            "This run began with several torch threads, and blocks in other processes have one, which rounds "
+            "otherwise; resume it without workers."
+        )
+    blocks = blocks_of(plan, job, spread.shard)
+    in_processes(job, blocks, prepared, checkpointer, spread.workers, job.task.progress)
+    if spread.shard is not None:
+        i, n = spread.shard
+        raise ShareDone(
+            f"Share {i}/{n} is done: {len(blocks)} of {len(blocks_of(plan, job))} blocks, in {checkpointer.folder}. "
+            "When all shares are, the same without a share, and with --resume, puts the set together."
+        )
+
+
 def in_processes(
     job: Job,
     blocks: list[Block],
     prepared: dict[str, dict[str, Tensor]],
     checkpointer: Checkpointer,
-    workers: int,
+    workers: int | str,
     progress: Progress = silent,
 ) -> None:
     """Recover the blocks that are not finished, one torch thread each; images do not depend on `workers`.

@@ -172,11 +172,11 @@ class Evaluation:
         plain = "" if self.augmented else "no augmentation"
         return ", ".join(filter(None, (self.protocol, labels, self.optimizer, plain)))
 
-    def plot(self) -> Figure:
-        """Accuracies of all networks as a matplotlib figure; see `datastill.plot`."""
+    def plot(self, kind: str = "") -> Figure:
+        """Accuracies of all networks as a matplotlib figure, or what `kind` asks for; see `datastill.plot`."""
         import datastill
 
-        return datastill.plot(self)
+        return datastill.plot(self, kind)
 
     def _repr_html_(self) -> str:
         import datastill

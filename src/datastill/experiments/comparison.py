@@ -9,7 +9,7 @@ from typing import Any
 
 from datastill.core.allocator import keep_freed_memory
 from datastill.core.errors import InputError, Interrupted
-from datastill.core.ranges import Few, Seconds, checked
+from datastill.core.ranges import Few, Processes, Seconds, checked
 from datastill.data.places import places_of
 from datastill.evaluation.protocols import Protocol
 from datastill.experiments.cells import perform, readable
@@ -17,7 +17,7 @@ from datastill.experiments.grid import lay_out, units_of
 from datastill.experiments.result import Comparison, load_comparison
 from datastill.experiments.settings import Settings, make_settings
 from datastill.experiments.sources import RealSets, real_sets
-from datastill.launch import Done, Failure, UnitsFailed, check_workers, one_thread, run_units
+from datastill.launch import Done, Failure, UnitsFailed, Workers, check_workers, one_thread, run_units
 from datastill.store.artifact import MANIFEST
 from datastill.store.files import write_text
 from datastill.store.folders import held
@@ -55,7 +55,7 @@ def compare(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     budget: Seconds | None = None,
     out: str | Path | None = None,
-    workers: Few = 1,
+    workers: Processes = 1,
     device: str = "auto",
     precision: str = "float32",
     compile: str = "auto",
@@ -82,7 +82,7 @@ def compare(
         budget: seconds of distillation, which become a number of steps once per method, data set and size,
             by a measurement at the start; a method whose steps are given keeps them.
         out: a folder for cells, results and tables; None keeps nothing on disk.
-        workers: processes to run cells in.
+        workers: processes to run cells in; "ray" or "ray:4": those of a Ray cluster.
         device: "auto", "cpu", "cuda", "mps".
         precision: of the networks' arithmetic: "float32", or "bf16" where the processor is fast at it.
         compile: "on", "off" or "auto": compiled code, where a cell's distillation or its scoring is long enough.
@@ -104,7 +104,7 @@ def compare(
         recipe=recipe, settings=settings, budget=budget, device=device, precision=precision, compile=compile,
         changes=changes,
     )  # fmt: skip
-    if workers != 1:
+    if Workers.of(workers).several:
         if not (network is None or isinstance(network, str)):
             raise InputError("Workers build the network by its name; give network= as a name, or workers=1.")
         reals.check_references()
@@ -125,12 +125,12 @@ def refuse_comparison(out: Path, real: Any) -> None:
     refuse_out(out, [place for source in sources for place in places_of(source)], COMPARISON)
 
 
-def _compare(asked: Settings, reals: RealSets, out: Path, workers: int, progress: Progress) -> Comparison:
+def _compare(asked: Settings, reals: RealSets, out: Path, workers: int | str, progress: Progress) -> Comparison:
     with held(out):
         return _compare_in(asked, reals, out, workers, progress)
 
 
-def _compare_in(asked: Settings, reals: RealSets, out: Path, workers: int, progress: Progress) -> Comparison:
+def _compare_in(asked: Settings, reals: RealSets, out: Path, workers: int | str, progress: Progress) -> Comparison:
     with one_thread():
         work, cells = lay_out(asked, reals, out)
         units = units_of(work, cells)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,11 @@ from datastill.debias.reweight import way_of
 from datastill.distillation.distill import distill
 from datastill.distillation.job import prepare_job
 from datastill.evaluation.evaluate import evaluate
+from datastill.experiments.debias_cell import Cell
+from datastill.experiments.debias_spread import measure_apart
 from datastill.experiments.records import StudyCell
 from datastill.experiments.settings import pick_protocol, refuse_unknown_values
+from datastill.launch import Workers, check_workers
 from datastill.overrides.surrogates import Surrogates
 from datastill.report.card import CARD
 from datastill.store.artifact import MANIFEST, DistilledSet, load_distilled
@@ -127,13 +130,24 @@ class DebiasStudy:
         real: RealSet,
         out: Path,
         *,
+        workers: int | str = 1,
         progress: Progress = silent,
         callbacks: Sequence[Callback] = (),
         on_cell: Callable[[dict[str, Any]], None] | None = None,
     ) -> list[dict[str, Any]]:
         """Make what is missing; the records of all cells.
 
+        Args:
+            real: the biased set.
+            out: folder of the study.
+            workers: processes for the cells, with the numbers of one process of one torch thread, or "ray" or "ray:4";
+                progress and callbacks then see nothing of them.
+            progress: told how a cell goes.
+            callbacks: hooks into the loops of all sets.
+            on_cell: told the record of every cell, once it is there.
+
         Raises:
+            UnitsFailed: with workers, some cells failed; the others are kept.
             InputError: an unknown method or way to weigh, or a set without bias labels.
         """
         if real.bias is None or real.test is None or real.test.bias is None:
@@ -141,9 +155,33 @@ class DebiasStudy:
                 f"{real.name} does not know the bias of its images, which the study scores by; take a biased set such "
                 "as cmnist:ratio=0.05, or use `datastill distill --debias kde` on your own data."
             )
+        check_workers(workers)
         refuse_out(out, places_of(real), STUDY)
         with held(out):
+            if Workers.of(workers).several:
+                self._run_apart(real, out, workers, on_cell)
+                on_cell = None
             return self._run(real, out, progress, callbacks, on_cell)
+
+    def _run_apart(
+        self, real: RealSet, out: Path, workers: int | str, on_cell: Callable[[dict[str, Any]], None] | None
+    ) -> None:
+        def ended(path: Path) -> None:
+            if on_cell is not None:
+                on_cell(read_sealed(path, StudyCell))
+
+        paths = {self._record(cell, real, out): cell for cell in self.fitting(real)}
+        for path in paths:
+            if path.is_file():
+                ended(path)
+        missing = {path: cell for path, cell in paths.items() if not path.is_file()}
+        measure_apart(self, real, out, missing, workers, ended)
+
+    def _record(self, cell: Cell, real: RealSet, out: Path) -> Path:
+        """The file of a cell's record."""
+        assert real.test is not None
+        key = digest([cell.record, real.fingerprint, real.test.fingerprint, pick_device(self.device).type])
+        return out / "cells" / f"{cell.name}-{key}.json"
 
     def _run(
         self,
@@ -153,21 +191,20 @@ class DebiasStudy:
         callbacks: Sequence[Callback],
         on_cell: Callable[[dict[str, Any]], None] | None,
     ) -> list[dict[str, Any]]:
-        records, where = [], pick_device(self.device).type
-        assert real.test is not None
+        records = []
         for cell in self.fitting(real):
-            key = digest([cell.record, real.fingerprint, real.test.fingerprint, where])
-            path = out / "cells" / f"{cell.name}-{key}.json"
+            path = self._record(cell, real, out)
             if not path.is_file():
-                write_sealed(path, self._measure(cell, real, out, progress, callbacks))
+                write_sealed(path, self.measure(cell, real, out, progress, callbacks))
             records.append(read_sealed(path, StudyCell))
             if on_cell is not None:
                 on_cell(records[-1])
         return records
 
-    def _measure(
+    def measure(
         self, cell: Cell, real: RealSet, out: Path, progress: Progress, callbacks: Sequence[Callback]
     ) -> dict[str, Any]:
+        """The record of a cell; its set is made in the study's folder, if it is not there."""
         made = self._made(cell, real, out, progress, callbacks)
         found = evaluate(
             made,
@@ -187,7 +224,7 @@ class DebiasStudy:
         return {
             **cell.record,
             "protocol": found.protocol,
-            "set": str(self._folder(cell, real)),
+            "set": str(self.set_folder(cell, real)),
             "data": real.describe(),
             "accuracies": found.distilled.accuracies.flatten().tolist(),
             **groups.to_dict(),
@@ -202,7 +239,7 @@ class DebiasStudy:
         self, cell: Cell, real: RealSet, out: Path, progress: Progress, callbacks: Sequence[Callback]
     ) -> DistilledSet:
         """The cell's set: from its folder, or begun or gone on with there."""
-        folder = out / self._folder(cell, real)
+        folder = out / self.set_folder(cell, real)
         if (folder / MANIFEST).is_file() and (folder / CARD).is_file():  # the card is written last
             with held(folder):  # a kill's lock goes
                 return load_distilled(folder)
@@ -224,63 +261,9 @@ class DebiasStudy:
             **cell.values,
         )
 
-    def _folder(self, cell: Cell, real: RealSet) -> Path:
+    def set_folder(self, cell: Cell, real: RealSet) -> Path:
         """Where the cell's set lies, inside the study's folder."""
         return Path("sets") / f"{cell.set_name}-{digest([cell.making, real.fingerprint])}"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One set, and one way to train on it."""
-
-    method: str
-    debias: str
-    init: str
-    surrogates: str
-    training: str
-    ipc: int
-    seed: int
-    hyper: str  #: values of the method, as JSON
-    recipe: str
-    network: str | None
-    protocol: str
-    networks: int
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """Values of the method that were given."""
-        found: dict[str, Any] = json.loads(self.hyper)
-        return found
-
-    @property
-    def own_surrogates(self) -> str:
-        """What `distill` is to take; the experts of methods that follow some are among their values."""
-        return "method" if "expert_policy" in self.values else self.surrogates
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """Everything, JSON-able."""
-        return {**asdict(self), "hyper": self.values}
-
-    @property
-    def making(self) -> dict[str, Any]:
-        """What the set depends on."""
-        return {n: v for n, v in self.record.items() if n not in ("training", "protocol", "networks")}
-
-    @property
-    def set_name(self) -> str:
-        """Readable, and the same for every way to train on the set."""
-        parts = (self.method, self.debias, self.init, *(p for p in (self.surrogates,) if p != "method"))
-        return "-".join([*(_plain(p) for p in parts), f"ipc{self.ipc}", f"seed{self.seed}"])
-
-    @property
-    def name(self) -> str:
-        """Readable."""
-        return self.set_name + ("" if self.training == "plain" else f"-{_plain(self.training)}")
-
-
-def _plain(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-." else "" if c == "=" else "-" for c in text)
 
 
 def conflicting_share(made: DistilledSet, real: RealSet) -> float | None:

@@ -28,6 +28,7 @@ from datastill.store.outputs import FRONTIER, refuse_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FORMAT = "datastill-frontier"
 #: What stands as a line: it takes no time that a budget could change.
@@ -112,16 +113,17 @@ class Frontier:
         Args:
             format: "svg" or "png".
         """
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(8.5, 5.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        self._draw(axes)
         out = io.BytesIO()
-        figure.savefig(out, format=format, dpi=150, metadata={"Date": None} if format == "svg" else {})
+        self.plot().savefig(out, format=format, dpi=150, metadata={"Date": None} if format == "svg" else {})
         return out.getvalue()
+
+    def plot(self) -> Figure:
+        """The same as a matplotlib figure."""
+        from datastill.report.notebook import new_figure
+
+        figure = new_figure(8.5, 5.2)
+        self._draw(figure.subplots())
+        return figure
 
     def _draw(self, axes: Axes) -> None:
         best = self.best

@@ -1,6 +1,12 @@
-"""Independent units of work, one after the other or over a pool of processes, with equal results."""
+"""Independent units of work: one after the other, over a pool of processes, or over Ray, with equal results."""
 
-from datastill.launch.scheduler import check_workers, run_units
+from datastill.launch.ray_pool import cluster
+from datastill.launch.scheduler import run_units
+from datastill.launch.slots import WorkersLost
 from datastill.launch.units import Done, Failure, Function, Unit, UnitsFailed, one_thread
+from datastill.launch.workers import Workers, check_workers, inside_worker
 
-__all__ = ["Done", "Failure", "Function", "Unit", "UnitsFailed", "check_workers", "one_thread", "run_units"]
+__all__ = [
+    "Done", "Failure", "Function", "Unit", "UnitsFailed", "Workers", "WorkersLost", "check_workers", "cluster",
+    "inside_worker", "one_thread", "run_units",
+]  # fmt: skip

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for
@@ -22,8 +22,10 @@ from typing import Any
 import torch
 
 from datastill.core.allocator import keep_freed_memory
-from datastill.core.errors import DatastillError, InputError, Interrupted
-from datastill.launch.units import Failure, Function, Unit, attempt, without_needs
+from datastill.core.errors import Interrupted
+from datastill.launch.slots import End, WorkersLost, fill, lost
+from datastill.launch.units import Failure, Function, Unit, attempt
+from datastill.launch.workers import refuse_inside_worker
 
 #: Seconds that a worker has to write a checkpoint when it is asked to stop.
 GRACE_SECONDS = 8.0
@@ -31,50 +33,81 @@ GRACE_SECONDS = 8.0
 _stopped = False
 
 
-class WorkersLost(DatastillError):
-    """A worker process died; what it had finished is kept."""
-
-
 def run_pool(
     function: Function, units: Sequence[Unit], workers: int, ended: Callable[[Unit, Failure | None, float], None]
 ) -> None:
-    """Map over processes; `ended` is called here, in the order in which units end."""
-    if multiprocessing.parent_process() is not None:
-        raise InputError(
-            "Several workers were asked for inside a worker: put the call of your script under "
-            '`if __name__ == "__main__":`, since every worker imports the script.'
-        )
+    """Map over processes; `ended` is called here, in the order in which units end.
+
+    Raises:
+        WorkersLost: workers die before they are at work.
+    """
+    refuse_inside_worker()
     before = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-    held = list(units)
-    running: dict[Future[tuple[Failure | None, float]], Unit] = {}
+    pool = _Pool(function, workers)
     try:
-        while held or running:
-            ready = [unit for unit in held if unit.ready]
-            held = [unit for unit in held if not unit.ready]
-            with _interrupts_ignored():  # a worker inherits this, and is not interrupted while it starts
-                running |= {executor.submit(_work, function, unit): unit for unit in ready}
-            if not running:
-                for unit in held:
-                    ended(unit, without_needs(unit), 0.0)
-                break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                ended(running.pop(future), *future.result())
-        executor.shutdown()
-    except BrokenProcessPool as error:
-        done = sum(unit.finished for unit in units)
-        raise WorkersLost(
-            f"A worker process died (killed for want of memory, or it could not import your script); {done} of "
-            f"{len(units)} units are finished and kept; rerun the same command to go on, with fewer workers if "
-            "memory is short."
-        ) from error
+        fill(pool, units, ended)
     finally:
-        executor.shutdown(wait=False, cancel_futures=True)
+        pool.close()
         _end([p for p in multiprocessing.active_children() if p not in before])
 
 
-def _work(function: Function, unit: Unit) -> tuple[Failure | None, float]:
+class _Worker:
+    """One process, which a kill takes away from one unit alone."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.executor = ProcessPoolExecutor(1, mp_context=context, initializer=_start_worker)
+        with _interrupts_ignored():  # a worker inherits this, and is not interrupted while it starts
+            self.begun = self.executor.submit(os.getpid)
+
+    @property
+    def came_to_life(self) -> bool:
+        """Whether it has imported the caller's script."""
+        return self.begun.done() and self.begun.exception() is None
+
+
+class _Pool:
+    """`Slots` of processes: each is started when it is first needed, and again after it has died."""
+
+    def __init__(self, function: Function, count: int) -> None:
+        self.function, self.count = function, count
+        self.free: list[_Worker] = []
+        self.busy: dict[Future[End], _Worker] = {}
+
+    def submit(self, unit: Unit) -> Future[End]:
+        """Begin a unit in a process."""
+        worker = self.free.pop() if self.free else _Worker()
+        future = worker.executor.submit(_work, self.function, unit)
+        self.busy[future] = worker
+        return future
+
+    def wait(self, running: Collection[Future[End]]) -> Collection[Future[End]]:
+        """Those that have ended."""
+        return wait(running, return_when=FIRST_COMPLETED).done
+
+    def end(self, future: Future[End], unit: Unit) -> End:
+        """How a unit ended; a process that died is not used again."""
+        worker = self.busy.pop(future)
+        try:
+            found = future.result()
+        except BrokenProcessPool as error:
+            worker.executor.shutdown(wait=False)
+            if worker.came_to_life:
+                return lost(unit, "killed, perhaps for want of memory"), 0.0
+            raise WorkersLost(
+                "A worker process died as it began (killed for want of memory, or it could not import your script); "
+                "what is finished is kept; rerun the same command to go on, with fewer workers if memory is short."
+            ) from error
+        self.free.append(worker)
+        return found
+
+    def close(self) -> None:
+        """No more units."""
+        for worker in [*self.free, *self.busy.values()]:
+            worker.executor.shutdown(wait=not self.busy, cancel_futures=True)
+
+
+def _work(function: Function, unit: Unit) -> End:
     """One unit, in a worker."""
     global _stopped
     if _stopped:

@@ -6,14 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from datastill.core.allocator import keep_freed_memory
-from datastill.core.errors import InputError, Interrupted
+from datastill.core.errors import Interrupted
 from datastill.launch.pool import run_pool
+from datastill.launch.ray_pool import run_ray
 from datastill.launch.units import Clock, Done, Failure, Function, Unit, UnitsFailed, attempt, one_thread, without_needs
+from datastill.launch.workers import Workers
 
 OnDone = Callable[[Done], Any]
 
 
-def run_units(function: Function, units: Sequence[Unit], *, workers: int = 1, on_done: OnDone | None = None) -> None:
+def run_units(
+    function: Function, units: Sequence[Unit], *, workers: int | str = 1, on_done: OnDone | None = None
+) -> None:
     """Map a pure function over the units that are not finished.
 
     A unit is finished when its file is there, so a run that was stopped or killed goes on where it was when
@@ -23,19 +27,20 @@ def run_units(function: Function, units: Sequence[Unit], *, workers: int = 1, on
     Args:
         function: called as `function(*unit.arguments, unit.target)`; importable by name where workers > 1.
         units: those of one target are one unit; a unit stands after those whose files it needs.
-        workers: 1 runs in this process; more run in processes that are started afresh ("spawn").
+        workers: 1 runs in this process; more run in processes that are started afresh ("spawn"); "ray", or "ray:4" for
+            four at once, in those of a Ray cluster, whose machines share the folders of the files.
         on_done: told after every unit.
 
     Raises:
-        InputError: workers is no whole number of at least 1.
+        InputError: workers names none; or Ray is missing, does not start, or has workers of another version.
         Interrupted: Ctrl-C; what was finished is kept.
-        UnitsFailed: some failed; the others were done all the same.
-        WorkersLost: a worker was killed.
+        UnitsFailed: some failed, or lost their worker; the others were done all the same.
+        WorkersLost: workers die as they begin.
     """
-    check_workers(workers)
+    asked = Workers.of(workers)
     distinct = list({unit.target: unit for unit in units}.values())
     missing = [unit for unit in distinct if not unit.finished]
-    clock = Clock(missing, workers)
+    clock = Clock(missing, asked.likely)
     done = len(distinct) - len(missing)
     failures: list[Failure] = []
 
@@ -49,10 +54,12 @@ def run_units(function: Function, units: Sequence[Unit], *, workers: int = 1, on
             on_done(Done(unit, failure, seconds, done, len(distinct), left))
 
     try:
-        if workers == 1 or len(missing) < 2:
+        if not asked.go_apart(len(missing)):
             _run_here(function, missing, ended)
+        elif asked.ray:
+            run_ray(function, missing, asked, ended)
         else:
-            run_pool(function, missing, min(workers, len(missing)), ended)
+            run_pool(function, missing, min(asked.count, len(missing)), ended)
     except (KeyboardInterrupt, Interrupted) as stop:
         raise Interrupted(
             f"Stopped: {done - len(failures)} of {len(distinct)} units are finished and kept; "
@@ -60,12 +67,6 @@ def run_units(function: Function, units: Sequence[Unit], *, workers: int = 1, on
         ) from stop
     if failures:
         raise UnitsFailed(failures, len(distinct))
-
-
-def check_workers(workers: int) -> None:
-    """Refuse what is no number of workers."""
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise InputError(f"workers must be a whole number of at least 1, not {workers!r}.")
 
 
 def _run_here(function: Function, units: Sequence[Unit], ended: Callable[[Unit, Failure | None, float], None]) -> None:

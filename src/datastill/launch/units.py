@@ -55,6 +55,7 @@ class Failure:
     sentence: str
     exit_code: int
     traceback: str = ""
+    lost: bool = False  #: its process died, which says nothing of the unit
 
     def __str__(self) -> str:
         return f"{self.name}: {self.sentence}"

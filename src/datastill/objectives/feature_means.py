@@ -17,7 +17,7 @@ from datastill.core.context import Context, class_means
 from datastill.core.plan import Grads
 from datastill.engines.weight_gradients import compilable
 from datastill.objectives.siamese import augmented, draw_siamese
-from datastill.objectives.sides import GroupLoss, share_a_pass, synthetic_side
+from datastill.objectives.sides import GroupLoss, coupled, share_a_pass, synthetic_side
 
 if TYPE_CHECKING:
     from datastill.augment.dsa import DsaRecord
@@ -51,6 +51,10 @@ class FeatureMeans:
             features = real_features(network, batch, context, record, joint)
             real = context.reduce(features, batch.y, batch.weight)
         return synthetic_side(context, record, joint, self.loss_of(network, real, context))
+
+    def couples(self, context: Context) -> str:
+        """See `core.split.ByClass`."""
+        return coupled(context)
 
     def loss_of(self, network: Network, real: Tensor, context: Context) -> GroupLoss:
         """What a group of synthetic images costs, given the means (C, d) of real features."""

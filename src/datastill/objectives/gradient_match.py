@@ -83,6 +83,13 @@ class GradientMatch:
             losses.append(loss.detach())
         return Grads(loss=torch.cat(losses), x=grads)
 
+    def couples(self, context: Context) -> str:
+        """See `core.split.ByClass`."""
+        y = context.block.y if context.synthetic is None else context.synthetic.y
+        most = self.synthetic_batch
+        drawn = most is not None and y.ndim == 1 and int(y.bincount().max()) > most
+        return f"it looks at {most} images of each class, drawn for one class after the other" if drawn else ""
+
     def _side(self, context: Context, batch: Batch, record: DsaRecord | None) -> _Side:
         network = cast("Network", context.surrogate)
         coupled = _coupled(network, context, batch.x)

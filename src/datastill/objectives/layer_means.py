@@ -19,7 +19,7 @@ from datastill.core.context import Context, class_means
 from datastill.core.plan import Grads
 from datastill.objectives.feature_means import squared_distance
 from datastill.objectives.siamese import augmented, draw_siamese
-from datastill.objectives.sides import class_groups, share_a_pass, synthetic_side
+from datastill.objectives.sides import class_groups, coupled, share_a_pass, synthetic_side
 
 if TYPE_CHECKING:
     from datastill.augment.dsa import DsaRecord
@@ -80,6 +80,12 @@ class LayerMeans:
             return total if extra is None else total + extra(own["flat"], group)
 
         return synthetic_side(context, record, joint, loss)
+
+    def couples(self, context: Context) -> str:
+        """See `core.split.ByClass`."""
+        if self.discrimination:
+            return "a part of its loss holds each class against all others"
+        return coupled(context)
 
     @property
     def _weights(self) -> dict[str, float]:

@@ -60,6 +60,10 @@ class ReleasedMeans(FeatureMeans):
                 context.state["release"] = at.reduce(clipped(values, self.clip), batch.y, batch.weight)
         return synthetic_side(context, record, joint, self.loss_of(network, context.state["release"], context))
 
+    def couples(self, context: Context) -> str:
+        """See `core.split.ByClass`."""
+        return "what is released of all classes is kept for several steps"
+
     def loss_of(self, network: Network, real: Tensor, context: Context) -> GroupLoss:
         """What a group of synthetic images costs, given what was released (C, d)."""
 

@@ -25,7 +25,14 @@ GroupLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 def share_a_pass(context: Context) -> bool:
     """Whether all images of a side must go through the network together, since a layer couples them."""
     family = context.plan.network or context.task.network
-    return couples_samples(cast("Network", context.surrogate)) or family.couples_samples
+    return family.couples_samples or couples_samples(cast("Network", context.surrogate))
+
+
+def coupled(context: Context) -> str:
+    """Why classes are not apart, in a step or before the first; see `core.split.ByClass`."""
+    family = context.plan.network or context.task.network
+    found = family.couples_samples if context.surrogate is None else share_a_pass(context)
+    return "a layer of the network couples the images of a batch; take one without batch statistics" if found else ""
 
 
 def synthetic_side(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from datastill.core.errors import InputError, nearest
 from datastill.data.real import RealSet
 from datastill.data.survey import samples
 from datastill.evaluation.scores import Arm, Evaluation
 from datastill.report import words
+from datastill.report.charts import loss_curve, spans
 from datastill.report.pictures import grid, png, preview
 from datastill.report.section import data_uri
 from datastill.store.artifact import DistilledSet
@@ -73,35 +75,79 @@ def _(shown: Evaluation) -> str:
     return _block(f"{shown.measure.capitalize()}, {shown.conditions}", None, rows)
 
 
-@singledispatch
-def plot(shown: Any) -> Figure:
-    """A distilled set, a real set or an evaluation as a matplotlib figure: its images, or its accuracies.
+def plot(shown: Any, kind: str = "") -> Figure:
+    """A distilled set, a real set or an evaluation as a matplotlib figure.
+
+    Args:
+        shown: which.
+        kind: of a distilled set "images"; of a real set "images", or "classes": how many there are of each; of an
+            evaluation "accuracies", or "curves": the training loss of its networks. "" takes the first.
 
     Raises:
         TypeError: it is none of these.
+        InputError: an unknown kind, or curves that were not recorded.
     """
+    kinds = _kinds(shown)
+    if kind and kind not in kinds:
+        raise InputError(f"There is no plot {kind!r} of a {type(shown).__name__}. {nearest(kind, kinds)}")
+    return kinds[kind or next(iter(kinds))](shown)
+
+
+@singledispatch
+def _kinds(shown: Any) -> dict[str, Callable[[Any], Figure]]:
+    """Ways to plot it, by name, the usual one first."""
     raise TypeError(f"There is no plot of a {type(shown).__name__}.")
 
 
-@plot.register(DistilledSet)
-def _(shown: DistilledSet) -> Figure:
-    return _pictured(preview(shown))
+@_kinds.register(DistilledSet)
+def _(shown: DistilledSet) -> dict[str, Callable[[Any], Figure]]:
+    return {"images": lambda made: _pictured(preview(made))}
 
 
-@plot.register(RealSet)
-def _(shown: RealSet) -> Figure:
-    return _pictured(_contact_sheet(shown))
+@_kinds.register(RealSet)
+def _(shown: RealSet) -> dict[str, Callable[[Any], Figure]]:
+    return {"images": lambda real: _pictured(_contact_sheet(real)), "classes": _class_counts}
 
 
-@plot.register(Evaluation)
-def _(shown: Evaluation) -> Figure:
-    arms = _arms(shown)
-    return dots([(name, 100 * arm.accuracies.flatten().numpy()) for name, arm in arms], f"{shown.measure} (%)")
+@_kinds.register(Evaluation)
+def _(shown: Evaluation) -> dict[str, Callable[[Any], Figure]]:
+    return {"accuracies": _accuracies, "curves": _curves}
+
+
+def _class_counts(real: RealSet) -> Figure:
+    figure = new_figure(6.0, 0.6 + 0.25 * real.classes)
+    axes = figure.add_subplot()
+    axes.barh(range(real.classes), real.counts.numpy())
+    axes.set_yticks(range(real.classes), real.class_names)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"training images of {real.name}")
+    return figure
+
+
+def _accuracies(found: Evaluation) -> Figure:
+    arms = _arms(found)
+    return dots([(name, 100 * arm.accuracies.flatten().numpy()) for name, arm in arms], f"{found.measure} (%)")
+
+
+def _curves(found: Evaluation) -> Figure:
+    figure = new_figure(6.0, 3.0)
+    axes = figure.add_subplot()
+    arms = [(name, arm) for name, arm in _arms(found) if arm.losses]
+    if not arms:
+        raise InputError("No training losses were recorded with these accuracies.")
+    for name, arm in arms:
+        curve = loss_curve(arm.losses, name)
+        axes.plot(curve.x.numpy(), curve.y.numpy(), label=name)
+    axes.set_yscale("log" if all(spans(arm.losses) for _, arm in arms) else "linear")
+    axes.set_xlabel("pass over the set")
+    axes.set_ylabel("training loss")
+    axes.legend(frameon=False)
+    return figure
 
 
 def dots(rows: Sequence[tuple[str, Any]], label: str) -> Figure:
     """One row for each name, from the top: its values as dots, their mean as a line."""
-    figure = _figure(6.0, 0.9 + 0.4 * len(rows))
+    figure = new_figure(6.0, 0.9 + 0.4 * len(rows))
     axes = figure.add_subplot()
     for k, (_, values) in enumerate(rows):
         axes.plot(values, [k] * len(values), "o", alpha=0.6)
@@ -133,19 +179,31 @@ def _contact_sheet(real: RealSet) -> Image.Image:
 
 
 def _pictured(picture: Image.Image) -> Figure:
-    figure = _figure(picture.width / 100, picture.height / 100)
+    figure = new_figure(picture.width / 100, picture.height / 100)
     axes = figure.add_subplot()
     axes.imshow(picture)
     axes.set_axis_off()
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, so many inches large, that notebooks draw as it is."""
     from matplotlib.figure import Figure
 
-    if "IPython" in sys.modules:
-        import matplotlib.pyplot  # noqa: F401  # lets notebooks draw figures
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        _let_draw(shell, Figure)
     return Figure(figsize=(width, max(1.0, height)), layout="constrained")
+
+
+def _let_draw(shell: Any, kind: type) -> None:
+    """A notebook draws figures once pyplot has made one; ours are made without it."""
+    try:
+        shell.display_formatter.formatters["image/png"].lookup_by_type(kind)
+    except KeyError:
+        from IPython.core.pylabtools import select_figure_formats
+
+        select_figure_formats(shell, {"png"})
 
 
 def _block(title: str, picture: Image.Image | None, rows: Sequence[tuple[str, str]]) -> str:

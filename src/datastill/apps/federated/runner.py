@@ -18,14 +18,14 @@ from datastill.apps.federated.rounds import asked_of, flaw_of, gathered, score_o
 from datastill.apps.federated.strategy import Payload, State, Strategy, bytes_of
 from datastill.core.errors import InputError
 from datastill.core.plan import Progress, silent
-from datastill.core.ranges import Amount, Count, Few, SecondsOrNone, Seed, Share, checked
+from datastill.core.ranges import Amount, Count, Few, Processes, SecondsOrNone, Seed, Share, checked
 from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
 from datastill.data import RealSet, load_real
 from datastill.data.places import places_of
 from datastill.evaluation.inputs import with_test
 from datastill.experiments.sources import RealSets
-from datastill.launch import Done, Unit, UnitsFailed, check_workers, run_units
+from datastill.launch import Done, Unit, UnitsFailed, Workers, check_workers, cluster, run_units
 from datastill.store.checkpoint import refuse_other
 from datastill.store.files import read_sealed, write_json, write_sealed, write_tensors
 from datastill.store.folders import held
@@ -50,7 +50,7 @@ def federated(
     network: Any = None,
     seed: Seed = 0,
     out: str | Path | None = None,
-    workers: Few = 1,
+    workers: Processes = 1,
     device: str = "auto",
     progress: Progress = silent,
 ) -> Federation:
@@ -71,7 +71,7 @@ def federated(
         network: an architecture; None takes the ConvNet that fits.
         seed: of every draw.
         out: a folder that keeps every round; the same call goes on in it. None keeps nothing.
-        workers: processes for clients.
+        workers: processes for clients; "ray" or "ray:4": those of a Ray cluster.
         device: "auto", "cpu", "cuda", "mps".
         progress: told after every client and round.
 
@@ -84,14 +84,14 @@ def federated(
     if out is not None:
         refuse_out(out, places_of(data), FEDERATED)
     work = deal(strategy, data, clients, partition, min_size=min_size, network=network, seed=seed, device=device)
-    if workers > 1:
+    if Workers.of(workers).several:
         work.reals.check_references()
     config = {
         "data": data.describe(), "clients": clients, "partition": partition, "min_size": min_size, "active": active,
         "deadline": deadline, "network": work.factory.describe(), "seed": seed,
         "device": Runtime.of(device).device.type,
     }  # fmt: skip
-    with _folder(out) as folder:
+    with _folder(out) as folder, cluster(workers):
         run = Run(work, folder, active, deadline, workers, progress, rounds)
         _agree(folder, {"strategy": work.strategy.name, "options": options_of(work.strategy), **config})
         found = [run.round(r) for r in range(rounds)]
@@ -179,7 +179,7 @@ class Run:
     folder: Path
     active: float
     deadline: float
-    workers: int
+    workers: int | str
     progress: Progress
     rounds: int
 
@@ -227,8 +227,11 @@ class Run:
             )
             for k in asked
         ]  # fmt: skip
-        with contextlib.suppress(UnitsFailed):
+        try:
             run_units(play, units, workers=self.workers, on_done=self._teller(units, asked, dropped))
+        except UnitsFailed as failed:
+            if any(one.lost for one in failed.failures):  # nothing that a client did: the round is not over
+                raise
         found = {}
         for k, unit in zip(asked, units, strict=True):
             if k in dropped:

@@ -18,11 +18,12 @@ from datastill.apps.privacy.shadows import Recipe, Shadows, logits_of
 from datastill.apps.privacy.visual import Visual, lpips_look, visual
 from datastill.core.errors import InputError
 from datastill.core.plan import Progress, silent
-from datastill.core.ranges import Amount, Count, Few, Seed, checked
+from datastill.core.ranges import Amount, Count, Few, Processes, Seed, checked
 from datastill.core.rng import Rng
 from datastill.data.stratify import hold_out
 from datastill.evaluation.inputs import load_sets, real_for, with_test
 from datastill.evaluation.protocols import get_protocol
+from datastill.launch import check_workers
 from datastill.store.artifact import DistilledSet
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def audit(
     lpips: str | Path | None = None,
     seed: Seed = 0,
     out: str | Path | None = None,
-    workers: Few = 1,
+    workers: Processes = 1,
     device: str = "auto",
     progress: Progress = silent,
 ) -> Audit:
@@ -161,13 +162,14 @@ def audit(
         lpips: file of AlexNet's weights, for the perceptual search.
         seed: of samples, networks and shadows.
         out: folder where shadows are kept and found again; None keeps none.
-        workers: processes for shadows.
+        workers: processes for shadows; "ray" or "ray:4": those of a Ray cluster.
         device: "auto", "cpu", "cuda", "mps".
         progress: told on the way.
 
     Raises:
         InputError: members without others, unequal sets, or what `evaluate` refuses.
     """
+    check_workers(workers)
     if shadows and (shadows % 2 or shadows < LEAST_SHADOWS):
         raise InputError(f"Shadows come in pairs: take an even number from 4 on, or none, not {shadows}.")
     (made,) = load_sets(distilled)
@@ -262,7 +264,7 @@ def _hard_labels(
 
 def _lira(
     logits: Sequence[Sequence[Tensor]], pool: Sequence[RealSet], recipe: Recipe, count: int, seed: int,
-    out: str | Path | None, workers: int, progress: Progress,
+    out: str | Path | None, workers: int | str, progress: Progress,
 ) -> dict[str, Membership]:  # fmt: skip
     """Both variants, the target's confidence averaged over its networks."""
     made = Shadows.of(pool, recipe, count, seed)

@@ -69,12 +69,12 @@ class Shadows:
         pool = replace(sides[0], store=MemoryStore(images), labels=labels, weights=None, bias=None, test=None)
         return cls(pool, recipe, halves(labels, count, seed), seed)
 
-    def confidences(self, folder: Path, *, workers: int = 1, progress: Progress = silent) -> Tensor:
+    def confidences(self, folder: Path, *, workers: int | str = 1, progress: Progress = silent) -> Tensor:
         """phi of every sample of the pool under every shadow, (k, n); those that are in the folder are read.
 
         Args:
             folder: a file for each shadow; the same call goes on in it.
-            workers: processes.
+            workers: processes; "ray" or "ray:4": those of a Ray cluster.
             progress: told after every shadow.
         """
         key = digest([self.pool.fingerprint, vars(self.recipe), self.seed, self.inside.to(torch.uint8)])

@@ -16,11 +16,11 @@ from datastill.core.errors import InputError, Interrupted
 from datastill.core.interrupt import StopRequest, stop_between_steps
 from datastill.core.plan import Progress, silent
 from datastill.core.precision import casting
-from datastill.core.ranges import Few, checked
+from datastill.core.ranges import Few, Processes, checked
 from datastill.core.rng import Rng
 from datastill.data.places import places_of
 from datastill.data.shared import SHARED_FILES
-from datastill.launch import Done, Unit, check_workers, run_units
+from datastill.launch import Done, Unit, Workers, check_workers, run_units
 from datastill.store.files import digest
 from datastill.store.folders import held, remove_made
 from datastill.store.outputs import EXPERTS, refuse_out
@@ -48,7 +48,7 @@ def train_experts(
     out: str | Path,
     *,
     experts: Few = 10,
-    workers: Few = 1,
+    workers: Processes = 1,
     lossy: bool = False,
     span: Few = 2,
     progress: Progress = silent,
@@ -65,7 +65,7 @@ def train_experts(
         network: builds the networks.
         out: the folder of the buffer, new or one of the same configuration.
         experts: how many the buffer is to hold.
-        workers: processes to train in, one torch thread each.
+        workers: processes to train in, one torch thread each; "ray" or "ray:4": those of a Ray cluster.
         lossy: store float16 in half the space; refused for an expert of which it would change a step over `span`
             epochs by more than 1 %.
         span: epochs of a segment that will be matched; `lossy` alone asks for it.
@@ -86,7 +86,7 @@ def train_experts(
 
 
 def _train(
-    job: Job, experts: int, workers: int, progress: Progress, on_done: Callable[[Done], Any] | None
+    job: Job, experts: int, workers: int | str, progress: Progress, on_done: Callable[[Done], Any] | None
 ) -> ExpertBuffer:
     begin(job)
     units = [Unit(f"expert {k}", (k,), record_path(job.folder, k), "expert") for k in range(experts)]
@@ -94,7 +94,7 @@ def _train(
     partial = job.folder / PARTIAL
     if missing:
         pulses = [job.partial(k).pulse_path for k in range(experts)]
-        parallel = workers > 1 and missing > 1
+        parallel = Workers.of(workers).go_apart(missing)
         with portable(job, parallel, partial) as work, watching(job.folder, pulses, job.last, progress):
             units = [Unit(u.name, (work, *u.arguments), u.target, u.group) for u in units]
             run_units(train_expert, units, workers=workers, on_done=on_done)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import shutil
 import tempfile
 import weakref
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from datastill.core.errors import InputError, Interrupted
 from datastill.core.plan import Task
+from datastill.launch import Workers, inside_worker
 from datastill.store.files import digest
 from datastill.surrogates.experts.job import Job, make_job
 from datastill.surrogates.experts.policies import Policy, get_policy
@@ -53,7 +53,7 @@ class ExpertsUnit:
     seed: int | None = None
     lossy: bool = False
     span: int = 2
-    workers: int = 1
+    workers: int | str = 1
     path: str | Path | None = None
     network: NetworkFactory | None = None
 
@@ -85,7 +85,7 @@ class ExpertsUnit:
                 self._network(task),
                 folder,
                 experts=self.experts,
-                workers=1 if multiprocessing.parent_process() is not None else self.workers,
+                workers=1 if inside_worker() else self.workers,
                 progress=task.progress,
                 **self._settings(task),
             )
@@ -104,7 +104,7 @@ class ExpertsUnit:
         with rehearse(job) as timed:
             images = max(1, round(job.policy.part * len(task.real)))
             updates = math.ceil(images / job.policy.batch)
-            rounds = math.ceil(self.experts / self.workers)
+            rounds = math.ceil(self.experts / Workers.of(self.workers).likely)
             yield timed.path, rounds * job.last * (updates * timed.update_seconds + timed.epoch_seconds)
 
     def open(self, task: Task, prepared: Mapping[str, Tensor]) -> ExpertBuffer:
