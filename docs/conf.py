@@ -1,7 +1,11 @@
 """Sphinx configuration: `make docs` builds `docs/_build/html` and treats every warning as an error."""
 
+from pathlib import Path
+
 from datastill._version import __version__
 from datastill.core.registry import methods
+from datastill.experiments.leaderboard import write_leaderboard
+from datastill.experiments.ledger import read_ledger
 
 project = "datastill"
 author = "The datastill developers"
@@ -33,3 +37,14 @@ napoleon_numpy_docstring = False
 
 html_theme = "furo"
 html_title = f"datastill {version}"
+
+
+def setup(app):
+    """The page of results, from the files in the repository."""
+
+    def build(app, exception):
+        if exception is None and app.builder.format == "html":
+            results = Path(__file__).parents[1] / "results"
+            write_leaderboard(Path(app.outdir) / "leaderboard.html", read_ledger(results))
+
+    app.connect("build-finished", build)

@@ -14,12 +14,16 @@ _LAZY = {
     "as_html": "datastill.report.notebook",
     "load_pairs": "datastill.data",
     "load_real": "datastill.data",
+    "diagnose": "datastill.report",
     "distill": "datastill.distillation.distill",
     "compare": "datastill.experiments",
     "estimate": "datastill.distillation.budget",
     "evaluate": "datastill.evaluation",
     "Exported": "datastill.exchange.export",
     "export": "datastill.exchange.export",
+    "Pushed": "datastill.exchange.hub",
+    "pull_from_hub": "datastill.exchange.hub",
+    "push_to_hub": "datastill.exchange.hub",
     "import_released": "datastill.exchange",
     "load_distilled": "datastill.store.artifact",
     "methods": "datastill.core.registry",
@@ -37,8 +41,10 @@ if TYPE_CHECKING:
     from datastill.evaluation.protocols import protocols
     from datastill.exchange import import_released
     from datastill.exchange.export import Exported, export
+    from datastill.exchange.hub import Pushed, pull_from_hub, push_to_hub
     from datastill.exchange.loaders import as_dataloader
     from datastill.experiments import compare
+    from datastill.report.diagnostics import diagnose
     from datastill.report.notebook import as_html, plot
     from datastill.report.progress import Progress
     from datastill.store.artifact import load_distilled
@@ -46,11 +52,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Exported",
     "InputError",
+    "Pushed",
     "Progress",
     "__version__",
     "as_dataloader",
     "as_html",
     "compare",
+    "diagnose",
     "distill",
     "estimate",
     "evaluate",
@@ -62,6 +70,8 @@ __all__ = [
     "methods",
     "plot",
     "protocols",
+    "pull_from_hub",
+    "push_to_hub",
 ]
 
 

@@ -146,8 +146,10 @@ class TestResults:
         assert len(rows) == 4 + 2, "four of the comparison, the evaluation and its Random"
         mine = [r for r in rows if r["protocol"] == "dsa-quick-v1" and r["method"] == "dm" and r["ipc"] == 1]
         whole = json.loads((folder / "comparison.json").read_text())["rows"]
-        assert mine[0]["difference"] == next(r["difference"] for r in whole if r["method"] == "dm" and r["ipc"] == 1)
-        assert mine[0]["published"] is None
+        assert mine[0]["measured"]["difference"] == next(
+            r["difference"] for r in whole if r["method"] == "dm" and r["ipc"] == 1
+        )
+        assert mine[0]["reported"] is None
         code, out, _ = run(["results", tmp_path, "--markdown"], capsys)
         assert out.startswith("| data | ipc | method |")
         assert len(out.strip().splitlines()) == 2 + 6
@@ -172,8 +174,8 @@ class TestResults:
         code, out, err = run(["results", tmp_path, "--json"], capsys)
         assert code == 0, err
         (row,) = json.loads(out)
-        assert row["published"]["accuracy"] == 0.215
-        assert row["published"]["source"]
+        assert row["reported"]["accuracy"] == 0.215
+        assert row["reported"]["source"]
         assert row["remark"] == remark
         _, table, _ = run(["results", tmp_path, "--markdown"], capsys)
         assert "21.5 ± 1.2" in table

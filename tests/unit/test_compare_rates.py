@@ -115,7 +115,7 @@ def test_the_table_and_the_ledger_tell(done: Comparison) -> None:
     assert f"{one:g} (digits, ipc 1)" in done.table()
     assert f"{two:g} (digits, ipc 2)" in done.table()
     assert done.folder is not None
-    entries, others = read_ledger(done.folder)
+    entries, others, _ = read_ledger(done.folder)
     assert [e.row.method for e in entries] == ["random", "dm", "mtt"] * 2
     assert all(e.row.paired is not None for e in entries if e.row.method != "random"), "the rates differ, Random is one"
     assert not others, "the rates belong to it"

@@ -301,7 +301,7 @@ def test_the_hub(tmp_path: Path, monkeypatch):
             raise RuntimeError("Dataset scripts are no longer supported")
         return loaded
 
-    monkeypatch.setattr("datastill.data.hub._reachable", lambda endpoint: True)
+    monkeypatch.setattr("datastill.data.hub.reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     real = load_real("org/cifar10:config=plain,label=label")
     assert asked == [("org/cifar10", "plain")]

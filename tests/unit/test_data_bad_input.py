@@ -60,7 +60,7 @@ def test_missing_path(tmp_path: Path):
 
 
 def test_unknown_name(monkeypatch):
-    monkeypatch.setattr("datastill.data.hub._reachable", lambda endpoint: False)
+    monkeypatch.setattr("datastill.data.hub.reachable", lambda: False)
     monkeypatch.delenv("DATASTILL_DATA", raising=False)
     text = refused("no_such_set_at_all")
     assert "not a folder here, not under DATASTILL_DATA (which is not set)" in text

@@ -15,6 +15,7 @@ from datastill.core.errors import InputError
 from datastill.data.real import RealSet
 from datastill.decoders.encoded import Encoded, patches_of, stream_of
 from datastill.exchange.encode import PATCH, encode
+from datastill.models import resolve_network
 from datastill.store.artifact import DistilledSet
 
 NET = "convnet:width=4,depth=1"
@@ -51,6 +52,34 @@ def test_values_are_as_near_as_the_bits_of_their_group_allow(made: DistilledSet,
     # every patch spans a range inside its group's
     where = patches_of(8, 8, PATCH)
     assert where.view(8, 8)[0].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("method", ["mosaic", "random"])
+def test_refinement_rounds_up_or_down_to_what_other_networks_see_less_of(real: RealSet, method: str) -> None:
+    made = datastill.distill(method, real, ipc=3, network=NET)
+    plain, fine = encode(made, 2), encode(made, 2, refine=200)
+    assert "refined in 200 steps" in fine.manifest["notes"][-1]
+    assert fine.manifest["decoder"]["low"] == plain.manifest["decoder"]["low"]
+    apart = made.space.decode(fine.images) - made.space.decode(made.images)
+    assert float(apart.abs().max()) <= max(plain.manifest["decoder"]["step"]) + 0.05  # never to another neighbor
+    factory = resolve_network("convnet:width=16", channels=1, classes=10, size=(8, 8))
+    errors = {"plain": 0.0, "fine": 0.0}
+    for seed in range(5):
+        network = factory(10_000 + seed)
+        with torch.no_grad():
+            wanted = network.embed(made.images)
+            for name, one in (("plain", plain), ("fine", fine)):
+                errors[name] += float((network.embed(one.images) - wanted).square().sum() / wanted.square().sum())
+    assert errors["fine"] < 0.95 * errors["plain"]
+    assert torch.equal(encode(made, 2, refine=5).codes["blob"], encode(made, 2, refine=5).codes["blob"])
+
+
+def test_eight_bits_have_nothing_to_refine(made: DistilledSet, tmp_path: Path, capsys) -> None:
+    assert torch.equal(encode(made, 8, refine=9).codes["blob"], encode(made, 8).codes["blob"])
+    made.save(tmp_path / "whole")
+    command = ["export", str(tmp_path / "whole"), str(tmp_path / "x"), "--to", "encoded", "--refine", "9"]
+    assert main([*command, "--no-score"]) == 2
+    assert "--refine changes nothing with 8 bits" in capsys.readouterr().err
 
 
 def test_fewer_bits_take_fewer_bytes_and_lose_more(made: DistilledSet) -> None:

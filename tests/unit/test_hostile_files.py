@@ -513,8 +513,9 @@ def of_copies(folder: Path) -> dict[str, Callable[[], Any]]:
             shutil.rmtree(again)
 
     def read() -> None:
-        results([str(ledger), "--json"])
+        results([str(ledger), "--json"])  # what is damaged is kept out
         results([str(ledger), "--markdown"])
+        results(["--check", *(str(path) for path in ledger.glob("*.json"))])
 
     def replace() -> None:
         """Whether a result lies there is asked before the work."""

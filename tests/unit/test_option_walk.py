@@ -48,6 +48,8 @@ NEEDED = {
     "relabel": ["{set}"],
     "export": ["{set}", "{out}", "--no-score"],
     "inspect": ["{set}"],
+    "push": ["{set}", "nope"],
+    "pull": ["nope", "--out", "{out}"],
     "import": ["{file}", "--data", "digits", "--out", "{out}"],
     "teacher train": ["--out", "{out}", "--passes", "1", "--network", "convnet:width=4,depth=1,norm=batch"],
     "teacher import": ["{file}", "--network", "convnet:width=4,depth=1,norm=batch", "--out", "{out}"],

@@ -38,6 +38,8 @@ COMMANDS = {
     "data": "Show what is understood of real data before anything is done with it: splits, classes, sizes, pixels.",
     "inspect": "Show what a distilled set holds and how it was made.",
     "export": "Write a distilled set as image folders, parquet or a plain pair of tensors.",
+    "push": "Publish a distilled set on the Hugging Face Hub, with a card and a view that other tools read.",
+    "pull": "Get a distilled set from the Hugging Face Hub, and check it.",
     "import": "Make a set that others released as .pt one that can be scored.",
 }
 

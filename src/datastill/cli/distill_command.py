@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from datastill.cli.config_file import Config, config_of
 from datastill.cli.options import (
     DataOptions,
     RuntimeOptions,
@@ -41,6 +42,7 @@ UNNAMED = "auto"
 class RunOptions(RuntimeOptions):
     """What to make and where."""
 
+    config: Path | None = None  #: TOML file of options, such as run.toml of a run; those on the command line win
     out: Path = Path("runs/distilled")  #: folder of the run: distilled set, checkpoints, report
     ipc: Count = 1  #: images per class
     network: str | None = None  #: network to match on, such as convnet:width=64 or my_file.py:Net; sized to fit
@@ -50,6 +52,7 @@ class RunOptions(RuntimeOptions):
     profile: bool = False  #: measure a few steps first, and tell how long this run and the paper's setting take
     resume: bool = False  #: go on from the checkpoints in --out
     check_every: Amount = 0  #: every so many steps, train a network and show its accuracy on training images
+    track: tuple[Literal["tensorboard"], ...] = ()  #: where numbers of each step go besides losses.csv and losses.jsonl
     #: processes for the blocks of methods that have several (sre2l, cda, dwa); ray or ray:4 for those of a Ray cluster
     workers: Processes = 1
     shard: str | None = None  #: i/n: recover every n-th block from the i-th on, on one of n machines that share --out
@@ -61,7 +64,8 @@ class RunOptions(RuntimeOptions):
 def main(args: list[str]) -> int:
     """Parse and run."""
     name, rest = positional_first(args)
-    if name is None:
+    config = config_of(rest)
+    if name is None and config.method is None:
         if helped(args, usage):
             return 0
         if not args:
@@ -70,9 +74,9 @@ def main(args: list[str]) -> int:
                 "`datastill methods` lists them)."
             )
         name = UNNAMED
-        _refuse_options_of_methods(rest)
-    info = get_method(name)
-    run, data, values = parse_options(info, rest)
+        _refuse_options_of_methods([*rest, *(f"--{option}" for option in config.values)])
+    info = get_method(name or str(config.method))
+    run, data, values = parse_options(info, rest, config=config)
     with plain_warnings(run.quiet):
         try:
             return distill(info, run, data, values)
@@ -111,9 +115,9 @@ def usage() -> str:
 
 
 def parse_options(
-    info: MethodInfo, args: list[str], command: str = "distill"
+    info: MethodInfo, args: list[str], command: str = "distill", config: Config | None = None
 ) -> tuple[RunOptions, DataOptions, dict[str, Any]]:
-    """The run, the data, and overrides and those hyper-parameters that were given."""
+    """The run, the data, and overrides and those hyper-parameters that were given, on the command line or in a file."""
     options = dataclasses.make_dataclass(
         "Options",
         [
@@ -124,7 +128,11 @@ def parse_options(
         ],
         frozen=True,
     )
-    parsed: Any = parse(options, args, f"{command} {info.name}", f"{info.summary} ({info.paper})")
+    known = {f.name for cls in (RunOptions, DataOptions, override_options(), info.cls) for f in dataclasses.fields(cls)}
+    told, lost = ([], []) if config is None else config.arguments(args, known)
+    parsed: Any = parse(options, [*told, *args], f"{command} {info.name}", f"{info.summary} ({info.paper})")
+    if config is not None and lost and not (parsed.run.quiet or parsed.run.json):
+        print(f"The command line wins over {config.path}: {', '.join(lost)}.", file=sys.stderr)
     with_overrides(info.cls(), parsed.method)  # refused before the data are read
     return parsed.run, parsed.data, {**parsed.method, **dataclasses.asdict(parsed.changes)}
 
@@ -141,9 +149,11 @@ def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[s
     from datastill.evaluation.check import Check
     from datastill.report import write_run
     from datastill.report.snapshots import Snapshots
+    from datastill.report.tracking import trackers
 
     display = Display(run.quiet or run.json)
     check_out(run.out, run.resume, data.data)
+    asked = trackers(run.track, run.out)
     display.say(f"Reading {data.data} ...")
     real = data.load()
     budget = parse_seconds(run.budget) if run.budget is not None else None
@@ -161,7 +171,8 @@ def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[s
     if check is not None and real.kind != "classes":
         raise InputError("Checks on the way (--check-every) are of classes; evaluate a set of pairs when it is done.")
     snapshots = Snapshots()
-    hooks = [h for h in (snapshots, check, LoopProgress(display, check)) if h is not None]
+    shown = (snapshots, check, LoopProgress(display, check), *asked)
+    hooks = [h for h in shown if h is not None]
     with display.bars():
         distilled = carry_out(
             job,

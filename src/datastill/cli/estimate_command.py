@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from datastill.cli.config_file import config_of
 from datastill.cli.distill_command import describe_job, parse_options, parse_seconds
 from datastill.cli.options import helped, plain_warnings, positional_first
 from datastill.core.errors import InputError
@@ -13,12 +14,13 @@ from datastill.core.registry import get_method
 def main(args: list[str]) -> int:
     """Parse as `distill` does, run a few steps, tell."""
     name, rest = positional_first(args)
-    if name is None:
+    config = config_of(rest)
+    if name is None and config.method is None:
         if helped(args, usage):
             return 0
         raise InputError("Name a method: `datastill estimate dm --data PATH --ipc 10`.")
-    info = get_method(name)
-    run, data, values = parse_options(info, rest, "estimate")
+    info = get_method(name or str(config.method))
+    run, data, values = parse_options(info, rest, "estimate", config)
     from datastill.core.cost import describe_seconds
     from datastill.core.runtime import Runtime
     from datastill.distillation.budget import estimate_job, within

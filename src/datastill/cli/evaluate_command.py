@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,7 +35,8 @@ class EvaluateData(DataOptions):
 class EvaluateOptions(RuntimeOptions):
     """How to score."""
 
-    sets: tyro.conf.Positional[tuple[Path, ...]]  #: folders of distilled sets; three or more give an interval over sets
+    #: folders of distilled sets, or hub:NAME/SET; three or more give an interval over sets
+    sets: tyro.conf.Positional[tuple[Path, ...]]
     data: EvaluateData
     #: dc-v1, dc-v1-dsa, dsa-quick-v1, mtt-v1, mtt-quick-v1, idc-v1, idc-quick-v1, soft-quick-v1, sre2l-cifar-v1,
     #: sre2l-imagenet-v1, dwa-imagenet-v1, tiny-sgd-v1, rded-v1, rd3-v1, g-vbsm-cifar-v1, edc-imagenet-v1,
@@ -51,6 +52,11 @@ class EvaluateOptions(RuntimeOptions):
     teacher: Path | None = None  #: folder of who labels, instead of the teacher that comes with each set
     teacher_network: str | None = None  #: what builds that teacher, where its network is not built in
     training: str = "plain"  #: or dfa, selecmix: networks that resist a bias; options as in dfa:steps=4000
+    optimizer: Literal["auto", "sgd", "adam", "adamw"] = "auto"  #: that trains, at its usual rate; auto: the protocol's
+    augmented: bool = True  #: with the protocol's augmentation; without it, on images as they are
+    #: robustness scores with their parts (LRS, ARS): fractions keeps them in [0, 1]; released counts as DD-Ranking's
+    #: package. Trains on the whole real set too, on hard labels, and without augmentation
+    scores: Literal["none", "fractions", "released"] = "none"
     ceiling: bool = False  #: train on the whole real set too (30 passes; its cost is told first, the result cached)
     random: bool = True  #: put Random beside it, from the same initial subsets
     out: Path | None = None  #: a JSON file for the result; none keeps it beside the first set
@@ -70,12 +76,11 @@ def score(options: EvaluateOptions) -> int:
     from datastill.cli.progress import Display
     from datastill.core.errors import InputError
     from datastill.data.places import places_of
-    from datastill.evaluation import evaluate
+    from datastill.evaluation import evaluate, evaluate_robustness
     from datastill.evaluation.inputs import real_for
     from datastill.report import write_run
     from datastill.report.section import Reading
     from datastill.store.artifact import load_distilled
-    from datastill.store.files import write_json
     from datastill.store.outputs import refuse_out_file
 
     if not options.sets:
@@ -85,34 +90,71 @@ def score(options: EvaluateOptions) -> int:
         refuse_void(options.data, of_data, "without --data: the set says how its real data are read")
     display = Display(options.quiet or options.json)
     sets = [load_distilled(folder) for folder in options.sets]
-    target = options.out or options.sets[0] / ("regimes.json" if options.regimes else "evaluation.json")
+    target = _target(options)
     source = options.data.data or sets[0].record.data.source
-    refuse_out_file(target, ("regimes",) if options.regimes else ("distilled", "protocol"), places_of(source))
+    if target is not None:
+        refuse_out_file(target, ("regimes",) if options.regimes else ("distilled", "protocol"), places_of(source))
     real = options.data.load() if options.data.data is not None else real_for(sets[0], None)
     if options.data.data is None:
         display.say(f"Real data: {real.source}, which the set names.")
-    if options.ceiling:
+    if options.ceiling or options.scores != "none":
         _say_ceiling(options, sets[0], real, display)
     names: tuple[str, ...] = ("protocol", "networks", "network", "seed", "random", "ceiling")
-    names += ("labels", "teacher", "teacher_network", "training")
+    names += ("labels", "teacher", "teacher_network", "training", "optimizer", "augmented")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     if options.regimes:
         return _score_regimes(options, sets, real, {**settings, **options.engine}, target, display)
+    how: Callable[..., Evaluation] = evaluate
+    if options.scores != "none":
+        how, settings = evaluate_robustness, _for_scores(options, settings)
     with display.bars():
-        result = evaluate(sets, real, **settings, **options.engine, progress=display.update)
+        result = how(sets, real, **settings, **options.engine, progress=display.update)
     record = {**result.to_dict(), "command": shlex.join(["datastill", *sys.argv[1:]])}
     if options.json:
         print(json.dumps(record, indent=2))
     else:
         _print(result, real.class_names, display)
         _print_sections(Reading(sets, result, real), display)
-    write_json(target, record)
-    if options.out is None:
+    where = ""
+    if options.out is None and target is not None:
         write_run(options.sets[0], sets[0], real=real, evaluation=result, sets=sets)
-    if not options.json:
-        where = "" if options.out else f"; pictures in {options.sets[0] / 'report.html'}"
-        display.say(f"Written to {target}{where}.")
+        where = f"; pictures in {options.sets[0] / 'report.html'}"
+    _keep(target, record, where, display)
     return 0
+
+
+def _target(options: EvaluateOptions) -> Path | None:
+    """Where the result is kept; None for a set of the Hub, which has no folder of the user's."""
+    from datastill.store.hub import hub_name
+
+    if options.out is not None or hub_name(options.sets[0]) is not None:
+        return options.out
+    return options.sets[0] / ("regimes.json" if options.regimes else "evaluation.json")
+
+
+def _keep(target: Path | None, record: dict[str, Any], where: str, display: Display) -> None:
+    from datastill.store.files import write_json
+
+    if target is None:
+        display.say("Nothing was written; --out names a JSON file for the result.")
+        return
+    write_json(target, record)
+    display.say(f"Written to {target}{where}.")
+def _for_scores(options: EvaluateOptions, settings: dict[str, Any]) -> dict[str, Any]:
+    """What `evaluate_robustness` takes.
+
+    Raises:
+        InputError: an option that the scores settle themselves.
+    """
+    from datastill.core.errors import InputError
+
+    if not options.random or not options.augmented or options.training != "plain":
+        raise InputError(
+            "The scores need Random, and train with and without augmentation; leave --no-random, --no-augmented and "
+            "--training out."
+        )
+    settled = ("random", "ceiling", "augmented", "training")
+    return {"arithmetic": options.scores} | {name: value for name, value in settings.items() if name not in settled}
 
 
 def _score_regimes(
@@ -120,15 +162,16 @@ def _score_regimes(
     sets: list[DistilledSet],
     real: RealSet,
     settings: dict[str, Any],
-    target: Path,
+    target: Path | None,
     display: Display,
 ) -> int:
     """The sets under several kinds of labels: one table, one file."""
     from datastill.cli.tables import regimes_table
     from datastill.core.errors import InputError
     from datastill.evaluation import evaluate_regimes
-    from datastill.store.files import write_json
 
+    if options.scores != "none":
+        raise InputError("The scores have their own kinds of labels; leave --scores or --regimes out.")
     if settings.pop("labels") != "auto":
         raise InputError("Name the kinds of labels in --regimes alone; leave --labels out.")
     with display.bars():
@@ -145,9 +188,7 @@ def _score_regimes(
             display.out.print(f"{name}: {one.verdict}")
             for note in one.notes:
                 display.say(f"  {note}")
-    write_json(target, record)
-    if not options.json:
-        display.say(f"Written to {target}.")
+    _keep(target, record, "", display)
     return 0
 
 

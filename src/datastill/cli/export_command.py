@@ -19,10 +19,15 @@ class ExportOptions:
 
     folder: tyro.conf.Positional[Path]  #: folder of a distilled set
     target: tyro.conf.Positional[Path]  #: folder to write
-    #: imagefolder (PNG), parquet (as the Hub takes it), tensors (exact), or encoded (a distilled set in fewer bytes)
-    to: Literal["imagefolder", "parquet", "tensors", "encoded"] = "imagefolder"
+    #: imagefolder (PNG), parquet (as the Hub takes it), tensors (exact), encoded (a distilled set in fewer bytes), or
+    #: hub (what `datastill push` publishes)
+    to: Literal["imagefolder", "parquet", "tensors", "encoded", "hub"] = "imagefolder"
     bits: Bits = 8  #: of a value, with --to encoded
     most: Amount = 0  #: bytes that encoded images may take, with as many bits as fit, up to --bits; 0 sets no limit
+    refine: Amount = (
+        0  #: steps to round encoded values so that networks see less of it; 300 are enough, 0 is the nearest
+    )
+    data_license: str = ""  #: with --to hub, license of the real images, such as cc-by-4.0; else unknown
     score: bool = True  #: where pixels are rounded, score the set before and after
     data: str | None = None  #: real data to score on; none takes the source that the set names
     network: str | None = None  #: architecture for the scores; none takes that of the set, if that is built in
@@ -47,14 +52,11 @@ def write(options: ExportOptions) -> int:
     from datastill.exchange.export import export
     from datastill.store.artifact import load_distilled
 
-    if options.to != "encoded":
-        refuse_void(options, ("bits", "most"), f"with --to {options.to}")
-    if not options.score or options.to == "tensors":
-        why = "without a score" if not options.score else "with --to tensors, which loses nothing to score"
-        refuse_void(options, ("data", "network", "networks"), why)
+    _refuse_void(options)
     display = Display(options.quiet or options.json)
     distilled = load_distilled(options.folder)
-    done = export(distilled, options.target, options.to, bits=options.bits, most=options.most)
+    settings: dict[str, Any] = {"bits": options.bits, "most": options.most, "refine": options.refine}
+    done = export(distilled, options.target, options.to, license=options.data_license, **settings)
     record: dict[str, Any] = {
         "path": str(done.path),
         "lossless": done.lossless,
@@ -98,3 +100,16 @@ def write(options: ExportOptions) -> int:
     if options.json:
         print(json.dumps(record, indent=2))
     return 0
+
+
+def _refuse_void(options: ExportOptions) -> None:
+    """Refuse options that the format has no use for."""
+    if options.to != "encoded":
+        refuse_void(options, ("bits", "most", "refine"), f"with --to {options.to}")
+    elif options.bits == 8 and not options.most:
+        refuse_void(options, ("refine",), "with 8 bits a value, which lose nothing that can be told")
+    if options.to != "hub":
+        refuse_void(options, ("data_license",), f"with --to {options.to}")
+    if not options.score or options.to in ("tensors", "hub"):
+        why = "without a score" if not options.score else f"with --to {options.to}, which loses nothing to score"
+        refuse_void(options, ("data", "network", "networks"), why)

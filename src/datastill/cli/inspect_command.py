@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from datastill.cli.options import parse
 from datastill.cli.streams import print_rows
+
+if TYPE_CHECKING:
+    from datastill.store.artifact import DistilledSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,17 +21,24 @@ class InspectOptions:
     """Which set."""
 
     folder: tyro.conf.Positional[Path]  #: folder of a distilled set
-    json: bool = False  #: print the manifest as JSON
+    diagnose: bool = False  #: compare its images with each other and with the real ones, and say what that means
+    data: str | None = None  #: real data for --diagnose; none takes the source that the set names
+    json: bool = False  #: print the manifest as JSON, or the diagnosis
 
 
 def main(args: list[str]) -> int:
     """Parse and print."""
     options = parse(InspectOptions, args, "inspect", "Show what a distilled set holds and how it was made.")
     from datastill.core.cost import describe_cost
+    from datastill.core.errors import InputError
     from datastill.report import words
     from datastill.store.artifact import load_distilled
 
     one = load_distilled(options.folder)
+    if options.diagnose:
+        return _diagnose(options, one)
+    if options.data is not None:
+        raise InputError("--data names real images to compare with; add --diagnose.")
     if options.json:
         print(json.dumps(one.manifest, indent=2))
         return 0
@@ -51,4 +62,16 @@ def main(args: list[str]) -> int:
         "notes": "; ".join([*record.data.notes, *record.notes]) or "none",
     }
     print_rows(rows.items())
+    return 0
+
+
+def _diagnose(options: InspectOptions, one: DistilledSet) -> int:
+    """Numbers on the images, each with what it says."""
+    from datastill.report import diagnose
+
+    found = diagnose(one, options.data)
+    if options.json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        print_rows([("set", one.name + f", seed {one.record.seed}"), *found.rows()])
     return 0

@@ -48,8 +48,10 @@ def run(options: PrivacyOptions) -> int:
     from datastill.evaluation.inputs import real_for
     from datastill.report.section import Shown, Table
     from datastill.store.artifact import load_distilled
+    from datastill.store.hub import refuse_hub
 
     display = Display(options.quiet or options.json)
+    refuse_hub(options.folder, "What was found is written")
     made = load_distilled(options.folder)
     real = real_for(made, options.data)
     with display.bars():

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,10 +61,26 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
+    """Versions that a result depends on; with the commit, where datastill is run from a checkout of its own."""
     from datastill._version import __version__
 
-    return {"datastill": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    found = {"datastill": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {**found, "commit": commit()} if commit() else found
+
+
+@cache
+def commit() -> str:
+    """The commit of the checkout that this code is run from, "-dirty" where files differ; "" where it is installed."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists() or not (root / "src" / "datastill").is_dir():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    quiet = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=quiet)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return told.stdout.strip()
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -446,6 +446,10 @@ class Callback:
     def after_step(self, context: Context) -> None:
         """An image update is done: `context.step`, `context.loss`, `context.codes`."""
 
+    def numbers(self, context: Context) -> dict[str, float]:
+        """What there is to track of this step, by name; asked by trackers, which stand behind other callbacks."""
+        return {}
+
     def state(self) -> dict[str, Tensor]:
         """Tensors to keep in a checkpoint."""
         return {}

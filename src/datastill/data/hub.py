@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from datastill.core.errors import InputError
 from datastill.data.cache import IN_MEMORY_BYTES, Listing, materialise
@@ -17,8 +14,7 @@ from datastill.data.items import MOST_ITEMS
 from datastill.data.parquet import list_dataset, read_splits
 from datastill.data.raw import Raw, Request, Split, refuse_choice
 from datastill.data.splits import decide
-
-CONNECT_SECONDS = 5.0  #: how long an answer of the Hub is waited for before only local copies are tried
+from datastill.store.hub import reachable
 
 
 class Unreachable(InputError):
@@ -138,7 +134,7 @@ def _offline_when_unreachable() -> Iterator[None]:
     import datasets.config
     import huggingface_hub.constants
 
-    if _reachable(huggingface_hub.constants.ENDPOINT):
+    if reachable():
         yield
         return
     places: tuple[Any, Any] = (datasets.config, huggingface_hub.constants)
@@ -150,15 +146,3 @@ def _offline_when_unreachable() -> Iterator[None]:
     finally:
         for place, value in zip(places, before):
             place.HF_HUB_OFFLINE = value
-
-
-def _reachable(endpoint: str) -> bool:
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # only the client itself can tell
-    url = urlsplit(endpoint)
-    try:
-        port = url.port or (80 if url.scheme == "http" else 443)
-        socket.create_connection((url.hostname or endpoint, port), CONNECT_SECONDS).close()
-    except OSError:
-        return False
-    return True

@@ -36,6 +36,10 @@ def load_recorded(record: Data, space: Space, folder: Path | None) -> RealSet:
     source, options = record.source, record.options
     if not source:
         raise InputError("The set does not know where its real data are; give them (--data PATH).")
+    if source.startswith("path/to/"):
+        raise InputError(
+            f"The set was published without the place of its real data ({source}); give them (--data PATH)."
+        )
     found = named(source)
     for text in (found.name, *found.options.values()):
         _refuse_everything(text, folder)

@@ -29,7 +29,9 @@ from datastill.distillation.job import CONFIG, Job, RunRecord, as_begun, prepare
 from datastill.distillation.parallel import Spread, run_apart
 from datastill.distillation.preparation import prepare
 from datastill.distillation.result import artifact_of, onward, stopped
+from datastill.distillation.runfile import RUN_FILE, write_run_file
 from datastill.report.card import write_card_and_preview
+from datastill.report.tracking import keys_of, tracked, trackers, write_losses
 from datastill.store.artifact import MANIFEST, TENSORS, DistilledSet
 from datastill.store.checkpoint import Checkpointer, plain, refuse_other
 from datastill.store.files import read_sealed, write_sealed, write_tensors
@@ -40,9 +42,10 @@ from datastill.store.rendering import DECODER_FILE
 
 #: What a run that prepares nothing leaves in its folder.
 _RUN_FILES = (
-    CONFIG, MANIFEST, TENSORS, DECODER_FILE, "losses.safetensors", "snapshots.safetensors", "README.md", "preview.png",
-    "report.html", "comparison.png", "animation.gif", "evaluation.json", "checkpoints/block-*.safetensors",
-    "checkpoints/block-*.done", "checkpoints/images-*/*.npy", ".datastill.*",
+    CONFIG, RUN_FILE, MANIFEST, TENSORS, DECODER_FILE, "losses.*", "tensorboard/*", "tensorboard/*/*",
+    "snapshots.safetensors", "README.md", "preview.png", "report.html", "comparison.png", "animation.gif",
+    "evaluation.json", "checkpoints/block-*.safetensors", "checkpoints/block-*.done", "checkpoints/images-*/*.npy",
+    ".datastill.*",
 )  # fmt: skip
 
 
@@ -63,6 +66,7 @@ def distill(
     compile: str = "auto",
     progress: Progress = silent,
     callbacks: Sequence[Callback] = (),
+    track: Any = None,
     checkpoint_seconds: SecondsOrNone = 15.0,
     workers: Processes = 1,
     shard: tuple[int, int] | None = None,
@@ -89,6 +93,8 @@ def distill(
         progress: told how a preparation goes, such as the feature network of a coreset; callbacks see the loop. A
             `datastill.Progress` shows both.
         callbacks: hooks into the loop.
+        track: where numbers of each step go besides `losses.csv` and `losses.jsonl` in `out`: "tensorboard", a function
+            that takes them by name and `step=` (`mlflow.log_metrics`, `wandb.log`), or several of these.
         checkpoint_seconds: time between checkpoints; never changes a result.
         workers: processes for the blocks of a method that has several, one torch thread each, or "ray" or "ray:4" for
             those of a Ray cluster; needs `out`. Callbacks then see nothing of the blocks.
@@ -116,6 +122,9 @@ def distill(
     with joined():
         if folder is not None:
             check_out(folder, resume, real)
+        hooks = [*callbacks, *trackers(track, folder)]
+        if isinstance(progress, Callback) and progress not in hooks:
+            hooks.append(progress)
         job = prepare_job(
             method,
             real,
@@ -128,10 +137,8 @@ def distill(
             **options,
         )
         spread = Spread(workers, shard)
-        if isinstance(progress, Callback) and progress not in callbacks:
-            callbacks = [*callbacks, progress]
         return carry_out(
-            job, folder, budget=budget, resume=resume, callbacks=callbacks, every=checkpoint_seconds, spread=spread
+            job, folder, budget=budget, resume=resume, callbacks=hooks, every=checkpoint_seconds, spread=spread
         )
 
 
@@ -186,8 +193,8 @@ def run_job(
             torch.set_num_threads(int(stored.get("threads") or torch.get_num_threads()))
         elif spread.pooled:
             torch.set_num_threads(1)
-        with spread.holding(folder):
-            return _run_plan(job, plan, folder, stored, callbacks, checkpoint_seconds, spread)
+        with spread.holding(folder), tracked(callbacks, folder) as hooks:
+            return _run_plan(job, plan, folder, stored, hooks, checkpoint_seconds, spread)
 
 
 def _stored(folder: Path | None) -> dict[str, Any] | None:
@@ -230,6 +237,8 @@ def _run_plan(
         distilled.save(folder)
         try:
             write_tensors(folder / "losses.safetensors", {"losses": outcome.losses})
+            write_run_file(folder, job.method, distilled.record)
+            write_losses(folder, outcome.losses, keys_of(plan, job.task.labels))
             if not (folder / "evaluation.json").is_file():  # a card with its results stays
                 write_card_and_preview(distilled, folder)
         except InputError as error:  # a full disk, most likely
@@ -286,8 +295,6 @@ def remove_run(folder: Path) -> None:
     Raises:
         InputError: it is no run, or holds something else; nothing was removed.
     """
-    if (folder / CONFIG).is_file():
-        _stored(folder)
-    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    if _stored(folder) is None and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
         raise InputError(f"{folder} is no run of datastill and stays; move it, or choose another --out.")
     remove_made(folder, _RUN_FILES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from datastill.core.loop import Outcome
 from datastill.core.plan import ByNetwork, Plan, Remarks
 from datastill.distillation.job import Job
 from datastill.distillation.remarks import hyper_of
+from datastill.distillation.runfile import file_of
 from datastill.models import spec_of
 from datastill.store.artifact import DistilledSet
 from datastill.store.checkpoint import plain
@@ -84,13 +84,8 @@ def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, 
 
 def _own_file(job: Job) -> dict[str, str]:
     """The name of the file of a method that is not built in."""
-    kind = type(job.method)
-    if kind.__module__.startswith("datastill."):
-        return {}
-    try:
-        return {"method_file": Path(inspect.getfile(kind)).name}
-    except (OSError, TypeError):  # made in an interpreter
-        return {}
+    file = file_of(job.method)
+    return {} if file is None else {"method_file": file.name}
 
 
 def _of_objective(plan: Plan, outcome: Outcome) -> list[str]:

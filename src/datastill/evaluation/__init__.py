@@ -2,6 +2,7 @@
 
 from datastill.evaluation.evaluate import evaluate, trained
 from datastill.evaluation.regimes import evaluate_regimes
+from datastill.evaluation.robustness import Robustness, evaluate_robustness
 from datastill.evaluation.scores import Arm, Evaluation
 
-__all__ = ["Arm", "Evaluation", "evaluate", "evaluate_regimes", "trained"]
+__all__ = ["Arm", "Evaluation", "Robustness", "evaluate", "evaluate_regimes", "evaluate_robustness", "trained"]

@@ -48,9 +48,9 @@ def whole_set(real: RealSet, factory: NetworkFactory, seed: int, runtime: Runtim
     assert real.test is not None
     runtime = runtime.for_work(ceiling_macs(real, factory), not factory.couples_samples)
     sets = [real.fingerprint, real.test.fingerprint]
-    key = digest(
-        [*sets, factory.describe(), asdict(schedule), seed, runtime.device.type, runtime.precision, runtime.compiled]
-    )
+    settings = asdict(schedule)
+    del settings["optimizer"]  # always SGD; so those stay valid that were kept before there was a choice
+    key = digest([*sets, factory.describe(), settings, seed, runtime.device.type, runtime.precision, runtime.compiled])
     path = cache_folder() / "ceilings" / f"{key}.json"
     with contextlib.suppress(InputError):  # damaged: trained again
         record = read_sealed(path, CeilingRecord)

@@ -45,6 +45,11 @@ class Check(Callback):
         right = logits.argmax(1).cpu() == sample.y
         self.accuracies.append((context.step, float(right.double().mean())))
 
+    def numbers(self, context: Context) -> dict[str, float]:
+        """The accuracy, at a step that was checked."""
+        last = self.accuracies[-1] if self.accuracies else (-1, 0.0)
+        return {"check_accuracy": last[1]} if last[0] == context.step else {}
+
     def state(self) -> dict[str, Tensor]:
         """The curve so far."""
         return {"accuracies": torch.tensor(self.accuracies, dtype=torch.float64).reshape(-1, 2)}

@@ -30,6 +30,7 @@ from datastill.evaluation.settled import Settled, Variation, settle
 from datastill.models import Network
 from datastill.sampling.inits import random_indices
 from datastill.store.artifact import DistilledSet
+from datastill.store.sizes import bytes_of_parts
 from datastill.training.trainers import Labeled
 
 
@@ -52,6 +53,8 @@ def evaluate(
     teacher: Any = None,
     teacher_network: Any = None,
     training: str = "plain",
+    optimizer: str = "auto",
+    augmented: bool = True,
     progress: Progress = silent,
 ) -> Evaluation:
     """Train fresh networks on distilled sets and on random selections, and score both on the test split.
@@ -81,6 +84,10 @@ def evaluate(
         training: "plain", or a way that resists a bias of the set, which Random is then trained in too: "dfa" or
             "selecmix", with options as in "dfa:steps=4000"; see `datastill.training.debiased`. Of the protocol it keeps
             the augmentation.
+        optimizer: "sgd", "adam" or "adamw", at its usual rate and decay, in the place of the protocol's, for Random as
+            well; "auto" is the protocol's.
+        augmented: False trains both arms on images as they are, without the protocol's augmentation.
+        progress: told how far it is.
 
     Returns:
         Accuracies as fractions with their spread, the paired difference to Random, and the cost.
@@ -91,7 +98,7 @@ def evaluate(
     watch = Stopwatch()
     keep_freed_memory()
     runtime = Runtime.of(device, precision, compile, progress)
-    variation = Variation(labels, teacher, teacher_network, training, stacked)
+    variation = Variation(labels, teacher, teacher_network, training, stacked, optimizer, augmented)
     asked = settle(distilled, real, protocol, network, variation, runtime)
     if random:
         _refuse_no_teacher(asked)
@@ -121,7 +128,8 @@ def evaluate(
         seed=seed,
         training=None if asked.training is None else asked.training.describe(),
         labels=asked.labels,
-        optimizer="" if asked.training is not None else asked.protocol.optimizer,
+        optimizer="" if asked.training is not None else asked.optimizer or asked.protocol.optimizer,
+        augmented=augmented,
         names=[one.name + f", seed {one.record.seed}" for one in asked.sets],
         made=[_made(one) for one in asked.sets],
         notes=_notes(asked, scored, baseline, ceiling),
@@ -204,9 +212,11 @@ def _notes(asked: Settled, scored: Arm, baseline: Arm | None, ceiling: bool) -> 
     said = [*notes.of_sets(asked.sets, asked.data), *notes.of_network(asked.factory, asked.sets), *asked.notes]
     if asked.training is not None:
         return said + notes.of_training(asked.training, asked.protocol, ceiling)
+    if asked.optimizer:
+        return [*said, notes.of_optimizer(asked.optimizer, asked.protocol, scored)]
     return said + notes.of_rates(asked.protocol, scored, baseline, len(asked.learned))
 
 
 def _made(one: DistilledSet) -> dict[str, Any]:
     kept = ("method", "hyper", "recipe", "ipc", "seed", "network", *overrides(), "cost", "notes")
-    return {name: one.manifest[name] for name in kept if name in one.manifest}
+    return {name: one.manifest[name] for name in kept if name in one.manifest} | {"bytes": bytes_of_parts(one)}

@@ -79,6 +79,12 @@ def of_rates(protocol: Protocol, scored: Arm, baseline: Arm | None, learned: int
     return notes
 
 
+def of_optimizer(name: str, protocol: Protocol, scored: Arm) -> str:
+    """That another optimizer than the protocol's trained the networks."""
+    rate, own = f"{scored.rates[0]:.4g}", protocol.optimizer
+    return f"Networks were trained by {name} at its usual learning rate, {rate}, where {protocol.name} has {own}."
+
+
 def of_training(training: DebiasedTraining, protocol: Protocol, ceiling: bool) -> list[str]:
     """That networks were not trained as the protocol says, and which of them were."""
     but = "; those on the whole real set were trained plainly" if ceiling else ""

@@ -31,6 +31,8 @@ class FitsTargets(Protocol):
         from datastill.training.regression import SquaredError
 
         augment = strategy_for(real.name, real.shape) if self.augment == "auto" else self.augment
+        if extras is not None and not extras.augmented:
+            augment = "none"
         lr = self.lr if rate is None else rate
         return SquaredError(real.classes, lr, self.most, self.warmup, self.batch, augment)
 

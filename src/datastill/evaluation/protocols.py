@@ -33,6 +33,8 @@ class Extras:
         training: a way that resists a bias, in the place of all but the protocol's augmentation.
         steps: order and sizes of the steps that the set learned with its images (DD).
         rate_text: learning rate of the text tower that a set of pairs learned.
+        optimizer: "sgd", "adam" or "adamw" in the place of the protocol's, see `training.optimizers`; "auto" leaves it.
+        augmented: False trains on images as they are, without the protocol's augmentation.
     """
 
     patches: int = 1
@@ -43,6 +45,8 @@ class Extras:
     training: DebiasedTraining | None = None
     steps: StepsOfSet | None = None
     rate_text: float | None = None
+    optimizer: str = "auto"
+    augmented: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,16 +127,38 @@ class Protocol:
         Args:
             rate: learning rate in the place of the protocol's.
         """
+        from datastill.training.optimizers import hard_by, soft_by, unaugmented
         from datastill.training.trainers import CrossEntropy, Debiased, TeacherLabels
 
         extras = extras or Extras()
         if self.soft:
-            schedule = self.soft_schedule(real.name, real.shape, rate, extras.patches)
+            soft = self.soft_schedule(real.name, real.shape, rate, extras.patches)
+            schedule = soft_by(extras.optimizer, soft if extras.augmented else unaugmented(soft))
             return TeacherLabels(schedule, extras.labeler, extras.bank, extras.fixed)
-        plain = self.schedule(real.name, real.shape, rate)
+        plain = hard_by(extras.optimizer, self.schedule(real.name, real.shape, rate))
+        if not extras.augmented:
+            plain = replace(plain, augment="none", cutmix=0.0)
         if extras.training is not None:
             return Debiased(extras.training, plain.augment)
         return CrossEntropy(plain, extras.stacked)
+
+    def augments(self, real: RealSet) -> bool:
+        """Whether networks see these images changed."""
+        return bool(self.soft) or self._augmentation(real.name, real.shape) != ("none", 0.0)
+
+    def check_own_way(self, what: str) -> None:
+        """Refuse what changes the usual loops, where the protocol trains in a way of its own.
+
+        Args:
+            what: would be changed, for the error.
+
+        Raises:
+            InputError: it does.
+        """
+        if type(self).trainer is not Protocol.trainer:
+            raise InputError(
+                f"{self.name} trains in a way of its own, and {what} is part of it; take another protocol."
+            )
 
     def check_debiased(self) -> None:
         """Refuse what de-biased training cannot take over: more than a schedule and simple augmentation.

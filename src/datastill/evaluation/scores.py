@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from datastill.data.biased.groups import GroupAccuracy
+    from datastill.evaluation.robustness import Robustness
 
 
 def t_interval(values: Tensor, level: float = 0.95) -> float:
@@ -155,6 +156,8 @@ class Evaluation:
     training: dict[str, Any] | None = None  #: how networks were trained to resist a bias, where they were
     labels: str = ""  #: that networks were trained on: "hard", "soft" (one for each image) or "teacher"; "" is unknown
     optimizer: str = ""  #: that trained them, "" where it is unknown
+    augmented: bool = True  #: False where the protocol's augmentation was left out
+    robustness: Robustness | None = None  #: from `evaluate_robustness`
     chance: dict[str, float] = field(default_factory=dict)  #: on pairs, retrieval metrics of networks that say nothing
 
     @property
@@ -166,7 +169,8 @@ class Evaluation:
     def conditions(self) -> str:
         """Protocol, kind of labels and optimizer, as far as they are known."""
         labels = f"{self.labels} labels" if self.labels else ""
-        return ", ".join(filter(None, (self.protocol, labels, self.optimizer)))
+        plain = "" if self.augmented else "no augmentation"
+        return ", ".join(filter(None, (self.protocol, labels, self.optimizer, plain)))
 
     def plot(self, kind: str = "") -> Figure:
         """Accuracies of all networks as a matplotlib figure, or what `kind` asks for; see `datastill.plot`."""
@@ -244,6 +248,8 @@ class Evaluation:
             "protocol": self.protocol,
             **({"labels": self.labels} if self.labels else {}),
             **({"optimizer": self.optimizer} if self.optimizer else {}),
+            **({} if self.augmented else {"augmented": False}),
+            **({"robustness": self.robustness.to_dict()} if self.robustness is not None else {}),
             **({"training": self.training} if self.training is not None else {}),
             "network": self.network,
             "seed": self.seed,

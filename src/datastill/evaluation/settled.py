@@ -20,6 +20,7 @@ from datastill.models import NetworkFactory, is_built_in
 from datastill.store.artifact import DistilledSet
 from datastill.training.debiased import DebiasedTraining
 from datastill.training.few_steps import StepsOfSet
+from datastill.training.optimizers import unaugmented, usual
 from datastill.training.trainers import Labeled, Trainer
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Variation:
             that is not built in either.
         training: "plain", or "dfa" or "selecmix" with options, see `training.debiased`.
         stacked: train the networks of a set side by side; None decides by device.
+        optimizer: "sgd", "adam" or "adamw" at its usual rate in the place of the protocol's; "auto" leaves it.
+        augmented: False leaves the protocol's augmentation out.
     """
 
     labels: str = "auto"
@@ -45,6 +48,8 @@ class Variation:
     teacher_network: Any = None
     training: str = "plain"
     stacked: bool | None = None
+    optimizer: str = "auto"
+    augmented: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,12 @@ class Settled:
     notes: list[str]
     training: DebiasedTraining | None = None
     labels: str = "hard"  #: one of `REGIMES`
+    optimizer: str = ""  #: that trains, in the place of the protocol's; "" is the protocol's
 
     @property
     def learned(self) -> list[float]:
         """Of the sets that have one."""
-        if not self.protocol.learned_lr:
+        if not self.protocol.learned_lr or self.optimizer:  # a rate is learned for the protocol's
             return []
         return [rate for one, rate in zip(self.sets, self.rates, strict=True) if learned_rate(one) is not None]
 
@@ -123,6 +129,7 @@ def settle(
     if training is not None:
         recipe.check_debiased()
     _check_labels(sets, recipe, variation)
+    optimizer = _optimizer(recipe, variation)
     extras = [
         Extras(
             patches_of(one),
@@ -130,19 +137,24 @@ def settle(
             training=training,
             steps=StepsOfSet.of(one.extra, one.name),
             rate_text=one.record.student.lr_text if recipe.learned_lr else None,
+            optimizer=variation.optimizer,
+            augmented=variation.augmented,
         )
         for one in sets
     ]
     notes: list[str] = []
     if recipe.soft:
         schedule = schedule_of(first, recipe, data, rates[0])
+        schedule = schedule if variation.augmented else unaugmented(schedule)  # which stored labels do not fit
         own = factory if network is not None and not is_built_in(str(factory)) else None
         builder = own if variation.teacher_network is None else variation.teacher_network
         who = labeling(sets, recipe, schedule, variation.labels, variation.teacher, data, runtime.device, builder)
         by_set = zip(extras, who.labelers, who.banks, strict=True)
         extras = [replace(one, labeler=labeler, bank=bank, fixed=who.fixed) for one, labeler, bank in by_set]
         notes = who.notes
-    return Settled(sets, data, recipe, factory, rates, extras, notes, training, _regime(first, recipe, variation))
+    return Settled(
+        sets, data, recipe, factory, rates, extras, notes, training, _regime(first, recipe, variation), optimizer
+    )
 
 
 def _regime(first: DistilledSet, protocol: Protocol, variation: Variation) -> str:
@@ -150,6 +162,21 @@ def _regime(first: DistilledSet, protocol: Protocol, variation: Variation) -> st
     if not protocol.soft:
         return "hard" if first.label_kind == "classes" else "soft"
     return "teacher" if variation.labels == "auto" else variation.labels
+
+
+def _optimizer(protocol: Protocol, variation: Variation) -> str:
+    """The name of another optimizer, or "".
+
+    Raises:
+        InputError: there is no such optimizer, or the training takes no other.
+    """
+    if variation.optimizer == "auto":
+        return ""
+    called = usual(variation.optimizer).called
+    protocol.check_own_way("its optimizer")
+    if variation.training != "plain":
+        raise InputError(f"Training by {variation.training} has an optimizer of its own; leave --optimizer out.")
+    return called
 
 
 def _trained_on(one: DistilledSet) -> Tensor:

@@ -17,6 +17,7 @@ from datastill.labels.bank import LabelBank
 from datastill.labels.labeler import Labeler
 from datastill.models import is_built_in
 from datastill.store.artifact import DistilledSet
+from datastill.store.hub import refuse_hub
 from datastill.store.sizes import bytes_in_words
 from datastill.store.unfinished import remove_rests
 from datastill.surrogates.teachers import Teacher, as_teacher, load_teacher
@@ -194,6 +195,7 @@ def relabel(
     """
     if distilled.folder is None:
         raise InputError("Labels are stored beside a set; save it first, or distill with out=.")
+    refuse_hub(distilled.folder, "Labels are stored")
     name = distilled.record.student.protocol if protocol == "auto" else protocol
     recipe = get_protocol(name) if isinstance(name, str) else name
     if not recipe.soft:

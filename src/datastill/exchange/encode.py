@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -15,7 +15,9 @@ from torch import Tensor
 from datastill.core.errors import InputError
 from datastill.core.ranges import Bits
 from datastill.decoders.encoded import INNER, Encoded, patches_of, stream_of
+from datastill.exchange.refine import rounded
 from datastill.store.artifact import DistilledSet
+from datastill.store.rendering import decoder_of
 
 #: Side of a patch, and groups of patches, below 8 bits (arXiv:2603.13346 has 5 pixels).
 PATCH, GROUPS = 5, 32
@@ -37,13 +39,14 @@ class _Groups:
     most: Tensor
 
 
-def encode(distilled: DistilledSet, bits: Bits = 8, most: int = 0) -> DistilledSet:
+def encode(distilled: DistilledSet, bits: Bits = 8, most: int = 0, refine: int = 0) -> DistilledSet:
     """The set with its stored images in `bits` bits a value, or as many as fit in `most` bytes.
 
     Args:
         distilled: of pixels or mosaics.
         bits: from 1 to 8; 8 are those of image files.
         most: bytes that the images may take; 0 takes `bits` whatever they take.
+        refine: below 8 bits, steps to round values up or down so that networks see less of it (see `exchange.refine`).
 
     Raises:
         InputError: images that are no pixels of channels, a set that is encoded already or has a teacher, or too few
@@ -54,7 +57,7 @@ def encode(distilled: DistilledSet, bits: Bits = 8, most: int = 0) -> DistilledS
     pixels, constants = _stored_pixels(distilled)
     groups = cache(lambda: _grouped(pixels))
     for fewer in range(bits, 0, -1):
-        found = _encoded(distilled, pixels, constants, fewer, groups)
+        found = _encoded(distilled, pixels, constants, fewer, groups, refine)
         if not most or len(found.codes["blob"].flatten()) <= most:
             return found
     least = len(found.codes["blob"].flatten())
@@ -75,10 +78,17 @@ def _stored_pixels(distilled: DistilledSet) -> tuple[Tensor, dict[str, Any]]:
 
 
 def _encoded(
-    distilled: DistilledSet, pixels: Tensor, constants: dict[str, Any], bits: int, groups: Callable[[], _Groups]
+    distilled: DistilledSet,
+    pixels: Tensor,
+    constants: dict[str, Any],
+    bits: int,
+    groups: Callable[[], _Groups],
+    refine: int,
 ) -> DistilledSet:
-    patch = 0 if bits == 8 else PATCH
+    patch, refine = (0, 0) if bits == 8 else (PATCH, refine)
     found = _whole(pixels) if bits == 8 else _in_patches(pixels, bits, groups())
+    if refine:
+        found = replace(found, q=_refined(distilled, pixels, constants, found, groups(), 2**bits - 1, refine))
     stream = stream_of(found.group, found.q)
     decoder = Encoded(
         pixels.shape[1:], found.low, found.step, len(stream), patch, inner=distilled.record.decoder.plain(), **constants
@@ -87,10 +97,36 @@ def _encoded(
     blob = np.frombuffer(stream.ljust(rows * len(pixels), b"\0"), np.uint8).copy()
     manifest = copy.deepcopy(distilled.manifest)
     took = f"{len(stream):,} bytes, {8 * len(stream) / pixels.numel():.2f} bits a value"
-    note = f"images encoded with {bits} bits a value, in {took} once compressed"
+    how = f", refined in {refine} steps" if refine else ""
+    note = f"images encoded with {bits} bits a value{how}, in {took} once compressed"
     manifest.update(decoder=decoder.describe(), notes=[*distilled.record.notes, note])
     leaf = torch.from_numpy(blob).view(len(pixels), rows)
     return DistilledSet({"blob": leaf}, distilled.labels, distilled.space, manifest, dict(distilled.extra))
+
+
+def _refined(
+    distilled: DistilledSet,
+    pixels: Tensor,
+    constants: dict[str, Any],
+    found: _Quantized,
+    groups: _Groups,
+    levels: int,
+    steps: int,
+) -> Tensor:
+    """Values that are rounded to where the decoded images lose least, uint8."""
+    inner, labels = decoder_of(distilled.record.decoder.plain()), distilled.labels
+    mean, std = (torch.tensor(constants.get(name, [d])).view(1, -1, 1, 1) for name, d in (("mean", 0.0), ("std", 1.0)))
+    low, step = (
+        torch.tensor(row)[groups.of][:, groups.where].view(len(pixels), 1, *pixels.shape[2:])
+        for row in (found.low, found.step)
+    )
+
+    def decoded(images: Tensor, index: Tensor) -> Tensor:
+        return inner.decode({"images": (images - mean) / std}, labels[index]).x
+
+    values = ((pixels - low) / step).clamp(0, levels)
+    read_back = lambda q, index: low[index] + step[index] * q  # noqa: E731
+    return rounded(values, levels, read_back, (pixels, decoded), len(distilled.class_names), steps).to(torch.uint8)
 
 
 def _whole(pixels: Tensor) -> _Quantized:

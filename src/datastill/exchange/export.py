@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,16 +17,18 @@ from datastill.core.ranges import Amount, Bits, checked
 from datastill.data.places import places_of
 from datastill.decoders.pixels import Pixels
 from datastill.exchange.encode import encode
+from datastill.exchange.parquet import in_bytes, png_of, refuse_no_pictures, write_parquet
+from datastill.exchange.repository import write_repository
 from datastill.report.card import CARD, card
 from datastill.report.words import without_paths
-from datastill.store.artifact import DistilledSet
+from datastill.store.artifact import DistilledSet, load_distilled
 from datastill.store.files import write_tensors
 from datastill.store.folders import refuse_taken, whole_folder
 from datastill.store.outputs import refuse_out
 
 #: Pixels that come back this close are the same: what a Space's arithmetic loses in float32.
 SAME = 1e-6
-TENSORS, ENCODED = "images.safetensors", "encoded"
+TENSORS, ENCODED, HUB = "images.safetensors", "encoded", "hub"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Exported:
 
     Attributes:
         path: the folder.
-        format: "imagefolder", "parquet", "tensors" or "encoded".
+        format: "imagefolder", "parquet", "tensors", "encoded" or "hub".
         lossless: the images come back as they were, up to rounding of float32 arithmetic.
         max_pixel_error: largest change of a pixel, in units of the range [0, 1].
         clipped_fraction: fraction of pixel values that lay outside [0, 1] and were clipped.
@@ -52,13 +53,23 @@ class Exported:
 
 
 @checked
-def export(distilled: DistilledSet, folder: str | Path, format: str, *, bits: Bits = 8, most: Amount = 0) -> Exported:
+def export(
+    distilled: DistilledSet,
+    folder: str | Path,
+    format: str,
+    *,
+    bits: Bits = 8,
+    most: Amount = 0,
+    refine: Amount = 0,
+    license: str = "",
+) -> Exported:
     """Write a distilled set in a form that other tools read; the folder appears whole or not at all.
 
     "imagefolder" is `train/<class name>/0000.png`, "parquet" is `data/train-00000-of-00001.parquet` with
     the features of Hugging Face `datasets`; both round pixels to 8 bits after clamping them to [0, 1].
     "tensors" is `images.safetensors` with float32 `images` in the Space and `labels`. "encoded" is a distilled set
-    again, in fewer bits (see `exchange.encode`). Each has a README.md.
+    again, in fewer bits (see `exchange.encode`). "hub" is what `push_to_hub` publishes: the set as it is, with a view
+    as parquet beside it. Each has a README.md.
 
     Args:
         distilled: what to write.
@@ -66,15 +77,17 @@ def export(distilled: DistilledSet, folder: str | Path, format: str, *, bits: Bi
         format: one of these.
         bits: of a value, for "encoded".
         most: bytes that encoded images may take, with as many bits as fit, up to `bits`; 0 sets no limit.
+        refine: steps to round encoded values up or down so that networks see less of it; 0 rounds to the nearest.
+        license: of the real images, as their owner names it, for "hub"; "" is unknown.
 
     Raises:
         InputError: unknown format; a folder that is not empty or cannot be written; soft labels as image
             folders; images that are neither gray nor color as image files.
     """
-    known = (*_WRITERS, ENCODED)
+    known = (*_WRITERS, ENCODED, HUB)
     if format not in known:
         raise InputError(f"There is no export format {format!r}. {nearest(format, known)}")
-    if distilled.label_kind == "pairs" and format not in (ENCODED, "tensors"):
+    if distilled.label_kind == "pairs" and format not in (ENCODED, HUB, "tensors"):
         raise InputError(
             f"{format} holds classes, and these are pairs with vectors of sentences; export them as tensors."
         )
@@ -82,7 +95,11 @@ def export(distilled: DistilledSet, folder: str | Path, format: str, *, bits: Bi
     refuse_taken(target)
     refuse_out(target, places_of(distilled.record.data.source))
     if format == ENCODED:
-        return _write_encoded(target, distilled, encode(distilled, bits, most))
+        return _write_encoded(target, distilled, encode(distilled, bits, most, refine))
+    if format == HUB:
+        with whole_folder(target) as temporary:
+            write_repository(temporary, distilled, license)
+        return Exported(target, HUB, True, 0.0, 0.0, load_distilled(target))
     images, labels = distilled.images.detach().cpu(), distilled.targets.detach().cpu()
     if format != "tensors":
         _refuse_unfit(images, labels, format)
@@ -114,10 +131,7 @@ def safe_names(names: Sequence[str]) -> list[str]:
 
 
 def _refuse_unfit(images: Tensor, labels: Tensor, format: str) -> None:
-    if images.shape[1] not in (1, 3):
-        raise InputError(
-            f"Images of {images.shape[1]} channels cannot become image files (1 or 3 can); export them as 'tensors'."
-        )
+    refuse_no_pictures(images)
     if format == "imagefolder" and labels.ndim != 1:
         raise InputError("A folder per class cannot hold soft labels; export the set as 'parquet' or 'tensors'.")
 
@@ -128,7 +142,7 @@ def _as_read(distilled: DistilledSet, images: Tensor, format: str) -> tuple[Tens
         kept = images.to(torch.float32)
         return kept, kept, float((kept.double() - images.double()).abs().max()), 0.0
     pixels = distilled.space.decode(images)
-    stored = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+    stored = in_bytes(pixels)
     back = stored.float().div(255)
     error = float((back - pixels).abs().max())
     clipped = float(((pixels < -SAME) | (pixels > 1 + SAME)).double().mean())
@@ -153,31 +167,8 @@ def _write_folders(folder: Path, distilled: DistilledSet, stored: Tensor, labels
     for image, c in zip(stored, labels.tolist(), strict=True):
         place = folder / "train" / names[c]
         place.mkdir(parents=True, exist_ok=True)
-        (place / f"{seen[c]:0{digits}d}.png").write_bytes(_png(image))
+        (place / f"{seen[c]:0{digits}d}.png").write_bytes(png_of(image))
         seen[c] += 1
-
-
-def _write_parquet(folder: Path, distilled: DistilledSet, stored: Tensor, labels: Tensor) -> None:
-    import datasets
-    import pyarrow
-    from pyarrow import parquet
-
-    features: dict[str, Any] = {
-        "image": datasets.Image(),
-        "label": datasets.ClassLabel(names=list(distilled.class_names)),
-    }
-    hard = labels if labels.ndim == 1 else labels.argmax(1)
-    columns: dict[str, Any] = {
-        "image": [{"bytes": _png(image), "path": f"{i:05d}.png"} for i, image in enumerate(stored)],
-        "label": hard.tolist(),
-    }
-    if labels.ndim != 1:
-        features[distilled.label_kind] = datasets.List(datasets.Value("float32"), length=labels.shape[1])
-        columns[distilled.label_kind] = labels.float().tolist()
-    schema = datasets.Features(features).arrow_schema
-    (folder / "data").mkdir()
-    table = pyarrow.Table.from_pydict(columns, schema=schema)
-    parquet.write_table(table, folder / "data" / "train-00000-of-00001.parquet", row_group_size=1000)
 
 
 def _write_tensors(folder: Path, distilled: DistilledSet, stored: Tensor, labels: Tensor) -> None:
@@ -206,7 +197,7 @@ def _write_encoded(target: Path, distilled: DistilledSet, again: DistilledSet) -
 
 _WRITERS: dict[str, Callable[[Path, DistilledSet, Tensor, Tensor], None]] = {
     "imagefolder": _write_folders,
-    "parquet": _write_parquet,
+    "parquet": write_parquet,
     "tensors": _write_tensors,
 }
 
@@ -218,14 +209,3 @@ def _write_card(folder: Path, distilled: DistilledSet, format: str) -> None:
         notes = [f"The folder {safe!r} holds the class {name!r}." for name, safe in renamed if name != safe]
     told = replace(distilled, manifest=without_paths(distilled.manifest))
     (folder / CARD).write_text(card(told, layout=format, notes=notes), encoding="utf-8")
-
-
-def _png(stored: Tensor) -> bytes:
-    import io
-
-    from PIL import Image
-
-    array = stored[0].numpy() if len(stored) == 1 else stored.permute(1, 2, 0).contiguous().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()

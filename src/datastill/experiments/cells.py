@@ -26,6 +26,7 @@ from datastill.experiments.sources import RealSets
 from datastill.store.artifact import DistilledSet
 from datastill.store.checkpoint import plain
 from datastill.store.files import digest, read_tensors, seconds_of, write_sealed
+from datastill.store.sizes import bytes_of_parts
 
 FORMAT = "datastill-cell"
 CELLS, RESULTS = "cells", "results"
@@ -253,6 +254,7 @@ def record_of(
         "network": result.network,
         "real": result.data,
         "skipped_steps": made.cost.skipped_steps,
+        "bytes": bytes_of_parts(distilled),
         "command": work.command,
         "cell": cell.name,
         **{kind.option: record for kind, record in made.changes},

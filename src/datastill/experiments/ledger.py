@@ -3,90 +3,102 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datastill.core.errors import InputError
-from datastill.core.overrides import overrides
-from datastill.core.recipes import Recipe, find_recipe
-from datastill.evaluation.kinds import other_labels
+from datastill.evaluation.kinds import other_ways
 from datastill.experiments.cells import FORMAT as CELL
+from datastill.experiments.entries import Entry, entries_of
 from datastill.experiments.rates import FOLDER as RATES
 from datastill.experiments.records import CellRecord, EvaluationRecord, Made
 from datastill.experiments.result import Row
 from datastill.experiments.settings import BASELINE
+from datastill.experiments.submitted import FORMAT as SENT
+from datastill.experiments.submitted import (
+    REMARK,
+    RemarkRecord,
+    ResultRecord,
+    cells_of,
+    refuse_unknown,
+)
 from datastill.report.words import training
 from datastill.store.files import digest, read_json
 from datastill.store.manifest import Changed
 
-#: Settings of the networks that the published numbers of the recipes were measured with.
-_USUAL_WIDTH = 128
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A row of the ledger.
+class Ledger(NamedTuple):
+    """What lies in a folder.
 
     Attributes:
-        label: the method, with the settings that tell it from others of the same method.
-        published: the recipe of the same method, data and size, where it has a verified accuracy.
-        remark: what differs between ours and the published one.
+        entries: rows.
+        others: JSON files that hold no result.
+        damaged: a sentence for each file that was kept out, which names the field.
     """
 
-    row: Row
-    label: str
-    protocol: str
-    published: Recipe | None
-    remark: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        known = self.published
-        return {
-            **self.row.to_dict(),
-            "label": self.label,
-            "protocol": self.protocol,
-            "published": None
-            if known is None
-            else {"accuracy": known.accuracy, "std": known.std, "protocol": known.protocol, "source": known.source},
-            "remark": self.remark,
-        }
+    entries: list[Entry]
+    others: list[Path]
+    damaged: list[str]
 
 
-def read_ledger(folder: str | Path) -> tuple[list[Entry], list[Path]]:
-    """The rows of all results below a folder, and the JSON files that hold none.
+def read_ledger(folder: str | Path) -> Ledger:
+    """The rows of all results below a folder; a file that breaks the schema is kept out, and named.
 
     Cells that differ in nothing but their seed make one row, wherever they lie. An evaluation that
-    `datastill evaluate` wrote makes a row of its own, and one for the Random beside it.
+    `datastill evaluate` wrote makes a row of its own, and one for the Random beside it; so does a result that was sent.
 
     Raises:
-        InputError: there is no folder, or no result in it, or a result is damaged.
+        InputError: there is no folder, or no result in it, or none that is whole.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}; give one that holds results, such as runs/compare.")
     groups: dict[str, dict[int, dict[str, Any]]] = {}
-    others: list[Path] = []
+    found = Ledger([], [], [])
+    remarks: list[tuple[Path, RemarkRecord]] = []
     for path in sorted(folder.rglob("*.json")):
-        found = list(_records(path))
-        if not found and not _known(path):
-            others.append(path)
-        for key, record in found:
+        try:
+            remark, records = _remark_in(path), list(records_in(path))
+        except InputError as error:
+            found.damaged.append(str(error))
+            continue
+        remarks += [(path, remark)] if remark is not None else []
+        if not records and remark is None and not _known(path):
+            found.others.append(path)
+        for key, record in records:
+            record["file"] = path.relative_to(folder).as_posix()
             groups.setdefault(key, {}).setdefault(record["seed"], record)
     if not groups:
+        if found.damaged:
+            raise InputError(found.damaged[0])
         raise InputError(f"There is no result in {folder}; `datastill compare` and `datastill evaluate` write them.")
+    rows = _rows(groups, found.damaged)
+    found.entries.extend(entries_of(rows, lambda row: _unreliable(row, folder, remarks)))
+    return found
+
+
+def _rows(groups: Mapping[str, dict[int, dict[str, Any]]], damaged: list[str]) -> list[Row]:
+    """Rows beside their Random; those whose records do not go together are told of."""
     baselines = {_scene(key, _first(cells)): cells for key, cells in groups.items() if _is_random(cells)}
-    rows = [
-        Row(one["real"]["name"], one["ipc"], one["method"], cells, baselines.get(_scene(key, one), {}))
-        for key, cells in groups.items()
-        for one in (_first(cells),)
-    ]
-    return [_entry(row, rows) for row in sorted(rows, key=_order)], others
+    rows = []
+    for key, cells in groups.items():
+        one = _first(cells)
+        row = Row(one["real"]["name"], one["ipc"], one["method"], cells, baselines.get(_scene(key, one), {}))
+        try:
+            row.to_dict()
+        except (InputError, RuntimeError, ValueError) as error:
+            damaged.append(f"{', '.join(cell['file'] for cell in cells.values())}: {error}")
+            continue
+        rows.append(row)
+    return rows
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(what is alike over seeds, record) of a cell or of every set of an evaluation; nothing for other files."""
+def records_in(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(what is alike over seeds, record) of a cell, or of every set of an evaluation or a sent result.
+
+    Raises:
+        InputError: it is one of these and breaks the schema; the field is named.
+    """
     try:
         stored = read_json(path)
     except InputError:
@@ -100,12 +112,35 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         key = [*(stored[name] for name in alike), stored["real"]["fingerprint"], len(stored["accuracies"])]
         key += [stored["lr"]] if "lr_tried" in stored else []
         yield digest(key), stored
+    elif stored.get("format") == SENT:
+        sent = ResultRecord.of(stored, path)
+        refuse_unknown(stored, path)
+        yield from ((f"{path} distilled", cell) for cell in cells_of(sent, sent.method, sent.measured))
+        if sent.random is not None and sent.method != BASELINE:
+            yield from ((f"{path} random", cell) for cell in cells_of(sent, BASELINE, sent.random))
     elif {"distilled", "made", "protocol", "network", "data"} <= stored.keys() and stored["made"]:
         made = EvaluationRecord.of(stored, path).made
         for name in ("distilled", "random"):
             arm = stored.get(name) or {"accuracies": []}
             for one, accuracies in zip(made, arm["accuracies"], strict=False):
                 yield f"{path} {name}", _pseudo_cell(stored, arm, one, accuracies, name)
+
+
+def _remark_in(path: Path) -> RemarkRecord | None:
+    """The remark that a file is, or None."""
+    try:
+        stored = read_json(path)
+    except InputError:
+        return None
+    return RemarkRecord.of(stored, path) if isinstance(stored, dict) and stored.get("format") == REMARK else None
+
+
+def _unreliable(row: Row, folder: Path, remarks: list[tuple[Path, RemarkRecord]]) -> str:
+    """What speaks against a row: its own records, and remarks on their files."""
+    own = [cell for cell in row.cells.values() if not cell.get("beside")]  # a Random of its own is not what is meant
+    told, paths = [str(cell.get("unreliable") or "") for cell in own], [folder / cell["file"] for cell in own]
+    told += [remark.unreliable for at, remark in remarks if any(remark.concerns(at, path) for path in paths)]
+    return "; ".join(dict.fromkeys(one for one in told if one))
 
 
 def _pseudo_cell(
@@ -124,6 +159,11 @@ def _pseudo_cell(
         "accuracies": accuracies,
         "per_class": arm["per_class"],
         "hyper": {**(made.hyper if learned else {}), **_beside(stored, made, learned)},
+        "bytes": (made.bytes or {}) if learned else {},
+        "hardware": made.cost.hardware if learned else "",
+        "versions": made.cost.versions,
+        "beside": not learned,
+        "command": stored.get("command"),
         "cost": {
             "steps": made.cost.steps if learned else 0,
             "distillation_seconds": made.cost.seconds if learned else 0.0,
@@ -156,9 +196,11 @@ def _known(path: Path) -> bool:
 
 
 def _protocol_of(stored: Mapping[str, Any]) -> str:
-    """The protocol's name, with the kind of labels where it is not that of the protocol."""
-    name, labels = str(stored["protocol"]), other_labels(str(stored["protocol"]), str(stored.get("labels", "")))
-    return f"{name}, {labels} labels" if labels else name
+    """The protocol's name, with what was not as it says: kind of labels, optimizer, augmentation."""
+    other = other_ways(stored)
+    told = [f"{other['labels']} labels"] if "labels" in other else []
+    told += [str(stored["optimizer"])] if "optimizer" in other else []
+    return ", ".join([str(stored["protocol"]), *told, *(["no augmentation"] if "augmented" in other else [])])
 
 
 def _scene(key: str, record: Mapping[str, Any]) -> str:
@@ -175,51 +217,3 @@ def _first(cells: Mapping[int, Mapping[str, Any]]) -> Mapping[str, Any]:
 
 def _is_random(cells: Mapping[int, Mapping[str, Any]]) -> bool:
     return bool(_first(cells)["method"] == BASELINE)
-
-
-def _order(row: Row) -> tuple[str, str, int, bool, str]:
-    one = _first(row.cells)
-    return row.data, one["protocol"], row.ipc, row.method != BASELINE, row.method
-
-
-def _entry(row: Row, rows: list[Row]) -> Entry:
-    one = _first(row.cells)
-    recipe = find_recipe(row.method, row.data, row.ipc)
-    known = recipe if recipe is not None and recipe.accuracy is not None else None
-    return Entry(row, _label(row, rows), one["protocol"], known, "" if known is None else _remark(one, known))
-
-
-def _label(row: Row, rows: list[Row]) -> str:
-    """The method; where rows differ in their settings alone, with those that differ."""
-    one = _first(row.cells)
-    alike = [
-        _first(other.cells)
-        for other in rows
-        if (other.method, other.data, other.ipc, _first(other.cells)["protocol"])
-        == (row.method, row.data, row.ipc, one["protocol"])
-    ]
-    names = [n for n in one["hyper"] if any(other["hyper"].get(n) != one["hyper"][n] for other in alike)]
-    told = [f"{name} {one['hyper'][name]}" for name in names]
-    if any(other["network"] != one["network"] for other in alike):
-        options = one["network"].get("options", {})
-        told.append(f"{one['network']['name']}" + (f" width {options['width']}" if "width" in options else ""))
-    if any(_chosen_rate(other) != _chosen_rate(one) for other in alike):
-        told.append(f"learning rate {one['lr']:g}" if "lr" in one else "the protocol's learning rate")
-    return f"{row.method} ({', '.join(told)})" if told else row.method
-
-
-def _chosen_rate(record: Mapping[str, Any]) -> float | None:
-    """The rate that a comparison chose for a set that comes without one; older ones chose none."""
-    return float(record["lr"]) if "lr_tried" in record else None
-
-
-def _remark(record: Mapping[str, Any], known: Recipe) -> str:
-    """Why ours need not equal the published number; "same protocol" where nothing that we know of differs."""
-    remarks = [] if record["protocol"] == known.protocol else [f"other protocol: {known.protocol or 'unknown'}"]
-    network = record["network"]
-    if network["name"] != "convnet" or network.get("options", {}).get("width") != _USUAL_WIDTH:
-        remarks.append("other network")
-    if any(record["hyper"].get(name) != value for name, value in known.hyper.items()):
-        remarks.append("other settings")
-    remarks += [f"{name}: {record['hyper'][name]}" for name in (*overrides(), "training") if name in record["hyper"]]
-    return ", ".join(remarks) or "same protocol"

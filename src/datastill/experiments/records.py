@@ -13,6 +13,8 @@ from datastill.store.schema import Code, Count, Fraction, Name, Number, Positive
 FileName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$", max_length=250)]
 Accuracies = Annotated[list[Fraction], Field(min_length=1, max_length=100_000)]
 PerClass = Annotated[list[Fraction | None], Field(min_length=1, max_length=1_000_000)]
+#: By part of a set.
+Bytes = dict[Text, Count]
 
 
 class Network(Record):
@@ -58,6 +60,8 @@ class CellRecord(Changed):
     cost: CellCost
     lr: Number | None = None
     lr_tried: dict[str, Fraction | None] | None = None
+    bytes: Bytes | None = None
+    versions: dict[str, Text | None] = Field(default_factory=dict)
 
 
 class ComparedCell(CellRecord):
@@ -83,6 +87,8 @@ class MadeCost(Record):
 
     steps: Count
     seconds: Seconds
+    hardware: Text = ""
+    versions: dict[str, Text | None] = Field(default_factory=dict)
 
 
 class Made(Changed):
@@ -93,6 +99,7 @@ class Made(Changed):
     seed: Whole
     cost: MadeCost
     hyper: dict[str, Any] = Field(default_factory=dict)
+    bytes: Bytes | None = None
 
 
 class Training(Record):

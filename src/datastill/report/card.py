@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from datastill.report import words
 from datastill.report.markdown import markdown
 from datastill.report.pictures import png, preview
-from datastill.report.section import Reading, Section, Shown, sections
+from datastill.report.section import HERE, Reading, Section, Shown, sections
 from datastill.report.words import markdown as md
 from datastill.store.artifact import DistilledSet
 from datastill.store.files import write_bytes, write_text
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from datastill.evaluation.scores import Evaluation
 
 CARD, PICTURE = "README.md", "preview.png"
+#: Those of data that the Hub knows by a name of its own; another is told in words.
+LICENSES = (
+    "afl-3.0 apache-2.0 bsd bsd-2-clause bsd-3-clause c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 "
+    "cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 "
+    "cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 "
+    "etalab-2.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl-3.0 mit odbl odc-by pddl unlicense unknown"
+)
 
 
 def card(
@@ -29,6 +36,8 @@ def card(
     *,
     layout: str = "artifact",
     notes: Sequence[str] = (),
+    place: str = "",
+    license: str = "",
 ) -> str:
     """The card of a distilled set, in Markdown with the front matter of the Hugging Face Hub.
 
@@ -36,14 +45,16 @@ def card(
         evaluation: its numbers, with Random beside them.
         layout: what the folder holds: "artifact", or the format of an export.
         notes: sentences to add, one each.
+        place: what to load it by, "hub:NAME/SET"; "" is the folder that the card lies in.
+        license: of the real images, as their owner names it; "" is unknown.
     """
-    reading = Reading([distilled], evaluation, layout=layout, notes=notes)
+    reading = Reading([distilled], evaluation, layout=layout, notes=notes, place=place or HERE, license=license)
     record = distilled.record
     count, data = len(distilled.targets), record.data
     parts = [
-        _front(distilled, layout, count),
+        _front(distilled, layout, count, license),
         f"# {md(record.method)} on {md(data.name)}: {_size(distilled)}",
-        f"![The images, class by class]({PICTURE})" if layout == "artifact" else "",
+        f"![The images, class by class]({PICTURE})" if layout in ("artifact", "hub") else "",
         _stands_for(distilled),
         *(_markdown(one, reading) for one in sections()),
     ]
@@ -90,7 +101,7 @@ def write_card_and_preview(
     return folder / CARD, folder / PICTURE
 
 
-def _front(distilled: DistilledSet, layout: str, count: int) -> str:
+def _front(distilled: DistilledSet, layout: str, count: int, license: str) -> str:
     record = distilled.record
     size = next(
         (name for limit, name in ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K")) if count < limit),
@@ -101,8 +112,7 @@ def _front(distilled: DistilledSet, layout: str, count: int) -> str:
     lines = [
         "---",
         f"pretty_name: {json.dumps(distilled.name)}",
-        "license: other",
-        "license_name: as-the-source-data",
+        *_license(layout, license),
         "task_categories:",
         "- image-classification",
         "tags:",
@@ -110,12 +120,21 @@ def _front(distilled: DistilledSet, layout: str, count: int) -> str:
         "size_categories:",
         f"- {size}",
     ]
-    if layout == "parquet":
+    if layout in ("parquet", "hub"):
         lines += ["configs:", "- config_name: default", "  data_files:", "  - split: train"]
         lines += ["    path: data/train-*"]
     elif layout != "imagefolder":
         lines.append("viewer: false")
     return "\n".join([*lines, "---"])
+
+
+def _license(layout: str, license: str) -> list[str]:
+    """The license of the images is that of the real ones."""
+    if license.lower() in LICENSES.split():
+        return [f"license: {license.lower()}"]
+    if license:
+        return ["license: other", f"license_name: {_tag(license)[:90] or 'as-the-source-data'}"]
+    return ["license: unknown"] if layout == "hub" else ["license: other", "license_name: as-the-source-data"]
 
 
 def _tag(name: str) -> str:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: Real images of a class that are searched; of larger classes so many, evenly spaced.
 SEARCHED = 2000
+#: Share of the usual distance between real images below which one counts as a copy.
+COPY = 0.1
 
 
 @dataclass(frozen=True)

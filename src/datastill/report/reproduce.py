@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from datastill.evaluation.kinds import other_labels
+from datastill.evaluation.kinds import other_ways
 from datastill.report import words
 from datastill.store.manifest import Data, Manifest
 
@@ -39,26 +39,29 @@ def python_call(manifest: Manifest | Mapping[str, Any]) -> str:
 def command(manifest: Manifest | Mapping[str, Any], out: str = "runs/again") -> str | None:
     """The command that makes the set again, or None where a command line cannot say it."""
     record = Manifest.of(manifest, "The manifest")
-    if record.imported is not None:
+    options = options_of(record)
+    if options is None:
         return None
+    parts = ["datastill", "distill", _method(record)]
+    for name, item in options.items():
+        parts += _flag(name, item)
+    return shlex.join([*parts, "--out", out])
+
+
+def options_of(record: Manifest) -> dict[str, Any] | None:
+    """What the command that makes the set again is given, by name; None where a command line cannot say it."""
     data = record.data
     hyper, given = _hyper(record)
     options = dict(data.options)
     if isinstance(options.get("size"), list) and len(set(options["size"])) == 1:
         options["size"] = options["size"][0]
     unsaid = set(options) - set(_FLAGS)
-    if given or unsaid or isinstance(options.get("size"), list) or not data.source:
+    if record.imported is not None or given or unsaid or isinstance(options.get("size"), list) or not data.source:
         return None
-    if _weighted_by_hand(record):
+    if _weighted_by_hand(record) or (record.network is not None and record.network.spec is None):
         return None
-    if record.network is not None and record.network.spec is None:
-        return None
-    settings = {**options, "ipc": record.ipc, "seed": record.seed, **_engine(record)}
-    settings |= {**_exchanged(record), **hyper}
-    parts = ["datastill", "distill", _method(record), "--data", data.source]
-    for name, item in settings.items():
-        parts += _flag(name, item)
-    return shlex.join([*parts, "--out", out])
+    settings = {"data": data.source, **options, "ipc": record.ipc, "seed": record.seed, **_engine(record)}
+    return {**settings, **_exchanged(record), **hyper}
 
 
 def _method(record: Manifest) -> str:
@@ -71,8 +74,7 @@ def evaluate_call(evaluation: Mapping[str, Any], folder: str = "path/of/this/fol
     folders = [folder, *(f"path/of/set/{k + 1}" for k in range(1, len(accuracies)))]
     sets = _literal(folders if len(folders) > 1 else folder)
     settings: dict[str, Any] = {"protocol": evaluation["protocol"], "networks": len(accuracies[0])}
-    if labels := other_labels(evaluation["protocol"], evaluation.get("labels", "")):
-        settings["labels"] = labels
+    settings |= other_ways(evaluation)
     if evaluation.get("network", {}).get("spec"):
         settings["network"] = evaluation["network"]["spec"]
     if evaluation.get("seed"):
@@ -95,9 +97,10 @@ def _hyper(record: Manifest) -> tuple[dict[str, Any], list[str]]:
 
 
 def _engine(record: Manifest) -> dict[str, Any]:
-    """The network, and precision and compilation where they are not the usual ones."""
+    """Recipe and network, and precision and compilation where they are not the usual ones."""
     cost, spec = record.cost, None if record.network is None else record.network.spec
     unusual = {"precision": cost.precision} if cost.precision != "float32" else {}
+    unusual |= {"recipe": record.recipe.asked} if record.recipe.asked not in ("", "auto") else {}
     return {**({"network": spec} if spec else {}), **unusual, **({"compile": "on"} if cost.compile else {})}
 
 

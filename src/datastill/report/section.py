@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from datastill.evaluation.scores import Evaluation
 
 
+#: Where a folder lies, to its reader.
+HERE = "path/of/this/folder"
+
+
 @dataclass(frozen=True)
 class Reading:
     """What there is of a run.
@@ -36,6 +40,8 @@ class Reading:
         snapshots, losses, accuracy, command: as `write_report` takes them.
         layout: what the folder of a card holds: "artifact", or the format of an export.
         notes: sentences to add to the card.
+        place: what a reader of the card loads it by.
+        license: of the real images, in the words of who publishes the set; "" is unknown.
     """
 
     sets: Sequence[DistilledSet]
@@ -47,6 +53,8 @@ class Reading:
     command: str | None = None
     layout: str = "artifact"
     notes: Sequence[str] = ()
+    place: str = HERE
+    license: str = ""
 
     @property
     def first(self) -> DistilledSet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from datastill.core.registry import field_docs, registered
@@ -32,14 +32,22 @@ def code(text: object) -> str:
     return " ".join(str(text).split()).replace("`", "'").replace("|", "/")
 
 
-def without_paths(item: Any) -> Any:
-    """What a manifest says, without where things lie on the machine that made it: "path/to/photos"."""
+def without_paths(item: Any, known: Sequence[str] = ()) -> Any:
+    """What a manifest says, without where things lie on the machine that made it: "path/to/photos".
+
+    Args:
+        item: JSON.
+        known: paths to look for whatever they look like, such as those with spaces.
+    """
     if isinstance(item, Mapping):
-        return {name: without_paths(part) for name, part in item.items()}
+        return {name: without_paths(part, known) for name, part in item.items()}
     if isinstance(item, list | tuple):
-        return [without_paths(part) for part in item]
+        return [without_paths(part, known) for part in item]
     if not isinstance(item, str):
         return item
+    for place in known:
+        name = re.split(_SLASH, place.rstrip(_ENDS))[-1]
+        item = re.sub(rf"(?<![\w./\\]){re.escape(place)}(?!\w)", f"/path/to/{name}", item)
     if _PATH.fullmatch(item):
         return f"path/to/{re.split(_SLASH, item.rstrip(_ENDS))[-1]}"
     return _PATH_IN_TEXT.sub(lambda found: f"path/to/{re.split(_SLASH, found[0])[-1]}", item)

@@ -16,18 +16,9 @@ from datastill.core.errors import InputError
 from datastill.core.plan import Codes, Companion, Synthetic
 from datastill.core.space import Space
 from datastill.store.agreement import refuse_claims, refuse_disagreement
-from datastill.store.files import (
-    CHECKSUM,
-    damaged,
-    member,
-    read_json,
-    read_shapes,
-    read_tensors,
-    sealed,
-    write_json,
-    write_tensors,
-)
-from datastill.store.manifest import FORMAT, VERSION, Manifest
+from datastill.store.files import damaged, member, read_json, read_shapes, read_tensors, write_json, write_tensors
+from datastill.store.hub import fetched, hub_name
+from datastill.store.manifest import FORMAT, MANIFEST, VERSION, Manifest, checksum_of, refuse_other_format
 from datastill.store.opening import sha256_of, sound_path
 from datastill.store.rendering import DECODER_FILE, Rendering, bound_decoder, decoder_of, weights_of
 from datastill.store.schema import SPACE, Kind
@@ -35,10 +26,9 @@ from datastill.store.schema import SPACE, Kind
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from datastill import Exported
+    from datastill import Exported, Pushed
 
 TENSORS = "synthetic.safetensors"
-MANIFEST = "manifest.json"
 #: What the tensors may be: labels are class positions or probabilities.
 KINDS = {
     "codes/blob": Kind(("U8",), (2,)),
@@ -184,6 +174,12 @@ class DistilledSet:
 
         return datastill.as_html(self)
 
+    def push_to_hub(self, name: str, **options: Any) -> Pushed:
+        """Publish the set on the Hugging Face Hub; see `datastill.push_to_hub`."""
+        import datastill
+
+        return datastill.push_to_hub(self, name, **options)
+
     def export(self, folder: str | Path, format: str = "imagefolder", **options: Any) -> Exported:
         """Write the set for other tools; see `datastill.export`."""
         import datastill
@@ -212,7 +208,7 @@ class DistilledSet:
         if self.decoder_weights:
             write_tensors(folder / DECODER_FILE, self.decoder_weights, {"format": FORMAT})
             manifest["files"][DECODER_FILE] = sha256_of(folder / DECODER_FILE)
-        manifest["files"][MANIFEST] = _own_checksum(manifest)
+        manifest["files"][MANIFEST] = checksum_of(manifest)
         write_json(folder / MANIFEST, manifest)
         self.manifest, self.folder = manifest, folder
         return folder
@@ -221,10 +217,15 @@ class DistilledSet:
 def load_distilled(folder: str | Path) -> DistilledSet:
     """Read an artifact, exactly as it was saved.
 
+    Args:
+        folder: that holds it; or "hub:NAME/SET" for one of the Hugging Face Hub, "hub:NAME/SET@REVISION" for one state
+            of it, which is fetched into the Hub's own cache and kept there.
+
     Raises:
-        InputError: the folder is not an artifact, or is damaged, or does not agree with its manifest.
+        InputError: the folder is not an artifact, or is damaged, or does not agree with its manifest; or the Hub has
+            no such set, or does not answer and there is no copy.
     """
-    folder = sound_path(folder)
+    folder = fetched(folder) if hub_name(folder) is not None else sound_path(folder)
     if not (folder / MANIFEST).is_file():
         raise InputError(
             f"{folder} holds no distilled set (no {MANIFEST}); give the folder that `datastill distill --out` made."
@@ -248,7 +249,7 @@ def load_distilled(folder: str | Path) -> DistilledSet:
         decoder_weights=weights_of(decoder, folder, record.files),
     )
     refuse_disagreement(distilled, folder)
-    if record.files.get(MANIFEST, known := _own_checksum(manifest)) != known:
+    if record.files.get(MANIFEST, known := checksum_of(manifest)) != known:
         raise damaged(folder / MANIFEST)
     return distilled
 
@@ -256,13 +257,7 @@ def load_distilled(folder: str | Path) -> DistilledSet:
 def _checked(manifest: Any, folder: Path) -> tuple[dict[str, Any], Manifest]:
     """A manifest of ours, complete, that names no file outside its folder."""
     where = folder / MANIFEST
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise InputError(f"{where} is not the manifest of a distilled set.")
-    if manifest.get("version") != VERSION:
-        raise InputError(
-            f"{where} is of version {manifest.get('version')!r}; this datastill reads version {VERSION}: "
-            "update datastill."
-        )
+    refuse_other_format(manifest, where)
     files = manifest.get("files")
     if not isinstance(files, dict):
         raise InputError(f"{where} names no files; it is damaged.")
@@ -283,9 +278,3 @@ def _refuse_foreign(folder: Path) -> None:
         return
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise InputError(f"{folder / MANIFEST} is not of a distilled set; choose another folder to overwrite nothing.")
-
-
-def _own_checksum(manifest: Mapping[str, Any]) -> str:
-    """Over a manifest's content, but for this checksum itself; manifests of older versions have none."""
-    files = {name: sha for name, sha in manifest["files"].items() if name != MANIFEST}
-    return str(sealed({**manifest, "files": files})[CHECKSUM])

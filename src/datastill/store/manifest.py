@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from datastill.core.errors import InputError
 from datastill.core.overrides import Override, overrides
+from datastill.store.files import CHECKSUM, sealed
 from datastill.store.schema import (
     Count,
     Name,
@@ -29,6 +30,7 @@ from datastill.store.schema import (
 
 FORMAT: Literal["datastill-distilled-set"] = "datastill-distilled-set"
 VERSION: Literal[1] = 1
+MANIFEST = "manifest.json"
 
 Means = Annotated[list[Annotated[float, Field(ge=-1e6, le=1e6)]], Field(max_length=4_096)]
 Deviations = Annotated[list[Annotated[float, Field(gt=1e-12, le=1e6)]], Field(max_length=4_096)]
@@ -245,3 +247,24 @@ NEEDED = {
     "recipe": ("asked", "published"),
     "student": ("protocol",),
 }
+
+
+def refuse_other_format(manifest: Any, where: object) -> None:
+    """Refuse what is no manifest of a distilled set, or one of another version.
+
+    Raises:
+        InputError: it is.
+    """
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise InputError(f"{where} is not the manifest of a distilled set.")
+    if manifest.get("version") != VERSION:
+        raise InputError(
+            f"{where} is of version {manifest.get('version')!r}; this datastill reads version {VERSION}: "
+            "update datastill."
+        )
+
+
+def checksum_of(manifest: Mapping[str, Any]) -> str:
+    """Over a manifest's content, but for this checksum itself; manifests of older versions have none."""
+    files = {name: sha for name, sha in manifest["files"].items() if name != MANIFEST}
+    return str(sealed({**manifest, "files": files})[CHECKSUM])

@@ -23,7 +23,7 @@ def bytes_of_parts(one: DistilledSet) -> dict[str, int]:
         for folder in sorted(one.folder.iterdir()):
             if folder.is_dir() and not folder.is_symlink() and _belongs(folder):
                 name = "label bank" if folder.name == "labels" else folder.name
-                found[name] = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file() and not f.is_symlink())
+                found[name] = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     return found
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,7 @@ class Schedule:
     forget_momentum: bool = True  #: whether a drop also forgets the momentum, as the DC protocol's does
     augment_mode: str = "single"  #: how many operations an image gets, see `Dsa`
     cutmix: Probability = 0.0  #: probability of CutMix for each batch, after the augmentation
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"  #: Adam and AdamW take no momentum; weight decay as given
 
     def __post_init__(self) -> None:
         check_fields(self, "{name} of a schedule")
@@ -89,11 +91,11 @@ def train(
     on_pass: Callable[[int, Tensor], None] | None = None,
     on_batch: Callable[[Tensor, Tensor], None] | None = None,
     device: torch.device | str | None = None,
-    optimizer: torch.optim.SGD | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     compiled: bool = False,
     chunk: int | None = None,
 ) -> list[float]:
-    """Train a network in place, in train mode, by SGD on the cross-entropy.
+    """Train a network in place, in train mode, on the cross-entropy.
 
     The order of pass p comes from rng.generator("order", p), the augmentation of batch b in it from
     rng.generator("augment", p, b), CutMix from rng.generator("cutmix", p, b), dropout from
@@ -124,7 +126,7 @@ def train(
     data.classes = outputs(network, data) if schedule.cutmix else 0
     data.couples = couples_samples(network)
     if optimizer is None:
-        optimizer = sgd(network.parameters(), schedule, schedule.lr)
+        optimizer = optimizer_of(network.parameters(), schedule)
     size = 0
     if compiled and compilable(network):
         batch = min(schedule.batch, len(y))
@@ -166,7 +168,7 @@ def _backward(
     return loss, logits
 
 
-def drop(optimizer: torch.optim.SGD, schedule: Schedule, p: int) -> None:
+def drop(optimizer: torch.optim.Optimizer, schedule: Schedule, p: int) -> None:
     """After pass p: lower the learning rate where the schedule says so, and forget the momentum if it does."""
     factor = schedule.factor_after(p)
     if factor is None:
@@ -298,6 +300,15 @@ def sgd(parameters: Iterable[Tensor], schedule: Schedule, lr: float) -> torch.op
     trained = [p for p in parameters if p.requires_grad]
     fused = all(p.device.type in ("cpu", "cuda") for p in trained)
     return torch.optim.SGD(trained, lr=lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay, fused=fused)
+
+
+def optimizer_of(parameters: Iterable[Tensor], schedule: Schedule) -> torch.optim.Optimizer:
+    """A new optimizer as the schedule says, at its learning rate."""
+    if schedule.optimizer == "sgd":
+        return sgd(parameters, schedule, schedule.lr)
+    made = torch.optim.Adam if schedule.optimizer == "adam" else torch.optim.AdamW
+    trained = [p for p in parameters if p.requires_grad]
+    return made(trained, lr=schedule.lr, weight_decay=schedule.weight_decay)
 
 
 def device_of(network: nn.Module, device: torch.device | str | None = None) -> torch.device:

@@ -24,8 +24,8 @@ from datastill.training.hard import (
     cross_entropy,
     device_of,
     drop,
+    optimizer_of,
     outputs,
-    sgd,
     train,
 )
 
@@ -119,7 +119,7 @@ def _train_stacked(
     data.classes = outputs(networks[0], data) if schedule.cutmix else 0
     weights: dict[str, Tensor] = stack_module_state(networks)[0]  # name -> (K, ...)
     gradients_of = _gradients_side_by_side(networks[0], data.weight is not None)
-    optimizer = sgd(weights.values(), schedule, schedule.lr)
+    optimizer = optimizer_of(weights.values(), schedule)
     watch = LossWatch()
     for p in range(schedule.passes):
         total = torch.zeros(count, device=data.device)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from datastill.core.errors import InputError, MissingExtra
 from datastill.core.rng import Rng, isolated
+from datastill.report.neighbors import COPY
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 #: From pixels (n, c, h, w) in [0, 1] to vectors whose L2 distance is meant, (n, d).
 Look = Callable[[Tensor], Tensor]
 
-#: Share of the usual distance between real images below which one counts as a copy.
-COPY = 0.1
 #: Numbers of vectors held at a time.
 _HELD = 2**25
 

@@ -32,8 +32,8 @@ class Again(Section):
         command = reproduce.command(record)
         if command:
             parts += ["or", fence("sh", command)]
-        if evaluation is not None and reading.layout == "artifact":
-            parts += ["Its score:", fence("python", reproduce.evaluate_call(evaluation.to_dict()))]
+        if evaluation is not None and reading.layout in ("artifact", "hub"):
+            parts += ["Its score:", fence("python", reproduce.evaluate_call(evaluation.to_dict(), reading.place))]
         return "\n\n".join(parts)
 
 

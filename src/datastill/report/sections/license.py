@@ -13,11 +13,16 @@ class License(Section):
     order = 80
 
     def card(self, reading: Reading) -> str:
-        """Two sentences."""
+        """A few sentences."""
+        data = md(reading.record.data.name)
+        told = ""
+        if reading.license:
+            told = f" {data} is under: {md(reading.license)}, as whoever published this set says."
+        elif reading.layout == "hub":
+            told = f" Which license {data} is under is unknown: whoever published this set did not say."
         return (
             "## License\n\nThe images derive from real ones: the license and the terms of use of "
-            f"{md(reading.record.data.name)} apply to them too. Distillation is not anonymisation; an image "
-            "may resemble a real one."
+            f"{data} apply to them too.{told} Distillation is not anonymisation; an image may resemble a real one."
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datastill.report.markdown import fence
-from datastill.report.section import Reading, Section
+from datastill.report.section import HERE, Reading, Section
 from datastill.report.words import markdown as md
 
 _LOADING = {
@@ -28,6 +28,16 @@ data = load_dataset("imagefolder", data_dir="path/of/this/folder", split="train"
 data = load_dataset("path/of/this/folder", split="train")
 # or datastill.load_real("path/of/this/folder", holdout=0)""",
     ),
+    "hub": (
+        "python",
+        """from datastill import load_distilled
+
+distilled = load_distilled("path/of/this/folder")  # exactly as it was made
+
+from datasets import load_dataset
+
+data = load_dataset("NAME", split="train")  # images rounded to 8 bits""",
+    ),
     "tensors": (
         "python",
         """from safetensors.torch import load_file
@@ -46,7 +56,9 @@ class Loading(Section):
 
     def card(self, reading: Reading) -> str:
         """By what lies in the folder."""
-        parts = ["## Load it", fence(*_LOADING[reading.layout]), *(f"- {md(note)}" for note in reading.notes)]
+        language, text = _LOADING[reading.layout]
+        text = text.replace(HERE, reading.place).replace("NAME", reading.place.removeprefix("hub:"))
+        parts = ["## Load it", fence(language, text), *(f"- {md(note)}" for note in reading.notes)]
         return "\n\n".join(parts)
 
 

@@ -38,7 +38,8 @@ class Making(Section):
 
     def card(self, reading: Reading) -> str:
         """Sentences and one table."""
-        return _made(reading.record)
+        kept = reading.layout in ("artifact", "hub")
+        return _made(reading.record) + (f"\n\nStored: {words.weighs(reading.first)}." if kept else "")
 
 
 def _facts(first: DistilledSet) -> list[tuple[str, str]]:

@@ -40,7 +40,9 @@ class Scores(Section):
 
     def card(self, reading: Reading) -> str | None:
         """One table."""
-        return None if reading.evaluation is None else _results(reading.evaluation)
+        if reading.evaluation is not None:
+            return _results(reading.evaluation)
+        return "## Results\n\nNo scores were published with the set." if reading.layout == "hub" else None
 
 
 @dataclass(frozen=True)

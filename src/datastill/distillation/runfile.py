@@ -1,0 +1,68 @@
+"""`run.toml` of a run: every option that it was settled to, for `datastill distill --config`.
+
+A line for each option of the command, by its name there. What is measured or chosen on the way (a budget, a method that
+suits the data, scaling) stands as what became of it, so the file says the same whatever is faster or newer next time.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datastill._version import __version__
+from datastill.core.registry import Method
+from datastill.report.reproduce import options_of
+from datastill.store.files import write_text
+from datastill.store.manifest import Manifest
+
+RUN_FILE = "run.toml"
+_HEAD = f"""\
+# Written by datastill {__version__}. To make the set again: datastill distill --config THIS_FILE --out NEW_FOLDER
+# Options on the command line win over those here.
+"""
+
+
+def write_run_file(folder: Path, method: Method, record: Manifest) -> None:
+    """Write what the run was settled to; nothing where options cannot say it, such as images that were given as arrays.
+
+    Args:
+        folder: of the run.
+        method: that was run.
+        record: the manifest of what it made.
+    """
+    options, own = options_of(record), file_of(method)
+    if options is None:
+        return
+    name = record.method if own is None else f"{own}:{record.method}"
+    exact = {"compile": "on" if record.cost.compile else "off", "device": record.cost.device}
+    write_text(folder / RUN_FILE, _HEAD + as_toml({"method": name, **options, **exact}))
+
+
+def file_of(method: Method) -> Path | None:
+    """The file of a method that is not built in, where it has one."""
+    kind = type(method)
+    if kind.__module__.startswith("datastill."):
+        return None
+    try:
+        return Path(inspect.getfile(kind)).resolve()
+    except (OSError, TypeError):  # made in an interpreter
+        return None
+
+
+def as_toml(options: Mapping[str, Any]) -> str:
+    """Options as lines of TOML; None is the word "none", as on the command line."""
+    return "".join(f"{name.replace('_', '-')} = {_value(item)}\n" for name, item in options.items())
+
+
+def _value(item: Any) -> str:
+    if isinstance(item, bool):
+        return str(item).lower()
+    if isinstance(item, list | tuple):
+        return f"[{', '.join(map(_value, item))}]"
+    if isinstance(item, int | float):
+        return repr(item)
+    text = json.dumps("None" if item is None else str(item), ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")

@@ -1,0 +1,175 @@
+"""Scores that take labels and augmentation out of an accuracy: LRS and ARS of DD-Ranking, and their parts.
+
+Li et al., "DD-Ranking: Rethinking the Evaluation of Dataset Distillation", 2025 (arXiv:2505.13300).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from datastill.core.errors import InputError
+from datastill.core.ranges import Probability, checked
+from datastill.evaluation.evaluate import evaluate
+from datastill.evaluation.inputs import Distilled, load_sets, real_for
+from datastill.evaluation.protocols import Protocol, get_protocol
+from datastill.evaluation.scores import spread_over, t_interval
+
+if TYPE_CHECKING:
+    from datastill.evaluation.scores import Evaluation
+    from datastill.store.artifact import DistilledSet
+
+#: What accuracies are counted in: fractions, which keep scores in [0, 1], or percent, as the released package does.
+Arithmetic = Literal["fractions", "released"]
+_SCALE = {"fractions": 1.0, "released": 100.0}
+
+
+def score(balance: Tensor, arithmetic: Arithmetic = "fractions") -> Tensor:
+    """(e^a - e^-1) / (e - e^-1): 0 at a = -1, about .27 at 0, 1 at 1.
+
+    Args:
+        balance: a, a weighted sum of differences of accuracies as fractions, in [-1, 1]; any shape.
+        arithmetic: "fractions", or "released": a in percentage points, as the released package has it, whose scores
+            leave [0, 1].
+    """
+    low, high = math.exp(-1), math.exp(1)
+    return ((_SCALE[arithmetic] * balance).exp() - low) / (high - low)
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """What the images alone do, as differences of accuracies, fractions, for each set and network, (sets, networks).
+
+    Attributes:
+        improvement: over Random under the protocol and its labels (IOR).
+        missing: accuracy of the whole real set that hard labels do not bring back (HLR); `whole` is that accuracy.
+        augmented: improvement over Random with augmentation, `plain` without; None where the data take none.
+        weight: of `improvement` in LRS, the rest is that of -`missing`; of `augmented` in ARS.
+        arithmetic: see `score`.
+    """
+
+    improvement: Tensor
+    missing: Tensor
+    whole: float
+    augmented: Tensor | None
+    plain: Tensor | None
+    weight: float = 0.5
+    arithmetic: Arithmetic = "fractions"
+
+    @property
+    def share(self) -> Tensor:
+        """Accuracy with hard labels as a share of the whole set's, 1 at most."""
+        return (1 - self.missing / max(self.whole, 1e-12)).clamp(0, 1)
+
+    @property
+    def lrs(self) -> Tensor:
+        """Label robustness score of each set and network."""
+        return score(self.weight * self.improvement - (1 - self.weight) * self.missing, self.arithmetic)
+
+    @property
+    def ars(self) -> Tensor | None:
+        """Augmentation robustness score of each set and network."""
+        if self.augmented is None or self.plain is None:
+            return None
+        return score(self.weight * self.augmented + (1 - self.weight) * self.plain, self.arithmetic)
+
+    def parts(self) -> dict[str, Tensor]:
+        """Scores and parts by their names in results, those that there are."""
+        named = {"lrs": self.lrs, "ior": self.improvement, "hlr": self.missing, "share_of_whole": self.share}
+        named |= {"ars": self.ars, "ior_augmented": self.augmented, "ior_plain": self.plain}  # type: ignore[dict-item]
+        return {name: value for name, value in named.items() if value is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: of each score and part the mean and the half-width of its 95 % interval, None where there is none.
+
+        All are fractions but the scores of the released arithmetic.
+        """
+        found: dict[str, Any] = {"weight": self.weight, "arithmetic": self.arithmetic, "whole_set": self.whole}
+        for name, value in self.parts().items():
+            width = t_interval(spread_over(value)[0])
+            found[name] = float(value.mean())
+            found[f"{name}_interval_95"] = None if math.isnan(width) else width
+        return found
+
+
+@checked
+def evaluate_robustness(
+    distilled: Distilled | Sequence[Distilled],
+    real: Any = None,
+    *,
+    weight: Probability = 0.5,
+    arithmetic: Arithmetic = "fractions",
+    protocol: str | Protocol = "auto",
+    **settings: Any,
+) -> Evaluation:
+    """As `evaluate`, with `robustness` in the result: what is left without the help of labels and augmentation.
+
+    Besides the protocol as it is, networks are trained on the whole real set (cached), on hard labels where the
+    protocol or the set has others, and without augmentation where it has one (with DSA where it has none). Weights and
+    orders of networks are shared by all.
+
+    Args:
+        distilled, real, protocol: as for `evaluate`.
+        weight: of the improvement over Random against what is missing to the whole set, and of the improvement with
+            augmentation against that without.
+        arithmetic: "fractions" keeps LRS and ARS in [0, 1]; "released" takes percentage points as the released package
+            (ddranking 0.2.0) does.
+        settings: further arguments of `evaluate`.
+
+    Raises:
+        InputError: labels that are no classes, or a setting that the scores settle themselves; see also `evaluate`.
+    """
+    fixed = sorted(settings.keys() & {"random", "ceiling", "augmented", "training"})
+    if fixed:
+        raise InputError(f"The scores settle {fixed[0]} themselves; leave it out.")
+    sets = load_sets(distilled)
+    asked = sets[0].record.student.protocol if protocol == "auto" else protocol
+    known = get_protocol(asked) if isinstance(asked, str) else asked
+    if sets[0].label_kind not in ("classes", "probabilities", "logits"):
+        raise InputError(f"LRS and ARS are scores of classes; the labels of {sets[0].name} are {sets[0].label_kind}.")
+    known.check_own_way("its augmentation")
+    data = real_for(sets[0], real)
+
+    main = evaluate(sets, data, protocol=known, **settings, ceiling=True)
+    assert main.ceiling is not None
+    hard, whole = _hard(sets, known, main, data, settings), main.ceiling.mean
+    other = None
+    if known.augments(data):
+        other = evaluate(sets, data, protocol=known, **settings, augmented=False)
+        pair = main.differences, other.differences
+    elif (with_dsa := replace(known, name=f"{known.name} with DSA", augment="auto")).augments(data):
+        other = evaluate(sets, data, protocol=with_dsa, **settings)
+        pair = other.differences, main.differences
+    found = Robustness(
+        improvement=main.differences,
+        missing=whole - hard,
+        whole=whole,
+        augmented=None if other is None else pair[0],
+        plain=None if other is None else pair[1],
+        weight=weight,
+        arithmetic=arithmetic,
+    )
+    return replace(main, robustness=found)
+
+
+def _hard(sets: list[DistilledSet], protocol: Protocol, main: Evaluation, real: Any, settings: Any) -> Tensor:
+    """Accuracies (sets, networks) of networks that are trained on hard labels, all else as in `main`."""
+    if main.labels == "hard":
+        return main.distilled.accuracies
+    hard = [_hardened(one) for one in sets]
+    rest = {name: value for name, value in settings.items() if name not in ("labels", "teacher", "teacher_network")}
+    rest |= {"labels": "hard"} if protocol.soft else {}
+    return evaluate(hard, real, protocol=protocol, **rest, random=False).distilled.accuracies
+
+
+def _hardened(one: DistilledSet) -> DistilledSet:
+    """The set with the class of each stored image in the place of its labels."""
+    if one.labels.ndim == 1:
+        return one
+    classes = one.extra["classes"] if "classes" in one.extra else one.labels.argmax(1)
+    return replace(one, labels=classes.to(torch.int64))
