@@ -21,6 +21,7 @@ from datastill.data.places import places_of
 from datastill.experiments.comparison import Progress, compare, silent
 from datastill.experiments.result import Comparison, Row
 from datastill.experiments.sources import RealSets
+from datastill.launch import cluster
 from datastill.report.words import duration
 from datastill.store.files import atomic_path, write_json, write_text
 from datastill.store.folders import held
@@ -193,7 +194,7 @@ def frontier(
     folder = Path(out)
     refuse_out(folder, places_of(real), FRONTIER)
     pick_device(options.get("device", "auto"))
-    with held(folder):
+    with held(folder), cluster(options.get("workers", 1)):
         first = compare(list(LINES), real, ipc=ipc, out=folder / "baselines", progress=progress, **options)
         done = {
             budget: compare(
