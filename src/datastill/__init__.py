@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Exported",
     "InputError",
-    "Pushed",
     "Progress",
+    "Pushed",
     "__version__",
     "as_dataloader",
     "as_html",

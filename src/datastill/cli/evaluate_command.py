@@ -140,6 +140,8 @@ def _keep(target: Path | None, record: dict[str, Any], where: str, display: Disp
         return
     write_json(target, record)
     display.say(f"Written to {target}{where}.")
+
+
 def _for_scores(options: EvaluateOptions, settings: dict[str, Any]) -> dict[str, Any]:
     """What `evaluate_robustness` takes.
 

@@ -153,22 +153,3 @@ def recover(packed: bytes, key: int, target: Path) -> None:
 def _unpacked(data: bytes) -> _Work:
     work: _Work = pickle.loads(data)
     return work
-
-
-def run_apart(
-    job: Job, plan: Plan, prepared: dict[str, dict[str, Tensor]], checkpointer: Checkpointer, spread: Spread
-) -> None:
-    """Recover blocks in other processes, or a share of them, which ends the run (`ShareDone`)."""
-    if torch.get_num_threads() != 1:
-        raise InputError(
-            "This run began with several torch threads, and blocks in other processes have one, which rounds "
-            "otherwise; resume it without workers."
-        )
-    blocks = blocks_of(plan, job, spread.shard)
-    in_processes(job, blocks, prepared, checkpointer, spread.workers, job.task.progress)
-    if spread.shard is not None:
-        i, n = spread.shard
-        raise ShareDone(
-            f"Share {i}/{n} is done: {len(blocks)} of {len(blocks_of(plan, job))} blocks, in {checkpointer.folder}. "
-            "When all shares are, the same without a share, and with --resume, puts the set together."
-        )
