@@ -295,5 +295,5 @@ def test_a_set_says_what_it_weighs_part_by_part(tmp_path: Path, capsys: pytest.C
     assert told == {"images": 5120, "labels": 160, "label bank": 300, "teacher": 1000, "teacher-1": 10}
     assert main(["inspect", str(tmp_path / "set")]) == 0
     out = capsys.readouterr().out
-    assert "images 5.12 kB, labels 160 B" in out
+    assert "images 5.12 kB, labels 160 bytes" in out
     assert "6.59 kB in all" in out

@@ -338,6 +338,8 @@ class TestLinks:
             "-q",
             "-b",
             "html",
+            "-D",
+            "nb_execution_mode=off",  # the gallery is run by `make docs`, and by tests of its own
             str(DOCS),
             str(tmp_path / "html"),
         ]

@@ -359,6 +359,6 @@ def test_two_sections_of_one_name_are_refused(monkeypatch):
         name, order = "scores", 1
 
     monkeypatch.setattr(section, "_REGISTERED", {})
-    assert [one.name for one in section.sections()][:3] == ["scores", "retrieval", "timeline"]
+    assert [one.name for one in section.sections()][:2] == ["scores", "retrieval"]
     with pytest.raises(InputError, match="another section 'scores'"):
         section.register_section(Other())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datastill.store.hub import is_kept
+
 if TYPE_CHECKING:
     from datastill.store.artifact import DistilledSet
 
@@ -20,10 +22,12 @@ def bytes_of_parts(one: DistilledSet) -> dict[str, int]:
     if one.decoder_weights:
         found["decoder"] = sum(t.nbytes for t in one.decoder_weights.values())
     if one.folder is not None and one.folder.is_dir():
+        linked = is_kept(one.folder)  # where the Hub's client keeps a set, every file is a link
         for folder in sorted(one.folder.iterdir()):
             if folder.is_dir() and not folder.is_symlink() and _belongs(folder):
                 name = "label bank" if folder.name == "labels" else folder.name
-                found[name] = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+                files = [f for f in folder.rglob("*") if f.is_file() and (linked or not f.is_symlink())]
+                found[name] = sum(f.stat().st_size for f in files)
     return found
 
 
