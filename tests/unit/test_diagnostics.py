@@ -131,3 +131,10 @@ def test_what_cannot_be_compared_is_refused(real: RealSet) -> None:
                                  space="raw", holdout=0)  # fmt: skip
     with pytest.raises(InputError, match="two real images"):
         diagnose(made, single)
+
+
+def test_pixels_that_are_not_finite_have_no_distance(real: RealSet) -> None:
+    made = datastill.distill("random", real, ipc=2, network="convnet:width=4,depth=1")
+    made.codes["images"][0, 0, 0, 0] = float("nan")
+    with pytest.raises(InputError, match="not finite"):
+        diagnose(made, real)

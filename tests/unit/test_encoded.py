@@ -74,6 +74,19 @@ def test_refinement_rounds_up_or_down_to_what_other_networks_see_less_of(real: R
     assert torch.equal(encode(made, 2, refine=5).codes["blob"], encode(made, 2, refine=5).codes["blob"])
 
 
+@pytest.mark.parametrize("bits", [0, 9, 2.5, -1])
+def test_bits_that_there_are_not_are_refused(made: DistilledSet, bits: float) -> None:
+    with pytest.raises(InputError, match="bits"):
+        encode(made, bits)  # type: ignore[arg-type]
+
+
+def test_what_is_not_finite_is_not_encoded(real: RealSet) -> None:
+    made = datastill.distill("random", real, ipc=1, network=NET)
+    made.codes["images"][0, 0, 0, 0] = float("nan")
+    with pytest.raises(InputError, match="not finite"):
+        encode(made)
+
+
 def test_eight_bits_have_nothing_to_refine(made: DistilledSet, tmp_path: Path, capsys) -> None:
     assert torch.equal(encode(made, 8, refine=9).codes["blob"], encode(made, 8).codes["blob"])
     made.save(tmp_path / "whole")

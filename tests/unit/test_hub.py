@@ -269,6 +269,14 @@ def test_tokens(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         load_distilled(f"hub:{NAME}")
 
 
+def test_a_public_place_is_not_taken_for_a_private_set(hub: Hub) -> None:
+    push_to_hub(small(), NAME)
+    before = len(hub.repositories[NAME].commits)
+    with pytest.raises(InputError, match="is public already; make it private there"):
+        push_to_hub(small(3), NAME, private=True, overwrite=True)
+    assert len(hub.repositories[NAME].commits) == before
+
+
 def test_without_a_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     push_to_hub(small(), NAME)
     kept = load_distilled(f"hub:{NAME}")

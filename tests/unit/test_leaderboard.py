@@ -15,8 +15,9 @@ import pytest
 from datastill.cli import main
 from datastill.core.cost import commit, versions
 from datastill.core.errors import InputError
+from datastill.experiments.cells import FORMAT as CELL
 from datastill.experiments.leaderboard import write_leaderboard
-from datastill.experiments.ledger import Ledger, read_ledger
+from datastill.experiments.ledger import Ledger, _add, read_ledger
 from datastill.experiments.submitted import TEMPLATE
 from datastill.store.files import write_json
 
@@ -50,6 +51,34 @@ def test_a_sent_result_says_reported_measured_cost_bytes_commit(tmp_path: Path) 
     assert (second["cost"]["distillation_seconds"], second["cost"]["hardware"]) == (5400.0, "NVIDIA RTX A5000")
     assert (second["bytes"], second["commit"], second["unreliable"]) == (1228800, "abc1234", "")
     assert second["files"] == ["mine.json"]
+
+
+def a_cell(**changes: Any) -> dict[str, Any]:
+    """What `compare` writes, in short."""
+    cost = {"steps": 1, "distillation_seconds": 1.0, "prepare_seconds": 0.0, "evaluation_seconds": 1.0}
+    cell = {"format": CELL, "method": "dm", "data": "digits", "real": {"name": "digits", "fingerprint": "f"}, "ipc": 1}
+    cell |= {"seed": 0, "protocol": "dc-v1", "network": {"name": "convnet"}, "hyper": {}, "cost": cost}
+    return cell | {"accuracies": [0.1, 0.2], "per_class": [0.1] * 10} | changes
+
+
+def test_two_files_of_one_setting_with_other_numbers_are_told_of(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", a_cell())
+    write_json(tmp_path / "b.json", a_cell())
+    assert read_ledger(tmp_path).damaged == []
+    write_json(tmp_path / "c.json", a_cell(accuracies=[0.9, 0.95]))
+    write_json(tmp_path / "d.json", a_cell(accuracies=[0.3, 0.2], seed=1))
+    found = read_ledger(tmp_path)
+    assert [text.split(" for ")[0] for text in found.damaged] == ["c.json: other numbers than a.json"]
+    assert [entry.row.mean for entry in found.entries] == [pytest.approx(0.2)]
+
+
+def test_a_result_that_is_cut_short_is_damaged_and_not_another_kind_of_file(tmp_path: Path) -> None:
+    a_ledger(tmp_path, 2)
+    text = (tmp_path / "r001.json").read_text()
+    (tmp_path / "r001.json").write_text(text[: len(text) // 2])
+    found = read_ledger(tmp_path)
+    assert [entry.row.method for entry in found.entries if entry.row.method != "random"] == ["m000"]
+    assert "r001.json" in found.damaged[0]
 
 
 def test_remarks_make_rows_unreliable_and_edit_nothing(tmp_path: Path) -> None:
@@ -203,3 +232,13 @@ def test_two_hundred_results_are_sorted_and_searched_at_once(tmp_path: Path) -> 
     took = re.search(r'data-took="([\d.]+)"', body[0])
     assert took
     assert float(took[1]) < 3000, "milliseconds for three sorts and a search; about 150 on a slow machine"
+
+
+def test_sets_of_one_evaluation_may_share_a_seed() -> None:
+    """Made from noise and from real images, say: neither is left out."""
+    cells: dict[int, dict[str, Any]] = {}
+    damaged: list[str] = []
+    for accuracy in (0.1, 0.2, 0.3):
+        _add(cells, {"seed": 0, "file": "evaluation.json", "accuracies": [accuracy]}, damaged)
+    assert sorted(cell["accuracies"][0] for cell in cells.values()) == [0.1, 0.2, 0.3]
+    assert not damaged

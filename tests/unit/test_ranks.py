@@ -50,6 +50,9 @@ if __name__ == "__main__":
     folder, asked = Path(sys.argv[1]), json.loads(sys.argv[2])
     kind = {"fails": [Fails()], "tells": [Tells()]}
     for name, options in asked.items():
+        if "image_lr_of_rank_1" in options:
+            changed = options.pop("image_lr_of_rank_1")
+            options |= {"image_lr": changed} if os.environ["RANK"] == "1" else {}
         options["callbacks"] = kind.get(options.pop("callback", ""), [])
         try:
             made = datastill.distill(name, "digits", **options)
@@ -94,6 +97,15 @@ def test_two_ranks_make_the_images_of_one_process(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_other_methods_too(tmp_path: Path) -> None:
     check_equal(tmp_path, {name: asked(**options) for name, options in SLOW.items()})
+
+
+def test_ranks_with_other_settings_are_refused(tmp_path: Path) -> None:
+    process = start(tmp_path, {"dm": asked(image_lr_of_rank_1=2.0, out=str(tmp_path / "run"))})
+    process.communicate(timeout=120)
+    assert process.returncode == 1
+    for rank in (0, 1):
+        assert "were started with another hyper" in (tmp_path / f"error.{rank}").read_text()
+    assert not (tmp_path / "run" / "manifest.json").exists()
 
 
 @pytest.mark.slow

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from datastill._version import __version__
 from datastill.core.errors import InputError
 from datastill.core.plan import Callback, silent
 from datastill.core.ranks import Ranks
 from datastill.distillation.job import Job
 from datastill.distillation.parallel import Spread
+from datastill.store.files import digest
 
 #: Hooks that change what a step computes, and so are called in every rank.
 _CHANGING = ("before_real_batch", "after_net_update")
@@ -52,3 +55,22 @@ def among(
 
 def _changes(callback: Callback) -> bool:
     return any(getattr(type(callback), name) is not getattr(Callback, name) for name in _CHANGING)
+
+
+def refuse_differing(ranks: Ranks, config: Mapping[str, Any]) -> None:
+    """Refuse ranks that were started with other settings, data or versions: each would make a set of its own.
+
+    Args:
+        ranks: of the run.
+        config: all that the result of this one depends on.
+
+    Raises:
+        InputError: they differ; the first field that does is named.
+    """
+    told = ranks.meet({name: digest(value) for name, value in {**config, "version": __version__}.items()})
+    for name in told[0]:
+        if len({one.get(name) for one in told}) > 1:
+            raise InputError(
+                f"The ranks of this run were started with another {name}, so each would make a set of its own; start "
+                "all of them with the same command, data, seed and version."
+            )

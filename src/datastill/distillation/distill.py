@@ -23,7 +23,7 @@ from datastill.core.split import refuse_unsplit
 from datastill.core.threads import threads_for
 from datastill.core.update import load_optimizers
 from datastill.data.places import places_of
-from datastill.distillation.among import among
+from datastill.distillation.among import among, refuse_differing
 from datastill.distillation.budget import within
 from datastill.distillation.job import CONFIG, Job, RunRecord, as_begun, prepare_job
 from datastill.distillation.parallel import Spread, run_apart
@@ -179,13 +179,13 @@ def run_job(
     spread: Spread | None = None,
 ) -> DistilledSet:
     """Prepare, synthesize, and write the artifact."""
-    spread = spread or Spread()
-    ranks = job.task.runtime.ranks
+    spread, ranks = spread or Spread(), job.task.runtime.ranks
     stored = ranks.made_by_first(lambda: _stored(folder))
     if stored is not None:
         job = as_begun(job, stored)
     plan = job.plan()
     refuse_unsplit(plan, job.task, job.method_name)
+    refuse_differing(ranks, job.config(plan))
     if plan.update:
         load_optimizers()
     with threads_for((plan.network or job.task.network).macs):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from datastill.core.errors import InputError
-from datastill.core.ranges import Bits
+from datastill.core.ranges import Amount, Bits, checked
 from datastill.decoders.encoded import INNER, Encoded, patches_of, stream_of
 from datastill.exchange.refine import rounded
 from datastill.store.artifact import DistilledSet
@@ -39,7 +39,8 @@ class _Groups:
     most: Tensor
 
 
-def encode(distilled: DistilledSet, bits: Bits = 8, most: int = 0, refine: int = 0) -> DistilledSet:
+@checked
+def encode(distilled: DistilledSet, bits: Bits = 8, most: Amount = 0, refine: Amount = 0) -> DistilledSet:
     """The set with its stored images in `bits` bits a value, or as many as fit in `most` bytes.
 
     Args:
@@ -70,6 +71,8 @@ def _stored_pixels(distilled: DistilledSet) -> tuple[Tensor, dict[str, Any]]:
     if record["decoder"] not in INNER:
         raise InputError(f"Only stored pixels can be encoded, and this set stores {record['decoder']}.")
     images, space = distilled.codes["images"].detach().cpu().float(), distilled.space
+    if not bool(torch.isfinite(images).all()):
+        raise InputError("The images hold numbers that are not finite, which no encoding holds; distill again.")
     if record.get("mean") is not None or space.kind == "raw":
         return images.clamp(0, 1), {}
     if space.kind == "zca":

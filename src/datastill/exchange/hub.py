@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from datastill.store.hub import (
     fetched,
     hub_errors,
     hub_name,
+    is_of_set,
     listing,
     reachable,
     refuse_no_name,
@@ -133,7 +135,9 @@ def _published(
     sizes = {file: path.stat().st_size for file, path in files.items()}
     if there is None:
         api.create_repo(name, repo_type="dataset", private=private)
-    old = set() if there is None else set(there.sizes) - {*files, *_OF_THE_HUB}
+    elif private and not api.dataset_info(name).private:
+        raise InputError(f"{name} on the Hub is public already; make it private there, or choose another name.")
+    old = set() if there is None else {file for file in there.sizes if _of_a_push(file)} - set(files)
     commit = api.create_commit(
         name,
         list(_operations(files, old)),
@@ -142,6 +146,11 @@ def _published(
         parent_commit=None if there is None else there.commit,
     )
     return Pushed(name, f"{api.endpoint}/datasets/{name}", commit.oid, sizes, hidden)
+
+
+def _of_a_push(file: str) -> bool:
+    """Whether a push wrote it, by its name: files that somebody added beside a set stay."""
+    return is_of_set(file) or file in SHOWN or fnmatch(file, "data/*.parquet")
 
 
 def _operations(files: dict[str, Path], old: Iterable[str]) -> Iterable[CommitOperationAdd | CommitOperationDelete]:

@@ -67,7 +67,7 @@ def read_ledger(folder: str | Path) -> Ledger:
             found.others.append(path)
         for key, record in records:
             record["file"] = path.relative_to(folder).as_posix()
-            groups.setdefault(key, {}).setdefault(record["seed"], record)
+            _add(groups.setdefault(key, {}), record, found.damaged)
     if not groups:
         if found.damaged:
             raise InputError(found.damaged[0])
@@ -75,6 +75,19 @@ def read_ledger(folder: str | Path) -> Ledger:
     rows = _rows(groups, found.damaged)
     found.entries.extend(entries_of(rows, lambda row: _unreliable(row, folder, remarks)))
     return found
+
+
+def _add(cells: dict[int, dict[str, Any]], record: dict[str, Any], damaged: list[str]) -> None:
+    """A record beside those of its row; sets of one evaluation may share a seed, and a file may repeat another."""
+    other = cells.setdefault(record["seed"], record)
+    if other is record:
+        return
+    if other["file"] == record["file"]:
+        cells[max(cells) + 1] = record
+    elif other["accuracies"] != record["accuracies"]:
+        damaged.append(
+            f"{record['file']}: other numbers than {other['file']} for the same setting and seed; it is left out."
+        )
 
 
 def _rows(groups: Mapping[str, dict[int, dict[str, Any]]], damaged: list[str]) -> list[Row]:
@@ -99,10 +112,7 @@ def records_in(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         InputError: it is one of these and breaks the schema; the field is named.
     """
-    try:
-        stored = read_json(path)
-    except InputError:
-        return
+    stored = read_json(path)
     if not isinstance(stored, dict):
         return
     if stored.get("format") == CELL:

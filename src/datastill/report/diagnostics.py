@@ -129,6 +129,10 @@ def diagnose(distilled: Distilled, real: Any = None, look: Look | None = None, s
         raise InputError(f"{one.name} has no classes to compare images in; a diagnosis is of a set of classes.")
     data = real_for(one, real)
     check_fit(one, data.with_space(one.space))
+    if not bool(torch.isfinite(one.images).all()):
+        raise InputError(
+            f"{one.name} holds pixels that are not finite, so no distance to them is known; distill again."
+        )
     look = look or _pixels
     parts = [_of_class(*found) for found in _by_class(one, data, look, Rng(seed))]
     if not parts:

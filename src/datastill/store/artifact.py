@@ -40,7 +40,7 @@ KINDS = {
 }
 
 
-@dataclass
+@dataclass(repr=False)
 class DistilledSet:
     """A distilled set in memory.
 
@@ -141,6 +141,11 @@ class DistilledSet:
     def stored(self) -> int:
         """Stored images n; a decoder that cuts them renders more."""
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        method, data = self.manifest.get("method"), (self.manifest.get("data") or {}).get("name")
+        codes = ", ".join(f"{name} {'×'.join(map(str, code.shape))}" for name, code in self.codes.items())
+        return f"DistilledSet({method} on {data}, ipc {self.manifest.get('ipc')}: {codes})"
 
     @property
     def name(self) -> str:
