@@ -82,6 +82,8 @@ def test_the_command_line_wins_and_says_so(tmp_path: Path, capsys: pytest.Captur
         ("real-batch = 3\nreal_batch = 4", "twice"),
         ("steps = ", "is no TOML"),
         ("\x00", "is no TOML"),
+        ("ipc = " + "9" * 5000, "is no TOML"),
+        ("track = ['tensorboard', '--ipc=3']", "looks like another option"),
         ("steps = 0", r"steps \(--steps\) must be .* not 0"),
         ("method = 3", "method is the name of a method"),
         ("method = 'dn'", "There is no method 'dn'"),

@@ -72,6 +72,25 @@ def test_two_files_of_one_setting_with_other_numbers_are_told_of(tmp_path: Path)
     assert [entry.row.mean for entry in found.entries] == [pytest.approx(0.2)]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr_tried": {"0.1": 0.5}, "lr": None},
+        {"real": {"name": "digits", "fingerprint": "f", "shape": "abc", "classes": 10}},
+        {"real": {"name": "digits", "fingerprint": "f", "shape": [1, 8, 8], "classes": "x"}},
+        {"commit": ["abc"]},
+        {"hardware": {"cpu": 1}},
+        {"reported": {"x": 1}},
+    ],
+)
+def test_a_record_that_cannot_be_a_row_is_kept_out_alone(changes: dict[str, Any], tmp_path: Path) -> None:
+    write_json(tmp_path / "good.json", a_cell())
+    write_json(tmp_path / "bad.json", a_cell(method="dc") | changes)
+    found = read_ledger(tmp_path)
+    assert [entry.to_dict()["method"] for entry in found.entries] == ["dm"]
+    assert "bad.json" in found.damaged[0]
+
+
 def test_a_result_that_is_cut_short_is_damaged_and_not_another_kind_of_file(tmp_path: Path) -> None:
     a_ledger(tmp_path, 2)
     text = (tmp_path / "r001.json").read_text()

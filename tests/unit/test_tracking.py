@@ -16,7 +16,7 @@ from datastill.cli import main
 from datastill.core.errors import Diverged, InputError, Interrupted, MissingExtra
 from datastill.core.plan import Callback
 from datastill.report import tracking
-from datastill.report.tracking import FILES, TensorBoard, lines_of, trackers, write_losses
+from datastill.report.tracking import FILES, TensorBoard, Tracker, lines_of, tracked, trackers, write_losses
 from datastill.store.files import read_tensors
 from decoupled_data import digits
 
@@ -190,6 +190,21 @@ def test_trackers_that_there_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyP
         trackers("tensorboard", tmp_path)
     with pytest.raises(MissingExtra):
         TensorBoard(tmp_path)
+
+
+def test_what_is_no_tracker_is_told_and_one_that_fails_to_close_leaves_none_open(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no tracker 3"):
+        trackers(3, None)
+    closed = []
+
+    class Fails(Tracker):
+        def close(self) -> None:
+            closed.append(self)
+            raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"), tracked([Fails(), Fails()], tmp_path):
+        pass
+    assert len(closed) == 2
 
 
 def test_a_full_disk_ends_no_run_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,9 +70,10 @@ def config_of(args: Sequence[str]) -> Config:
         return Config(None, {})
     from datastill.store.opening import read_small, sound_path
 
+    stored = read_small(sound_path(path), _LARGEST)
     try:
-        found = tomllib.loads(read_small(sound_path(path), _LARGEST).decode("utf-8-sig"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        found = tomllib.loads(stored.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # of text, of TOML, of a number of thousands of digits
         raise InputError(
             f"{path} is no TOML ({str(error)[:120]}); write an option on every line: steps = 300"
         ) from error
@@ -101,6 +102,8 @@ def _arguments(where: str, option: str, value: Any) -> list[str]:
     several = value if isinstance(value, list) else [value]
     if any(isinstance(one, bool) or not isinstance(one, str | int | float) for one in several):
         raise InputError(f"{where} is no value of an option; write a number, a text in quotes, true, false or a list.")
+    if any(isinstance(one, str) and one.startswith("--") for one in several):
+        raise InputError(f"{where} holds what looks like another option; write each option on a line of its own.")
     if isinstance(value, list):
         return [f"--{option}", *map(str, value)]
     return [f"--{option}={value}"]

@@ -98,9 +98,11 @@ def _rows(groups: Mapping[str, dict[int, dict[str, Any]]], damaged: list[str]) -
         one = _first(cells)
         row = Row(one["real"]["name"], one["ipc"], one["method"], cells, baselines.get(_scene(key, one), {}))
         try:
-            row.to_dict()
-        except (InputError, RuntimeError, ValueError) as error:
-            damaged.append(f"{', '.join(cell['file'] for cell in cells.values())}: {error}")
+            for entry in entries_of([row], lambda _: ""):
+                entry.to_dict()
+        except (InputError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            why = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            damaged.append(f"{', '.join(cell['file'] for cell in cells.values())}: {why}")
             continue
         rows.append(row)
     return rows

@@ -185,9 +185,10 @@ def tracked(callbacks: Sequence[Callback], folder: Path | None) -> Iterator[list
     try:
         yield every
     finally:
-        for one in every:
-            if isinstance(one, Tracker):
-                one.close()
+        with contextlib.ExitStack() as stack:  # one that fails to close leaves none of the others open
+            for one in every:
+                if isinstance(one, Tracker):
+                    stack.callback(one.close)
 
 
 def trackers(track: Any, folder: Path | None) -> list[Tracker]:
@@ -220,7 +221,9 @@ def trackers(track: Any, folder: Path | None) -> list[Tracker]:
 
 
 def _several(track: Any) -> list[Any]:
-    return [track] if isinstance(track, Tracker) else list(track)
+    if isinstance(track, list | tuple):
+        return list(track)
+    return [track]
 
 
 def _before(text: str, name: str, block: int, step: int) -> Iterator[str]:
@@ -233,8 +236,8 @@ def _before(text: str, name: str, block: int, step: int) -> Iterator[str]:
             continue
         try:
             row = json.loads(line) if name.endswith("jsonl") else line.split(",")
-            key, at = (row["block"], row["step"]) if isinstance(row, dict) else (int(row[0]), int(row[1]))
-        except (ValueError, KeyError, IndexError):
+            key, at = map(int, (row["block"], row["step"]) if isinstance(row, dict) else row[:2])
+        except (ValueError, LookupError, TypeError):
             continue
         if key != block or at < step:
             yield line
