@@ -185,3 +185,18 @@ def test_exported_cards_name_no_place_of_the_machine(folder: Path, tmp_path: Pat
     assert without_paths("first /home/me/a/b.png of 3/4") == "first path/to/b.png of 3/4"
     assert without_paths("dm/cifar10-ipc1") == "dm/cifar10-ipc1"
     assert without_paths("https://a.org/b/c") == "https://a.org/b/c"
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("../client-bob/net.py:Net", "path/to/net.py:Net"),
+        ("on ../../x/net.py and 3/4", "on path/to/net.py and 3/4"),
+        ("file:///mnt/x/y.png", "path/to/y.png"),
+        (r"\\host\share\y.png", "path/to/y.png"),
+        ({"/mnt/x/y": 1}, {"path/to/y": 1}),
+        ("a/../b ...", "a/../b ..."),
+    ],
+)
+def test_places_of_other_forms_are_left_out_too(told: object, shown: object) -> None:
+    assert without_paths(told) == shown

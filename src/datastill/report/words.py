@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 _SLASH, _ENDS = r"[/\\]", "/\\"
 _PATH = re.compile(r"(?:/|~|[A-Za-z]:[/\\])[^\n]*")
 _PATH_IN_TEXT = re.compile(r"(?<![\w./\\:])(?:~?/|[A-Za-z]:[/\\])[^\s/\\'\"`(){},;]+(?:[/\\][^\s/\\'\"`(){},;]+)+")
+#: The folders of a path from above the working folder, of a file's address, and of a path on another machine.
+_FOLDERS = re.compile(
+    r"(?<![\w./\\])(?:\.\.[/\\])+(?:[^\s/\\:'\"]+[/\\])*"
+    r"|\bfile:[/\\]+(?:[^\s/\\'\"]+[/\\])*"
+    r"|(?<![\w\\])\\\\(?:[^\s/\\'\"]+[/\\])+"
+)
 
 
 def markdown(text: object) -> str:
@@ -40,7 +46,7 @@ def without_paths(item: Any, known: Sequence[str] = ()) -> Any:
         known: paths to look for whatever they look like, such as those with spaces.
     """
     if isinstance(item, Mapping):
-        return {name: without_paths(part, known) for name, part in item.items()}
+        return {without_paths(name, known): without_paths(part, known) for name, part in item.items()}
     if isinstance(item, list | tuple):
         return [without_paths(part, known) for part in item]
     if not isinstance(item, str):
@@ -48,6 +54,7 @@ def without_paths(item: Any, known: Sequence[str] = ()) -> Any:
     for place in known:
         name = re.split(_SLASH, place.rstrip(_ENDS))[-1]
         item = re.sub(rf"(?<![\w./\\]){re.escape(place)}(?!\w)", f"/path/to/{name}", item)
+    item = _FOLDERS.sub("path/to/", item)
     if _PATH.fullmatch(item):
         return f"path/to/{re.split(_SLASH, item.rstrip(_ENDS))[-1]}"
     return _PATH_IN_TEXT.sub(lambda found: f"path/to/{re.split(_SLASH, found[0])[-1]}", item)
