@@ -63,11 +63,12 @@ def seconds_of_help(args: str) -> float:
     ],
 )
 def test_help_answers_at_once(args: str) -> None:
-    """Half a second of processor time; the best of three, since others may be at work on the machine.
+    """Two thirds of a second of processor time; the best of three, since others may be at work on the machine.
 
-    The list imports all methods, which are twice as many as when it had half a second.
+    Torch alone would take two. It was half a second until `distill` had its fortieth option (.50 measured, .3 of them
+    in the parser's import and its table). The list imports all methods, twice as many as when it had half a second.
     """
-    assert any(seconds_of_help(args) < (1.0 if args == "methods" else 0.5) for _ in range(3))
+    assert any(seconds_of_help(args) < (1.0 if args == "methods" else 0.65) for _ in range(3))
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datastill.store.hub import is_kept
-
 if TYPE_CHECKING:
     from datastill.store.artifact import DistilledSet
 
@@ -18,6 +16,8 @@ def bytes_of_parts(one: DistilledSet) -> dict[str, int]:
         `images` (the codes) and `labels`; `decoder`, where a network renders them; and one number for each companion of
         the set that lies in its folder: `teacher`, or `label bank`.
     """
+    from datastill.store.hub import is_kept  # here, since help of commands needs the words of bytes alone
+
     found = {"images": sum(t.nbytes for t in one.codes.values()), "labels": one.labels.nbytes}
     if one.decoder_weights:
         found["decoder"] = sum(t.nbytes for t in one.decoder_weights.values())
