@@ -121,7 +121,7 @@ class Encoded:
         group = torch.from_numpy(raw[:groups].astype(np.int64)).view(n, -1)
         if int(group.max()) >= len(self.low):
             raise InputError("The stream of an encoding names a group that it does not have; it is damaged.")
-        low, step = (row[group][:, where].view(n, 1, h, w) for row in table)
+        low, step = (per_pixel(row, group, where, (h, w)) for row in table)
         return low + step * q
 
 
@@ -151,3 +151,15 @@ def _decompressed(stream: bytes, size: int) -> bytes:
 
 
 DECODER = Encoded
+
+
+def per_pixel(row: Tensor, group: Tensor, where: Tensor, size: tuple[int, int]) -> Tensor:
+    """A number of each group (g,), for every pixel of images whose patches are in these groups, (n, 1, h, w).
+
+    Args:
+        row: the numbers.
+        group: of patches, (n, p).
+        where: patch of each pixel, (h * w,).
+        size: height and width.
+    """
+    return row[group][:, where].view(len(group), 1, *size)

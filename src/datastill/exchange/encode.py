@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datastill.core.errors import InputError
 from datastill.core.ranges import Amount, Bits, checked
-from datastill.decoders.encoded import INNER, Encoded, patches_of, stream_of
+from datastill.decoders.encoded import INNER, Encoded, patches_of, per_pixel, stream_of
 from datastill.exchange.refine import rounded
 from datastill.store.artifact import DistilledSet
 from datastill.store.rendering import decoder_of
@@ -119,10 +119,8 @@ def _refined(
     """Values that are rounded to where the decoded images lose least, uint8."""
     inner, labels = decoder_of(distilled.record.decoder.plain()), distilled.labels
     mean, std = (torch.tensor(constants.get(name, [d])).view(1, -1, 1, 1) for name, d in (("mean", 0.0), ("std", 1.0)))
-    low, step = (
-        torch.tensor(row)[groups.of][:, groups.where].view(len(pixels), 1, *pixels.shape[2:])
-        for row in (found.low, found.step)
-    )
+    h, w = pixels.shape[2:]
+    low, step = (per_pixel(torch.tensor(row), groups.of, groups.where, (h, w)) for row in (found.low, found.step))
 
     def decoded(images: Tensor, index: Tensor) -> Tensor:
         return inner.decode({"images": (images - mean) / std}, labels[index]).x
@@ -162,8 +160,8 @@ def _in_patches(pixels: Tensor, bits: int, groups: _Groups) -> _Quantized:
     """Each value on the scale of its patch's group."""
     levels = 2**bits - 1
     step = ((groups.most - groups.least) / levels).clamp_min(1e-6)
-    n, _, h, w = pixels.shape
-    a, z = (row[groups.of][:, groups.where].view(n, 1, h, w) for row in (step, groups.least))
+    h, w = pixels.shape[2:]
+    a, z = (per_pixel(row, groups.of, groups.where, (h, w)) for row in (step, groups.least))
     q = ((pixels - z) / a).round().clamp(0, levels).to(torch.uint8)
     of = groups.of.to(torch.uint8) if len(step) > 1 else None
     return _Quantized(q, of, groups.least.tolist(), step.tolist())

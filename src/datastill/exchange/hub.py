@@ -83,6 +83,8 @@ def push_to_hub(
         if not reachable():
             raise unreachable()
         there = _there(name, overwrite)
+        if private and there is not None and not there.private:
+            raise InputError(f"{name} on the Hub is public already; make it private there, or choose another name.")
         folder = Path(temporary)
         hidden = write_repository(folder, distilled, license, f"{SCHEME}{name}")
         return _published(name, folder, there, private, hidden, distilled.name)
@@ -135,8 +137,6 @@ def _published(
     sizes = {file: path.stat().st_size for file, path in files.items()}
     if there is None:
         api.create_repo(name, repo_type="dataset", private=private)
-    elif private and not api.dataset_info(name).private:
-        raise InputError(f"{name} on the Hub is public already; make it private there, or choose another name.")
     old = set() if there is None else {file for file in there.sizes if _of_a_push(file)} - set(files)
     commit = api.create_commit(
         name,

@@ -104,11 +104,12 @@ def _network(cell: Mapping[str, Any]) -> str:
 
 
 def _order(row: Row) -> tuple[str, str, int, bool, str]:
-    one = _first(row.cells)
+    one = first_of(row.cells)
     return row.data, one["protocol"], row.ipc, row.method != BASELINE, row.method
 
 
-def _first(cells: Mapping[int, Mapping[str, Any]]) -> Mapping[str, Any]:
+def first_of(cells: Mapping[int, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The record of the lowest seed."""
     return cells[min(cells)]
 
 
@@ -118,7 +119,7 @@ def entries_of(rows: list[Row], unreliable: Callable[[Row], str]) -> list[Entry]
 
 
 def _entry(row: Row, rows: list[Row], unreliable: str) -> Entry:
-    one, label = _first(row.cells), _label(row, rows)
+    one, label = first_of(row.cells), _label(row, rows)
     if one.get("reported"):
         reported = Reported.of(one["reported"], one["file"])
         other = f"other protocol: {reported.protocol}" if reported.protocol not in ("", one["protocol"]) else ""
@@ -132,11 +133,11 @@ def _entry(row: Row, rows: list[Row], unreliable: str) -> Entry:
 
 def _label(row: Row, rows: list[Row]) -> str:
     """The method; where rows differ in their settings alone, with those that differ."""
-    one = _first(row.cells)
+    one = first_of(row.cells)
     alike = [
-        _first(other.cells)
+        first_of(other.cells)
         for other in rows
-        if (other.method, other.data, other.ipc, _first(other.cells)["protocol"])
+        if (other.method, other.data, other.ipc, first_of(other.cells)["protocol"])
         == (row.method, row.data, row.ipc, one["protocol"])
     ]
     names = [n for n in one["hyper"] if any(other["hyper"].get(n) != one["hyper"][n] for other in alike)]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from datastill.core.errors import InputError
 from datastill.evaluation.kinds import other_ways
 from datastill.experiments.cells import FORMAT as CELL
-from datastill.experiments.entries import Entry, entries_of
+from datastill.experiments.entries import Entry, entries_of, first_of
 from datastill.experiments.rates import FOLDER as RATES
 from datastill.experiments.records import CellRecord, EvaluationRecord, Made
 from datastill.experiments.result import Row
@@ -92,10 +92,10 @@ def _add(cells: dict[int, dict[str, Any]], record: dict[str, Any], damaged: list
 
 def _rows(groups: Mapping[str, dict[int, dict[str, Any]]], damaged: list[str]) -> list[Row]:
     """Rows beside their Random; those whose records do not go together are told of."""
-    baselines = {_scene(key, _first(cells)): cells for key, cells in groups.items() if _is_random(cells)}
+    baselines = {_scene(key, first_of(cells)): cells for key, cells in groups.items() if _is_random(cells)}
     rows = []
     for key, cells in groups.items():
-        one = _first(cells)
+        one = first_of(cells)
         row = Row(one["real"]["name"], one["ipc"], one["method"], cells, baselines.get(_scene(key, one), {}))
         try:
             for entry in entries_of([row], lambda _: ""):
@@ -223,9 +223,5 @@ def _scene(key: str, record: Mapping[str, Any]) -> str:
     return digest([*shared, len(record["accuracies"])])
 
 
-def _first(cells: Mapping[int, Mapping[str, Any]]) -> Mapping[str, Any]:
-    return cells[min(cells)]
-
-
 def _is_random(cells: Mapping[int, Mapping[str, Any]]) -> bool:
-    return bool(_first(cells)["method"] == BASELINE)
+    return bool(first_of(cells)["method"] == BASELINE)

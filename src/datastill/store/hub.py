@@ -44,10 +44,12 @@ class Listed:
     Attributes:
         commit: of that state.
         sizes: bytes of every file in it, by name; None where the Hub does not say.
+        private: whether its owner alone sees it.
     """
 
     commit: str
     sizes: Mapping[str, int | None]
+    private: bool = False
 
 
 def hub_name(source: object) -> str | None:
@@ -170,7 +172,8 @@ def listing(name: str, revision: str = "main") -> Listed:
     from huggingface_hub import HfApi
 
     found = HfApi().dataset_info(name, revision=revision, files_metadata=True)
-    return Listed(str(found.sha), {one.rfilename: one.size for one in found.siblings or ()})
+    sizes = {one.rfilename: one.size for one in found.siblings or ()}
+    return Listed(str(found.sha), sizes, bool(found.private))
 
 
 @contextlib.contextmanager
