@@ -25,11 +25,13 @@ from datastill.apps.federated.strategy import (
     Payload,
     Server,
     State,
+    augment_of,
     flaw_of_images,
+    mean_one,
     network_of,
     state_of,
 )
-from datastill.augment.strategies import make_augment, strategy_for
+from datastill.augment.strategies import make_augment
 from datastill.core.errors import InputError
 from datastill.core.loop import run_block
 from datastill.core.plan import Block, Init, Objective, Plan, Sampler, Task
@@ -180,12 +182,12 @@ class FedDM(Checked):
         x = torch.cat([p["images"] for p in payloads.values()]).float()
         y = torch.cat([p["labels"] for p in payloads.values()])
         weight = torch.cat([image_weights(p["labels"], p["counts"]) for p in payloads.values()])
-        augment = strategy_for(server.data_name, server.shape) if self.augment == "auto" else self.augment
+        augment = augment_of(server, self.augment)
         schedule = Schedule(self.server_passes, self.server_lr, batch=self.server_batch, augment=augment)
         network = network_of(server.factory, state)
         kept = self._kept_near(network, state, server.runtime.device) if self.server_radius else None
         train(
-            network, x, y, schedule, server.rng, weight=weight * (len(weight) / weight.sum()), on_batch=kept,
+            network, x, y, schedule, server.rng, weight=mean_one(weight), on_batch=kept,
             device=server.runtime.device,
         )  # fmt: skip
         return state_of(network)

@@ -24,11 +24,12 @@ from datastill.apps.federated.strategy import (
     Payload,
     Server,
     State,
+    augment_of,
     flaw_of_images,
+    mean_one,
     network_of,
     state_of,
 )
-from datastill.augment.strategies import strategy_for
 from datastill.core.loop import run_block
 from datastill.core.plan import Block, Plan, Task
 from datastill.core.ranges import AdamRate, Amount, AnyRate, Count, Few, Weight
@@ -121,9 +122,9 @@ class FedMK(Checked):
             share = self.generator_weight * len(y) / len(of)
             x, y, weight = torch.cat([x, fake]), torch.cat([y, of]), torch.cat([weight, torch.full((len(of),), share)])
             kept = {_GENERATOR + name: value.detach().cpu() for name, value in generator.state_dict().items()}
-        augment = strategy_for(server.data_name, server.shape) if self.augment == "auto" else self.augment
+        augment = augment_of(server, self.augment)
         schedule = Schedule(self.server_passes, self.server_lr, batch=self.server_batch, augment=augment)
-        weight = weight * (len(weight) / weight.sum())
+        weight = mean_one(weight)
         train(network.requires_grad_(True), x, y, schedule, server.rng, weight=weight, device=server.runtime.device)
         knowledge = {name: value for name, value in state.items() if name.startswith(_KNOWLEDGE)}
         for k, payload in payloads.items():

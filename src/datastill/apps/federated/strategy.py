@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from datastill.augment.strategies import strategy_for
 from datastill.core.ranges import check_fields
 from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
@@ -153,6 +154,16 @@ def other_shapes(payload: Payload, expected: Mapping[str, tuple[int | None, ...]
         if value.is_floating_point() and value.numel() and float(value.abs().max()) > 1e6:
             return f"{name} holds numbers beyond a million"
     return ""
+
+
+def augment_of(server: Server, augment: str) -> str:
+    """The DSA strategy of the server's training; "auto" is that of the data."""
+    return strategy_for(server.data_name, server.shape) if augment == "auto" else augment
+
+
+def mean_one(weight: Tensor) -> Tensor:
+    """Weights of images (n,) whose mean is 1, so that a learning rate means what it does without."""
+    return weight * (len(weight) / weight.sum())
 
 
 def flaw_of_images(payload: Payload, expected: Mapping[str, tuple[int | None, ...]], ipc: int, classes: int) -> str:
