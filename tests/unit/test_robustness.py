@@ -20,6 +20,7 @@ from datastill.data.real import RealSet
 from datastill.evaluation import Evaluation, Robustness, evaluate, evaluate_robustness
 from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.evaluation.robustness import score
+from datastill.experiments.ledger import read_ledger
 from datastill.report.reproduce import evaluate_call
 from datastill.training.hard import Schedule, train
 from datastill.training.optimizers import OPTIMIZERS, soft_by, unaugmented
@@ -241,3 +242,34 @@ def test_the_command_prints_the_parts_and_keeps_them(tmp_path: Path, capsys: pyt
     assert main([*args, "--scores", "fractions", "--no-random"]) == 2
     assert "leave --no-random" in capsys.readouterr().err
     assert main([*args, "--scores", "fractions", "--regimes", "hard"]) == 2
+
+
+def test_a_comparison_puts_the_same_scores_together_from_its_cells(squares: RealSet, tmp_path: Path) -> None:
+    """Cells train Random once for all methods; what comes out is what `evaluate_robustness` says of each set alone."""
+    settings = {"dm": {"steps": 3, "real_batch": 8}}
+    asked = {"ipc": 1, "seeds": 1, "network": NET, "networks": 2, "protocol": "dsa-quick-v1", "settings": settings}
+    found = datastill.compare(["dm"], squares, **asked, optimizer="adam", scores="released", out=tmp_path / "a")
+    row = found.row("dm")
+    assert row.robustness is not None
+    alone = evaluate_robustness(
+        found.cell_folder(row, 0), squares, protocol="dsa-quick-v1", network=NET, networks=2, optimizer="adam",
+        arithmetic="released",
+    )  # fmt: skip
+    assert alone.robustness is not None
+    for name, values in alone.robustness.parts().items():
+        assert row.robustness.parts()[name] == pytest.approx(values, abs=2e-6, rel=1e-3), name
+    assert found.row("random").robustness is not None, "Random stands in the table with what is missing to the whole"
+    assert row.cells[0]["optimizer"] == "Adam"
+    assert {"LRS", "ARS"} <= {word for word in found.table().split() if word.isupper()}
+    assert "trained by Adam" in found.table()
+    assert found.to_dict()["rows"][1]["robustness"]["arithmetic"] == "released"
+    with pytest.raises(InputError, match="optimizer|scores"):
+        datastill.compare(["dm"], squares, **asked, out=tmp_path / "a")
+    entries = read_ledger(tmp_path / "a" / "results").entries
+    assert {one.protocol for one in entries} == {"dsa-quick-v1, Adam"}
+
+
+def test_a_comparison_has_no_scores_of_other_arithmetic(squares: RealSet) -> None:
+    for asked in ({"scores": "percent"}, {"optimizer": "lion"}):
+        with pytest.raises(InputError, match="--scores" if "scores" in asked else "--optimizer"):
+            datastill.compare(["random"], squares, ipc=1, **asked)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from datastill.cli.progress import Display
-    from datastill.experiments import Comparison, CrossMatrix
+    from datastill.data.real import RealSet
+    from datastill.experiments import Comparison
     from datastill.launch import Done
 
 
@@ -54,6 +54,10 @@ class CompareOptions(RuntimeOptions):
     network: str | None = None  #: architecture to distill with and to evaluate on; sized to fit if none
     recipe: str = "auto"  #: auto (minutes each on a laptop) or paper (the published settings)
     budget: str | None = None  #: time to distill each set, such as 60s or 5m, instead of auto's two minutes
+    optimizer: Literal["auto", "sgd", "adam", "adamw"] = "auto"  #: that trains, at its usual rate; auto: the protocol's
+    #: robustness scores too (LRS, ARS): fractions keeps them in [0, 1]; released counts as DD-Ranking's package. Trains
+    #: on the whole real set, on hard labels, and with and without augmentation
+    scores: Literal["none", "fractions", "released"] = "none"
     set: tuple[str, ...] = ()  #: hyper-parameters of a method, such as dm.steps=60
     #: score these distilled sets, or those of a comparison's folder, on the networks of --on
     sets: tuple[Path, ...] = ()
@@ -64,15 +68,32 @@ class CompareOptions(RuntimeOptions):
     quiet: bool = False  #: print the table only
     json: bool = False  #: print the result as JSON instead of a table
 
+    def load(self) -> list[RealSet]:
+        """The real sets; digits where none is named."""
+        return [dataclasses.replace(self.data, data=name).load() for name in self.data.data or ("digits",)]  # type: ignore[arg-type]
+
 
 def main(args: list[str]) -> int:
     """Parse and run."""
     text = "One table over methods, sizes and seeds, with Random beside each; or over networks (--sets ... --on ...)."
     kinds = [("compare", CompareOptions), ("changes", override_options())]
     parsed: Any = parse(dataclasses.make_dataclass("Options", kinds, frozen=True), args, "compare", text)
+    from datastill.cli.cross import cross
+
     options, changes = parsed.compare, dataclasses.asdict(parsed.changes)
     if options.sets:
-        of_runs = ("seeds", "seed_list", "workers", "recipe", "budget", "set", "ledger", "precision")
+        of_runs = (
+            "seeds",
+            "seed_list",
+            "workers",
+            "recipe",
+            "budget",
+            "set",
+            "ledger",
+            "precision",
+            "optimizer",
+            "scores",
+        )
         refuse_void(options, of_runs, "with --sets, which makes no sets")
         refuse_void(parsed.changes, tuple(changes), "with --sets, which makes no sets")
     else:
@@ -100,7 +121,7 @@ def run(options: CompareOptions, changes: dict[str, str]) -> int:
         with display.bars():
             result = compare(
                 options.methods,
-                _load(options),
+                options.load(),
                 ipc=options.ipc or (1,),
                 seeds=options.seed_list or options.seeds,
                 network=options.network,
@@ -109,6 +130,8 @@ def run(options: CompareOptions, changes: dict[str, str]) -> int:
                 recipe=options.recipe,
                 settings=parse_settings(options.set),
                 budget=None if options.budget is None else parse_seconds(options.budget),
+                optimizer=options.optimizer,
+                scores=options.scores,
                 out=out,
                 workers=options.workers,
                 **options.engine,
@@ -135,10 +158,6 @@ def _announcement(options: CompareOptions, out: Path) -> str:
     )
 
 
-def _load(options: CompareOptions) -> Any:
-    return [dataclasses.replace(options.data, data=name).load() for name in options.data.data or ("digits",)]  # type: ignore[arg-type]
-
-
 def parse_settings(given: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Settings by method out of "dm.steps=60"; values as JSON, else as words."""
     settings: dict[str, dict[str, Any]] = {}
@@ -157,7 +176,9 @@ def teller(display: Display) -> Any:
 
     from datastill.cli.progress import ended
     from datastill.experiments.cells import RESULTS
-    from datastill.experiments.records import CellRecord, RateRecord
+    from datastill.experiments.rates import FOLDER as RATES
+    from datastill.experiments.records import CellRecord, RateRecord, WholeRecord
+    from datastill.experiments.robust import FOLDER as WHOLE
     from datastill.store.files import read_sealed
 
     in_terminal = sys.stderr.isatty()
@@ -169,8 +190,8 @@ def teller(display: Display) -> Any:
                 return
         outcome = f"failed: {done.failure.sentence}" if done.failure else "prepared"
         if done.failure is None and done.unit.target.suffix == ".json":
-            schema = CellRecord if done.unit.target.parent.name == RESULTS else RateRecord
-            record = read_sealed(done.unit.target, schema)
+            schemas = {RESULTS: CellRecord, RATES: RateRecord, WHOLE: WholeRecord}
+            record = read_sealed(done.unit.target, schemas[done.unit.target.parent.name])
             outcome = f"{100 * record['accuracy']:.1f} %" if "accuracy" in record else f"lr {record['lr']:g}"
         display.say(ended(done, outcome))
 
@@ -207,89 +228,16 @@ def comparison_table(result: Comparison, data: str) -> Table:
     """Methods by size, on one data set."""
     from rich.table import Table
 
-    from datastill.experiments.tables import cells
+    from datastill.experiments.tables import cells, score_cells, scores_in
 
-    table = Table(title=f"{data}: protocol {result.protocol}", title_justify="left")
-    for column in ("ipc", "method", "test accuracy %", "against Random", "to distill", "to evaluate"):
+    table, scores = Table(title=f"{data}: protocol {result.protocol}", title_justify="left"), scores_in(result)
+    for column in ("ipc", "method", "test accuracy %", "against Random", "to distill", "to evaluate", *scores):
         table.add_column(column, justify="left" if column == "method" else "right")
     for (name, ipc), rows in result.groups().items():
         best = max(row.mean for row in rows)
         for row in rows:
             if name == data:
-                table.add_row(str(ipc), *cells(row), style="bold" if row.mean == best else None)
+                shown = *cells(row), *score_cells(row)[: len(scores)]
+                table.add_row(str(ipc), *shown, style="bold" if row.mean == best else None)
         table.add_section()
     return table
-
-
-def cross(options: CompareOptions) -> int:
-    """Score sets on several networks, print, write."""
-    from datastill.cli.progress import Display
-    from datastill.data.places import places_of
-    from datastill.experiments import cross_architecture
-    from datastill.store.files import write_json, write_text
-    from datastill.store.outputs import MATRIX, refuse_out
-
-    if options.methods:
-        raise InputError("--sets scores sets that are there, --methods makes new ones; give one of the two.")
-    if len(options.data.data) > 1:
-        raise InputError("--sets takes one data set; name it once, or leave --data out.")
-    out = options.out or Path("runs/cross")
-    refuse_out(out, [place for name in options.data.data for place in places_of(name)], MATRIX)
-    display = Display(options.quiet or options.json)
-    with display.bars():
-        matrix = cross_architecture(
-            _sets(options),
-            _load(options)[0] if options.data.data else None,
-            options.on,
-            protocol=options.protocol,
-            repeats=options.networks,
-            learning_rates=options.learning_rates,
-            device=options.device,
-            compile=options.compile,
-            progress=lambda name, done, total: display.update("evaluating", done, total, {}),
-        )
-    if options.json:
-        print(json.dumps(matrix.to_dict(), indent=2))
-    else:
-        _print_matrix(matrix, display)
-    write_json(out / "cross.json", matrix.to_dict())
-    write_text(out / "cross.md", matrix.table())
-    display.say(f"Written to {out}: cross.json and cross.md.")
-    return 0
-
-
-def _sets(options: CompareOptions) -> list[Path]:
-    """Run folders; the folder of a comparison stands for its cells, of the size in --ipc where it has several."""
-    from datastill.experiments import load_comparison
-
-    found: list[Path] = []
-    for folder in options.sets:
-        if not (folder / "plan.json").is_file():
-            found.append(folder)
-            continue
-        comparison = load_comparison(folder)
-        rows = [row for row in comparison.rows if not options.ipc or row.ipc in options.ipc]
-        data = {row.data for row in rows}
-        if len(data) > 1:
-            raise InputError(f"{folder} compares {', '.join(sorted(data))}; give the run folders of one data set.")
-        found += [path for row in rows for seed in row.seeds if (path := comparison.cell_folder(row, seed))]
-    if not found:
-        raise InputError("There is no finished set of that size in the folder of --sets.")
-    return found
-
-
-def _print_matrix(matrix: CrossMatrix, display: Display) -> None:
-    from rich.table import Table
-
-    table = Table(title=f"{matrix.data}, ipc {matrix.ipc}: test accuracy %", title_justify="left")
-    table.add_column("method")
-    for network in matrix.networks:
-        table.add_column(network, justify="right")
-    for method in matrix.methods:
-        table.add_row(method, *(matrix.cell(method, network) for network in matrix.networks))
-    table.add_section()
-    for name, found in (("Kendall's tau", matrix.kendall), ("Spearman's rho", matrix.spearman)):
-        values = ["–" if math.isnan(v) else f"{v:.2f}" for v in found[0].tolist()]
-        table.add_row(name, *values, style="dim")
-    display.table(table)
-    display.out.print(matrix.caption(), style="dim", markup=False)

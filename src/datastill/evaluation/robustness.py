@@ -6,7 +6,7 @@ Li et al., "DD-Ranking: Rethinking the Evaluation of Dataset Distillation", 2025
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -130,31 +130,98 @@ def evaluate_robustness(
     sets = load_sets(distilled)
     asked = sets[0].record.student.protocol if protocol == "auto" else protocol
     known = get_protocol(asked) if isinstance(asked, str) else asked
-    if sets[0].label_kind not in ("classes", "probabilities", "logits"):
-        raise InputError(f"LRS and ARS are scores of classes; the labels of {sets[0].name} are {sets[0].label_kind}.")
-    known.check_own_way("its augmentation")
+    refuse_unscored(sets[0].label_kind, sets[0].name, known)
     data = real_for(sets[0], real)
 
     main = evaluate(sets, data, protocol=known, **settings, ceiling=True)
     assert main.ceiling is not None
-    hard, whole = _hard(sets, known, main, data, settings), main.ceiling.mean
-    other = None
-    if known.augments(data):
-        other = evaluate(sets, data, protocol=known, **settings, augmented=False)
-        pair = main.differences, other.differences
-    elif (with_dsa := replace(known, name=f"{known.name} with DSA", augment="auto")).augments(data):
-        other = evaluate(sets, data, protocol=with_dsa, **settings)
-        pair = other.differences, main.differences
-    found = Robustness(
-        improvement=main.differences,
-        missing=whole - hard,
+    mine, random = measure_apart(main, sets, data, known, settings)
+    assert random is not None
+    return replace(main, robustness=robustness_of(mine, random, main.ceiling.mean, weight, arithmetic))
+
+
+def refuse_unscored(label_kind: str, name: str, protocol: Protocol) -> None:
+    """Refuse labels that are no classes, and a protocol that trains in a way of its own.
+
+    Raises:
+        InputError: there are no scores of such.
+    """
+    if label_kind not in ("classes", "probabilities", "logits"):
+        raise InputError(f"LRS and ARS are scores of classes; the labels of {name} are {label_kind}.")
+    protocol.check_own_way("its augmentation")
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Accuracies of one arm with and without the help of labels and augmentation, (sets, networks).
+
+    Attributes:
+        usual: as the protocol has it.
+        hard: on hard labels; None where nobody asked for them, as of Random.
+        augmented: with augmentation, `bare` without; None where the data take none.
+    """
+
+    usual: Tensor
+    hard: Tensor | None
+    augmented: Tensor | None
+    bare: Tensor | None
+
+
+def robustness_of(
+    mine: Apart, random: Apart, whole: float, weight: float = 0.5, arithmetic: Arithmetic = "fractions"
+) -> Robustness:
+    """Scores of one arm beside Random.
+
+    Args:
+        mine, random: accuracies of the same networks on both.
+        whole: accuracy of the whole real set.
+        weight, arithmetic: as for `evaluate_robustness`.
+    """
+    return Robustness(
+        improvement=mine.usual - random.usual,
+        missing=whole - _known(mine.hard),
         whole=whole,
-        augmented=None if other is None else pair[0],
-        plain=None if other is None else pair[1],
+        augmented=None if mine.augmented is None else mine.augmented - _known(random.augmented),
+        plain=None if mine.bare is None else mine.bare - _known(random.bare),
         weight=weight,
         arithmetic=arithmetic,
     )
-    return replace(main, robustness=found)
+
+
+def _known(values: Tensor | None) -> Tensor:
+    if values is None:
+        raise InputError("The sets were not trained on as the Random beside them was; score both in one way.")
+    return values
+
+
+def measure_apart(
+    main: Evaluation, sets: list[DistilledSet], real: Any, protocol: Protocol, settings: Mapping[str, Any]
+) -> tuple[Apart, Apart | None]:
+    """The sets, and the Random beside them, without the help of labels and augmentation.
+
+    Args:
+        main: their evaluation under `protocol`, with Random or without.
+        sets, real, protocol: what was evaluated.
+        settings: further arguments of that `evaluate`.
+    """
+    hard = _hard(sets, protocol, main, real, settings)
+    settings = {**settings, "random": main.random is not None}
+    pair: tuple[Evaluation | None, Evaluation | None] = (None, None)
+    if protocol.augments(real):
+        pair = main, evaluate(sets, real, protocol=protocol, **settings, augmented=False)
+    elif (with_dsa := replace(protocol, name=f"{protocol.name} with DSA", augment="auto")).augments(real):
+        pair = evaluate(sets, real, protocol=with_dsa, **settings), main
+    found = Apart(main.distilled.accuracies, hard, *(_accuracies(one, "distilled") for one in pair))
+    if main.random is None:
+        return found, None
+    return found, Apart(main.random.accuracies, None, *(_accuracies(one, "random") for one in pair))
+
+
+def _accuracies(one: Evaluation | None, arm: Literal["distilled", "random"]) -> Tensor | None:
+    if one is None:
+        return None
+    found = one.distilled if arm == "distilled" else one.random
+    return None if found is None else found.accuracies
 
 
 def _hard(sets: list[DistilledSet], protocol: Protocol, main: Evaluation, real: Any, settings: Any) -> Tensor:

@@ -21,6 +21,8 @@ from datastill.distillation.remarks import hyper_of
 from datastill.evaluation import Evaluation, evaluate
 from datastill.experiments.rates import FOLDER as RATES_FOLDER
 from datastill.experiments.rates import protocol_of
+from datastill.experiments.robust import FOLDER as WHOLE
+from datastill.experiments.robust import scored_apart
 from datastill.experiments.settings import BASELINE, Settings
 from datastill.experiments.sources import RealSets
 from datastill.store.artifact import DistilledSet
@@ -93,6 +95,11 @@ class Work:
         key = digest([self.reals.references[cell.data].fingerprint, cell.ipc])
         return self.out / RATES_FOLDER / f"{readable(f'{cell.data}-ipc{cell.ipc}')}-{key[:10]}.json"
 
+    def whole(self, cell: Cell) -> Path:
+        """The accuracy of a network on the whole real set of a cell's data, see `robust`."""
+        key = digest(self.reals.references[cell.data].fingerprint)
+        return self.out / WHOLE / f"{readable(cell.data)}-{key[:10]}.json"
+
     def job(self, cell: Cell) -> Job:
         """A cell's job, with the hyper-parameters that were settled for its group; settled once in a process."""
         key = (cell.data, cell.method, cell.ipc, cell.seed)
@@ -160,6 +167,7 @@ def named(cell: Cell, job: Job, settings: Settings) -> Cell:
                 "device": task.device.type,
                 "precision": settings.precision,
                 "compile": settings.compile,
+                **settings.scoring,
                 **changes_of(settings, cell),
             }
         )
@@ -202,18 +210,10 @@ def run_cell(work: Work, cell: Cell, target: Path) -> None:
     distilled = run_job(job, work.folder(cell), (), 15.0)
     made = watch.read()
     protocol, rate = protocol_of(work, cell, distilled)
-    result = evaluate(
-        distilled,
-        work.reals.get(cell.data),
-        protocol=protocol,
-        networks=work.settings.networks,
-        network=job.task.network,
-        seed=cell.seed,
-        random=False,
-        device=work.settings.device,
-        precision=work.settings.precision,
-        compile=work.settings.compile,
-    )
+    same = ("networks", "device", "precision", "compile", "optimizer")
+    asked = {name: vars(work.settings)[name] for name in same} | {"network": job.task.network, "seed": cell.seed}
+    result = evaluate(distilled, work.reals.get(cell.data), protocol=protocol, random=False, **asked)
+    apart = scored_apart(work, cell, distilled, result, protocol, asked)
     spent = distilled.record.cost
     cost = {
         "steps": spent.steps,
@@ -225,7 +225,7 @@ def run_cell(work: Work, cell: Cell, target: Path) -> None:
         "cpu_seconds": watch.read()["cpu_seconds"],
         "peak_memory_bytes": peak_memory_bytes(job.task.device),
     }
-    record = record_of(work, cell, distilled, result, cost) | rate
+    record = record_of(work, cell, distilled, result, cost) | rate | apart
     write_sealed(target, record | environment(job.task.device))
 
 
@@ -243,6 +243,7 @@ def record_of(
         "ipc": cell.ipc,
         "seed": cell.seed,
         "protocol": work.settings.protocol.name,
+        **({"optimizer": result.optimizer} if work.settings.optimizer != "auto" else {}),
         "lr": arm["lr"][0],
         "precision": work.settings.precision,
         "accuracy": arm["mean"],

@@ -59,6 +59,8 @@ def compare(
     device: str = "auto",
     precision: str = "float32",
     compile: str = "auto",
+    optimizer: str = "auto",
+    scores: str = "none",
     progress: Progress = silent,
     **changes: str,
 ) -> Comparison:
@@ -86,6 +88,10 @@ def compare(
         device: "auto", "cpu", "cuda", "mps".
         precision: of the networks' arithmetic: "float32", or "bf16" where the processor is fast at it.
         compile: "on", "off" or "auto": compiled code, where a cell's distillation or its scoring is long enough.
+        optimizer: "sgd", "adam" or "adamw", at its usual rate and decay, in the place of the protocol's, for Random as
+            well; "auto" is the protocol's.
+        scores: "fractions" or "released" gives LRS and ARS with their parts too, see `evaluate_robustness`: networks
+            are trained on the whole real set, on hard labels, and with and without augmentation. "none" does not.
         progress: told after every unit.
         **changes: what runs of all methods but Random change, as `distill` takes it: debias="kde", surrogates="dfa".
 
@@ -102,7 +108,7 @@ def compare(
     asked = make_settings(
         methods, reals, ipc=ipc, seeds=seeds, network=network, protocol=protocol, networks=networks,
         recipe=recipe, settings=settings, budget=budget, device=device, precision=precision, compile=compile,
-        changes=changes,
+        optimizer=optimizer, scores=scores, changes=changes,
     )  # fmt: skip
     if Workers.of(workers).several:
         if not (network is None or isinstance(network, str)):

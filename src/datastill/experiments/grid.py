@@ -15,6 +15,7 @@ from datastill.distillation.remarks import hyper_of
 from datastill.experiments.cells import Cell, Settled, Work, job_of, named, prepare, prepared_units, run_cell
 from datastill.experiments.rates import choose_rate, may_come_without
 from datastill.experiments.records import PlanRecord
+from datastill.experiments.robust import measure_whole
 from datastill.experiments.settings import Settings
 from datastill.experiments.sources import RealSets
 from datastill.launch import Unit
@@ -68,10 +69,14 @@ def units_of(work: Work, cells: list[Cell]) -> list[Unit]:
             name = f"{cell.data}, {kind}, seed {cell.seed}"
             shared.setdefault(path, Unit(name, (prepare, work, cell), path, f"{cell.data}, {kind}"))
             needs.append(path)
-        if job and may_come_without(job, work.settings.protocol):
+        if job and may_come_without(job, work.settings):
             path, random = work.rate(cell), replace(cell, method="random", name="")
             name = f"{cell.data}, learning rate, ipc {cell.ipc}"
             shared.setdefault(path, Unit(name, (choose_rate, work, random), path, name))
+            needs.append(path)
+        if job and work.settings.scores != "none":
+            path, name = work.whole(cell), f"{cell.data}, whole real set"
+            shared.setdefault(path, Unit(name, (measure_whole, work, cell), path, name))
             needs.append(path)
         units.append(Unit(cell.title, (run_cell, work, cell), target, cell.group, tuple(needs)))
     return [*shared.values(), *units]

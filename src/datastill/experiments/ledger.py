@@ -120,6 +120,7 @@ def records_in(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if stored.get("format") == CELL:
         changed = _texts(CellRecord.of(stored, path))
         stored["hyper"] = {**stored["hyper"], **changed}
+        stored["protocol"] = _protocol_of(stored)
         alike = ("method", "ipc", "protocol", "hyper", "network")
         key = [*(stored[name] for name in alike), stored["real"]["fingerprint"], len(stored["accuracies"])]
         key += [stored["lr"]] if "lr_tried" in stored else []

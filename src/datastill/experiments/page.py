@@ -14,11 +14,12 @@ from datastill.core.errors import InputError
 from datastill.core.overrides import overrides
 from datastill.experiments.figures import charts, image_groups, limits
 from datastill.experiments.settings import BASELINE
-from datastill.experiments.tables import caption, cells, headlines
+from datastill.experiments.tables import caption, cells, headlines, score_cells, scores_in
 from datastill.report import words
 from datastill.report.html import render
 from datastill.store.files import write_text
 from datastill.store.sizes import bytes_in_words
+from datastill.training.optimizers import usual
 from datastill.training.soft_schedule import optimizer_of
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ def page(comparison: Comparison) -> dict[str, Any]:
         "headlines": headlines(comparison),
         "tiles": _tiles(comparison),
         "groups": [_table(name, ipc, group, colors, len(data) > 1) for (name, ipc), group in groups.items()],
+        "scores": [
+            (f"{name}, ipc {ipc:,}", [(r.method, colors[r.method], score_cells(r)) for r in group])
+            for (name, ipc), group in (groups.items() if scores_in(comparison) else ())
+        ],
         "caption": caption(comparison),
         "charts": [c for one in data for c in charts([r for r in rows if r.data == one], colors, one)],
         "images": image_groups(comparison, colors),
@@ -213,7 +218,7 @@ def _settings(comparison: Comparison) -> list[tuple[str, str]]:
         ("Networks per set", str(config["networks"])),
         ("Network", "; ".join(sorted(described))),
         ("Protocol", f"{config['protocol']['name']}: {protocol}"),
-        ("Labels and optimizer", f"{'teacher' if soft else 'hard'} labels, {optimizer_of(soft)}"),
+        ("Labels and optimizer", f"{'teacher' if soft else 'hard'} labels, {_optimizer(config, soft)}"),
         ("Recipe", str(config["recipe"])),
         ("Budget", "–" if config["budget"] is None else f"{words.duration(config['budget'])} per set"),
         ("Device", str(config["device"])),
@@ -226,6 +231,10 @@ def _settings(comparison: Comparison) -> list[tuple[str, str]]:
         about = f"{real['images']:,} training and {real['test_images']:,} test images of {shape}"
         found.append((f"Data: {name}", f"{about}, {real['classes']} classes, fingerprint {real['fingerprint']}"))
     return found
+
+
+def _optimizer(config: Mapping[str, Any], soft: str) -> str:
+    return usual(config["optimizer"]).called if config.get("optimizer") else optimizer_of(soft)
 
 
 def _hyper(comparison: Comparison, method: str) -> list[tuple[str, str, str]]:
@@ -267,6 +276,7 @@ def _python(comparison: Comparison) -> str:
     asked: dict[str, Any] = {"ipc": config["ipc"], "seeds": config["seeds"], "network": config["network"]}
     asked |= {"protocol": comparison.protocol, "networks": config["networks"], "recipe": config["recipe"]}
     asked |= {"settings": config["settings"] or None, "budget": config["budget"]}
+    asked |= {name: config.get(name) for name in ("optimizer", "scores")}
     given = [f"    {name}={_literal(item)}," for name, item in asked.items() if item is not None]
     first = [f"    {_literal(config['methods'])},", f"    {_literal(reals if len(reals) > 1 else reals[0])},"]
     lines = ["result = compare(", *first, *given, ")", "print(result.table())"]

@@ -27,16 +27,17 @@ from datastill.store.files import read_sealed, write_sealed
 if TYPE_CHECKING:
     from datastill.distillation.job import Job
     from datastill.experiments.cells import Cell, Work
+    from datastill.experiments.settings import Settings
     from datastill.store.artifact import DistilledSet
 
 FORMAT = "datastill-rate"
 FOLDER = "rates"
 
 
-def may_come_without(job: Job, protocol: Protocol) -> bool:
-    """Whether the protocol takes learned rates and the sets of this job may have none: the rate is not a leaf."""
+def may_come_without(job: Job, settings: Settings) -> bool:
+    """Whether learned rates are taken and the sets of this job may have none: the rate is not a leaf."""
     leaves = job.own_plan.shared
-    return protocol.learned_lr and (callable(leaves) or "lr" not in leaves)
+    return settings.learned_lr and (callable(leaves) or "lr" not in leaves)
 
 
 def choose_rate(work: Work, cell: Cell, target: Path) -> None:
@@ -92,7 +93,7 @@ def chosen(path: Path) -> dict[str, Any]:
 def protocol_of(work: Work, cell: Cell, made: DistilledSet) -> tuple[Protocol, dict[str, Any]]:
     """The protocol at the rate of a cell's set, and what its record says of it; nothing where none was chosen."""
     protocol = work.settings.protocol
-    if not protocol.learned_lr or learned_rate(made) is not None:
+    if not work.settings.learned_lr or learned_rate(made) is not None:
         return protocol, {}
     record = chosen(work.rate(cell))
     return with_rate(protocol, float(record["lr"])), {"lr_tried": record["lr_tried"]}

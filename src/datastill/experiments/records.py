@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -43,6 +43,22 @@ class CellCost(Record):
     peak_memory_bytes: Number | None = None
 
 
+class ApartRecord(Record):
+    """Accuracies of a cell's set without the help of labels and augmentation."""
+
+    arithmetic: Literal["fractions", "released"]
+    whole_set: Fraction
+    hard: Accuracies
+    augmented: Accuracies | None
+    bare: Accuracies | None
+
+
+class WholeRecord(Record):
+    """The accuracy of a network on the whole real set."""
+
+    accuracy: Fraction
+
+
 class CellRecord(Changed):
     """The result of a cell, as the ledger needs it."""
 
@@ -60,6 +76,8 @@ class CellRecord(Changed):
     cost: CellCost
     lr: Number | None = None
     lr_tried: dict[str, Fraction | None] | None = None
+    optimizer: Text = ""
+    apart: ApartRecord | None = None
     bytes: Bytes | None = None
     versions: dict[str, Text | None] = Field(default_factory=dict)
 
@@ -164,6 +182,8 @@ class PlanConfig(Record):
     device: Text
     network: Text | dict[str, Any] | None
     code: Code = Field(default_factory=dict)
+    optimizer: Text = "auto"
+    scores: Text = "none"
 
 
 class PlanRecord(Record):

@@ -18,11 +18,14 @@ from datastill.experiments.cells import CELLS, RESULTS
 from datastill.experiments.grid import FORMAT as PLAN_FORMAT
 from datastill.experiments.grid import PLAN
 from datastill.experiments.records import ComparedCell, PlanRecord
+from datastill.experiments.robust import robustness
 from datastill.experiments.settings import BASELINE
 from datastill.store.files import member, read_sealed, write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from datastill.evaluation.robustness import Robustness
 
 FORMAT = "datastill-comparison"
 
@@ -65,6 +68,12 @@ class Row:
         mine, other = (_arm(n, [c[s] for s in both]) for n, c in ((self.method, self.cells), (name, self.baseline)))
         first = self.cells[both[0]]
         return Evaluation(mine, other, None, first["protocol"], first["network"], first["real"], {})
+
+    @cached_property
+    def robustness(self) -> Robustness | None:
+        """LRS and ARS with their parts, over the seeds that Random has too; None where nobody asked for them."""
+        both = [seed for seed in self.seeds if seed in self.baseline]
+        return robustness([self.cells[seed] for seed in both], [self.baseline[seed] for seed in both])
 
     @property
     def mean(self) -> float:
@@ -132,6 +141,7 @@ class Row:
             "accuracies": self.arm.to_dict()["accuracies"],
             "per_class": self.arm.to_dict()["per_class"],
             "steps": int(self.cost("steps")),
+            **({} if self.robustness is None else {"robustness": self.robustness.to_dict()}),
             "verdict": self.verdict,
         }
 

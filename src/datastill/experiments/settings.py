@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datastill.core.cost import pick_device
 from datastill.core.errors import InputError, nearest
@@ -15,9 +15,14 @@ from datastill.core.ranges import declared
 from datastill.core.registry import get_method, with_overrides
 from datastill.distillation.code import States, code_of
 from datastill.evaluation.protocols import Protocol, get_protocol
+from datastill.evaluation.robustness import refuse_unscored
 from datastill.experiments.sources import RealSets
 from datastill.experiments.tuning import RATES
 from datastill.store.checkpoint import plain
+from datastill.training.optimizers import usual
+
+if TYPE_CHECKING:
+    from datastill.data.real import RealSet
 
 #: What every method is compared with.
 BASELINE = "random"
@@ -43,12 +48,25 @@ class Settings:
     device: str
     precision: str = "float32"
     compile: str = "auto"
+    optimizer: str = "auto"  #: that trains networks in the place of the protocol's
+    scores: str = "none"  #: "fractions" or "released": LRS and ARS too, in that arithmetic
     #: what every method but Random has changed, by the option of an override and its text
     changes: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def learned_lr(self) -> bool:
+        """Whether sets are trained on at rates that they learned, which are for the protocol's optimizer."""
+        return self.protocol.learned_lr and self.optimizer == "auto"
+
+    @property
+    def scoring(self) -> dict[str, str]:
+        """How sets are scored, where not as the protocol alone says."""
+        given = {"optimizer": (self.optimizer, "auto"), "scores": (self.scores, "none")}
+        return {name: value for name, (value, usual) in given.items() if value != usual}
+
     def config(self, reals: RealSets) -> dict[str, Any]:
         """All that the numbers depend on, JSON-able; a comparison that is taken up again must agree with it."""
-        rates = {"rates": list(RATES)} if self.protocol.learned_lr else {}
+        rates = {"rates": list(RATES)} if self.learned_lr else {}
         return plain(
             {
                 "data": {label: one.fingerprint for label, one in reals.references.items()},
@@ -65,6 +83,7 @@ class Settings:
                 "precision": self.precision,
                 "compile": self.compile,
                 **rates,
+                **self.scoring,
                 **({"changes": self.changes} if self.changes else {}),
                 **({"code": code} if (code := self._code(reals)) else {}),
             }
@@ -104,6 +123,7 @@ class Settings:
         words += [] if self.device == "auto" else ["--device", self.device]
         words += [] if self.precision == "float32" else ["--precision", self.precision]
         words += [] if self.compile == "auto" else ["--compile", self.compile]
+        words += [word for name, text in self.scoring.items() for word in (f"--{name}", text)]
         return shlex.join(words)
 
     def _seed_words(self) -> list[str]:
@@ -127,6 +147,8 @@ def make_settings(
     device: str,
     precision: str = "float32",
     compile: str = "auto",
+    optimizer: str = "auto",
+    scores: str = "none",
     changes: Mapping[str, str] | None = None,
 ) -> Settings:
     """Settings out of what a caller gave.
@@ -140,12 +162,14 @@ def make_settings(
     if budget is not None and not budget > 0:
         raise InputError(f"The budget must be above 0 seconds, not {budget}.")
     sets = [reals.get(label) for label in reals.labels()]
+    one_protocol = pick_protocol(protocol, [one.shape for one in sets], [one.kind for one in sets])
+    _check_scoring(one_protocol, sets, optimizer, scores)
     return Settings(
         methods=named,
         ipc=_distinct("ipc", sizes, 1),
         seeds=_distinct("seeds", many_seeds, 0),
         network=network,
-        protocol=pick_protocol(protocol, [one.shape for one in sets], [one.kind for one in sets]),
+        protocol=one_protocol,
         networks=_whole("networks", networks, 1),
         recipe=recipe,
         overrides=_overrides(settings or {}, named),
@@ -153,8 +177,25 @@ def make_settings(
         device=device,
         precision=precision,
         compile=compile,
+        optimizer=optimizer,
+        scores=scores,
         changes=_changes(changes or {}),
     )
+
+
+def _check_scoring(protocol: Protocol, sets: Sequence[RealSet], optimizer: str, scores: str) -> None:
+    """Another optimizer and scores are for protocols and data that take them.
+
+    Raises:
+        InputError: they do not, or there is no such optimizer or arithmetic.
+    """
+    if optimizer != "auto":
+        usual(optimizer)
+        protocol.check_own_way("its optimizer")
+    if scores not in ("none", "fractions", "released"):
+        raise InputError(f"Scores are none, fractions or released, not {scores!r} (--scores).")
+    for one in sets if scores != "none" else ():
+        refuse_unscored(one.kind, one.name, protocol)
 
 
 def _changes(given: Mapping[str, str]) -> dict[str, str]:

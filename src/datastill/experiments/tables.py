@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from datastill.report.sections.robustness import meaning, numbers
 from datastill.report.words import code, duration, percent, plural, signed
 from datastill.report.words import markdown as escaped
+from datastill.training.optimizers import usual
 
 if TYPE_CHECKING:
     from datastill.evaluation.scores import Evaluation
@@ -19,9 +21,10 @@ COLUMNS = ("method", "accuracy, %", "against Random, points", "to distill", "to 
 
 def markdown(comparison: Comparison) -> str:
     """Markdown as a README takes it: the best of each data set and size in bold, then what the numbers mean."""
+    scores = scores_in(comparison)
     lines = [
-        "| data | ipc | " + " | ".join(COLUMNS) + " |",
-        "|---|---:|---|---:|---:|---:|---:|",
+        "| data | ipc | " + " | ".join([*COLUMNS, *scores]) + " |",
+        "|---|---:|---|---:|---:|---:|---:|" + "---:|" * len(scores),
     ]
     for rows in comparison.groups().values():
         best = max(row.mean for row in rows)
@@ -29,7 +32,7 @@ def markdown(comparison: Comparison) -> str:
             name, accuracy, difference, made, scored = cells(row)
             bold = "**" if row.mean == best else ""
             shown = [escaped(row.data), str(row.ipc), escaped(name), f"{bold}{accuracy}{bold}"]
-            lines.append(f"| {' | '.join([*shown, difference, made, scored])} |")
+            lines.append(f"| {' | '.join([*shown, difference, made, scored, *score_cells(row)[: len(scores)]])} |")
     told = [escaped(caption(comparison))]
     if comparison.command:
         told.append(f"Made by `{code(comparison.command)}`.")
@@ -40,8 +43,20 @@ def html(comparison: Comparison) -> str:
     """As a notebook shows it."""
     from datastill.report.notebook import table
 
-    rows = [(row.data, str(row.ipc), *cells(row)) for row in comparison.rows]
-    return table(("data", "ipc", *COLUMNS), rows, caption(comparison))
+    scores = scores_in(comparison)
+    rows = [(row.data, str(row.ipc), *cells(row), *score_cells(row)[: len(scores)]) for row in comparison.rows]
+    return table(("data", "ipc", *COLUMNS, *scores), rows, caption(comparison))
+
+
+def scores_in(comparison: Comparison) -> list[str]:
+    """Names of the columns of scores, where they were asked for."""
+    return ["LRS", "ARS"] if comparison.config.get("scores") else []
+
+
+def score_cells(row: Row) -> list[str]:
+    """LRS and ARS with their intervals, then IOR, HLR and the share of the whole set, as text."""
+    found = numbers(row.robustness) if row.robustness is not None else {}
+    return [found.get(name, "–") for name in ("lrs", "ars", "ior", "hlr", "share_of_whole")]
 
 
 def cells(row: Row) -> tuple[str, str, str, str, str]:
@@ -74,6 +89,10 @@ def caption(comparison: Comparison) -> str:
         "Times are means per set, on one thread; the time to distill includes what methods prepare once and share."
     )
     text += _rates(rows)
+    if config.get("optimizer"):
+        text += f" Networks were trained by {usual(config['optimizer']).called}, not by the protocol's optimizer."
+    if config.get("scores"):
+        text += f" {meaning(config['scores'])}"
     if config.get("budget"):
         text += f" Distillation was given {duration(config['budget'])} per set."
     if comparison.missing:

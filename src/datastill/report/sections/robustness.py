@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from datastill.evaluation.robustness import Robustness
 from datastill.evaluation.scores import spread_over, t_interval
 from datastill.report.section import Paragraph, Reading, Section, Shown, Table
 from datastill.report.words import percent, signed
@@ -42,11 +43,23 @@ class RobustnessSection(Section):
             return None
         parts = found.parts()
         rows = [[text, *_cells(parts[name], kind)] for name, text, kind in _ROWS if name in parts]
-        told = _TOLD + (_BOUNDED if found.arithmetic == "fractions" else _RELEASED)
+        told = meaning(found.arithmetic)
         table = Table(["", "mean", "± 95 %"], rows)
         weights = f" The weight of the first part is {found.weight:g}."
         return Shown("Without the help of labels and augmentation",
                      [table, Paragraph(told + weights + ("" if "ars" in parts else _NO_ARS))])  # fmt: skip
+
+
+def meaning(arithmetic: str) -> str:
+    """What the scores say, in a few sentences."""
+    return _TOLD + (_BOUNDED if arithmetic == "fractions" else _RELEASED)
+
+
+def numbers(found: Robustness) -> dict[str, str]:
+    """Mean and interval of each score and part as text, "–" where the data have none."""
+    parts = found.parts()
+    pairs = {name: _cells(parts[name], kind) if name in parts else ["–", "–"] for name, _, kind in _ROWS}
+    return {name: mean if width == "–" else f"{mean} ± {width}" for name, (mean, width) in pairs.items()}
 
 
 def _cells(values: Tensor, kind: str) -> list[str]:
