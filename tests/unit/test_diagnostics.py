@@ -138,3 +138,33 @@ def test_pixels_that_are_not_finite_have_no_distance(real: RealSet) -> None:
     made.codes["images"][0, 0, 0, 0] = float("nan")
     with pytest.raises(InputError, match="not finite"):
         diagnose(made, real)
+
+
+def test_a_class_with_fewer_real_images_than_synthetic_ones_is_not_compared(real: RealSet) -> None:
+    """As many random images do not exist there: whatever its images are, the numbers are the other class's."""
+    order = torch.cat([torch.arange(0, 2 * EACH, 2), torch.arange(1, 7, 2)])
+    few = datastill.load_real((real.pixels(order), real.labels[order]), space="raw", holdout=0)
+    made = torch.rand(10, 1, 4, 4, generator=Rng(2).generator("made"))
+    labels = torch.arange(2).repeat_interleave(5)
+    found = diagnose(a_set(real, made, labels), few)
+    other = diagnose(a_set(real, torch.cat([made[:5], torch.full((5, 1, 4, 4), 0.5)]), labels), few)
+    assert found.uncompared == other.uncompared == 1
+    assert (found.spread, found.coverage, found.random_coverage) == (
+        other.spread, other.coverage, other.random_coverage
+    )  # fmt: skip
+    assert found.coverage == found.by_class[0]
+    assert 0 < found.random_coverage < 1
+    assert dict(found.rows())["not compared"].startswith("1 class ")
+    none = diagnose(a_set(real, made, labels), few.subset(torch.tensor([0, 1, 2, 40, 41, 42])))
+    assert none.uncompared == 2
+    assert (none.spread, none.redundancy, none.random_coverage) == (None, None, None)
+    assert none.to_dict()["coverage_of_random"] is None
+    assert "no class has as many" in dict(none.rows())["redundancy"]
+
+
+def test_many_synthetic_images_are_compared_with_as_many_real_ones(
+    real: RealSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datastill.report.diagnostics.STAND_FOR", 4)
+    found = diagnose(a_set(real, real.pixels(torch.arange(40)), real.labels[:40]), real)
+    assert found.uncompared == 0, "twenty of forty, not of the four that would stand for them"

@@ -311,6 +311,21 @@ def test_two_runs_are_bit_identical_and_so_is_one_that_goes_on(digits: RealSet, 
     assert "Nothing bounds" in page
 
 
+def test_a_damaged_file_of_ours_is_made_again_and_no_fault_of_its_client(digits: RealSet, tmp_path) -> None:
+    whole = run(FedDM(**SMALL), digits, out=tmp_path / "a", rounds=1)
+    before = files(tmp_path / "a")
+    round_ = tmp_path / "a" / "rounds" / "0000"
+    (round_ / "round.json").unlink()
+    sent = round_ / "client-0001.safetensors"
+    damaged = bytearray(sent.read_bytes())
+    damaged[-5] ^= 1
+    sent.write_bytes(bytes(damaged))
+    again = run(FedDM(**SMALL), digits, out=tmp_path / "a", rounds=1)
+    assert again.rounds[0].dropped == {}
+    assert again.rounds[0].accuracy == whole.rounds[0].accuracy
+    assert files(tmp_path / "a") == before
+
+
 def test_bytes_are_those_of_what_travels(digits: RealSet) -> None:
     weights = bytes_of(state_of(factory_of(digits)(0)))
     made = run(FedDM(**SMALL), digits, rounds=1)
@@ -407,6 +422,11 @@ def test_the_command_says_what_python_says(tmp_path, capsys) -> None:
     assert told["rounds"][0]["accuracy"] == made.accuracy
     assert told["options"]["local_lr"] == 0.1
     assert json.loads((out / "federated.json").read_text()) == told
+    assert main(["federated", "fedavg", *given, "--local-lr", "0.1", "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    assert "┃" in shown, "a table of the terminal"
+    assert "|--" not in shown, "not Markdown"
+    assert made.table().startswith("| round |")
     assert set(TOLD) == set(STRATEGIES)
     assert main(["federated", "fedsgd"]) == 2
     assert "no federated strategy" in capsys.readouterr().err

@@ -41,7 +41,7 @@ from datastill.training.selecmix import SelecMix
 METHODS = sorted(methods())
 #: Commands that are several.
 ACTIONS = {"teacher": ("train", "import", "inspect"), "experts": ("train", "inspect", "import"), "study": ("debias",)}
-ACTIONS |= {"federated": ("feddm", "fedavg", "fedprox")}
+ACTIONS |= {"federated": ("feddm", "fedmk", "fedavg", "fedprox")}
 #: What a command needs before it looks at an option; {set}, {out}, {file} are a set, a new folder, and a file.
 NEEDED = {
     "evaluate": ["{set}", "--networks", "1", "--protocol", "dc-v1", "--no-random"],
@@ -70,6 +70,7 @@ NEEDED = {
     "leak": ["--out", "{out}", "--network", "nope"],
     "attribute": ["random", "--out", "{out}", "--network", "nope"],
     "federated feddm": ["--out", "{out}", "--network", "nope"],
+    "federated fedmk": ["--out", "{out}", "--network", "nope"],
     "federated fedavg": ["--out", "{out}", "--network", "nope"],
     "federated fedprox": ["--out", "{out}", "--network", "nope"],
 }

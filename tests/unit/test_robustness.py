@@ -263,7 +263,7 @@ def test_a_comparison_puts_the_same_scores_together_from_its_cells(squares: Real
     assert {"LRS", "ARS"} <= {word for word in found.table().split() if word.isupper()}
     assert "trained by Adam" in found.table()
     assert found.to_dict()["rows"][1]["robustness"]["arithmetic"] == "released"
-    with pytest.raises(InputError, match="optimizer|scores"):
+    with pytest.raises(InputError, match=r"optimizer|scores"):
         datastill.compare(["dm"], squares, **asked, out=tmp_path / "a")
     entries = read_ledger(tmp_path / "a" / "results").entries
     assert {one.protocol for one in entries} == {"dsa-quick-v1, Adam"}

@@ -180,6 +180,7 @@ def teller(display: Display) -> Any:
     from datastill.experiments.records import CellRecord, RateRecord, WholeRecord
     from datastill.experiments.robust import FOLDER as WHOLE
     from datastill.store.files import read_sealed
+    from datastill.store.schema import Record
 
     in_terminal = sys.stderr.isatty()
 
@@ -190,7 +191,7 @@ def teller(display: Display) -> Any:
                 return
         outcome = f"failed: {done.failure.sentence}" if done.failure else "prepared"
         if done.failure is None and done.unit.target.suffix == ".json":
-            schemas = {RESULTS: CellRecord, RATES: RateRecord, WHOLE: WholeRecord}
+            schemas: dict[str, type[Record]] = {RESULTS: CellRecord, RATES: RateRecord, WHOLE: WholeRecord}
             record = read_sealed(done.unit.target, schemas[done.unit.target.parent.name])
             outcome = f"{100 * record['accuracy']:.1f} %" if "accuracy" in record else f"lr {record['lr']:g}"
         display.say(ended(done, outcome))

@@ -78,6 +78,7 @@ def run(strategy: Any, options: FederatedOptions, data: DataOptions) -> int:
     """All rounds, the table, the page."""
     from datastill.apps.federated.runner import federated
     from datastill.cli.progress import Display
+    from datastill.cli.tables import part_laid_out
 
     display = Display(options.quiet or options.json)
     display.say(f"Reading {data.data} ...")
@@ -100,7 +101,10 @@ def run(strategy: Any, options: FederatedOptions, data: DataOptions) -> int:
             device=options.device,
             progress=display.update,
         )
-    print(json.dumps(made.to_dict(), indent=2) if options.json else made.table())
+    if options.json:
+        print(json.dumps(made.to_dict(), indent=2))
+    else:
+        display.out.print(part_laid_out(made.rows()))
     for note in made.notes:
         display.say(note)
     display.say(f"Written to {options.out}: federated.json and report.html.")

@@ -42,6 +42,7 @@ def run(options: FrontierOptions) -> int:
     from datastill.cli.compare_command import parse_settings, teller
     from datastill.cli.distill_command import parse_seconds
     from datastill.cli.progress import Display
+    from datastill.cli.tables import part_laid_out
     from datastill.experiments.frontier import frontier
 
     display = Display(options.quiet or options.json)
@@ -63,6 +64,9 @@ def run(options: FrontierOptions) -> int:
             progress=teller(display),
             **options.engine,
         )
-    print(json.dumps(found.to_dict(), indent=2) if options.json else found.table())
+    if options.json:
+        print(json.dumps(found.to_dict(), indent=2))
+    for part in () if options.json else found.parts():
+        display.out.print(part_laid_out(part), markup=False)
     display.say(f"Written to {options.out}: frontier.json, frontier.md, frontier.svg and frontier.png.")
     return 0

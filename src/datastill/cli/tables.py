@@ -109,10 +109,11 @@ def _points(value: float, digits: int = 1) -> str:
 
 def laid_out(found: Shown) -> list[Table | str]:
     """A section of the report for a terminal."""
-    return [f"\n{found.title}", *map(_laid_out, found.parts)]
+    return [f"\n{found.title}", *map(part_laid_out, found.parts)]
 
 
-def _laid_out(part: Part) -> Table | str:
+def part_laid_out(part: Part) -> Table | str:
+    """A part of a section for a terminal."""
     if isinstance(part, Paragraph | Code):
         return part.text
     if isinstance(part, Items):

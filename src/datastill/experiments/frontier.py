@@ -22,6 +22,8 @@ from datastill.experiments.comparison import Progress, compare, silent
 from datastill.experiments.result import Comparison, Row
 from datastill.experiments.sources import RealSets
 from datastill.launch import cluster
+from datastill.report.markdown import part as markdown
+from datastill.report.section import Items, Paragraph, Part, Table
 from datastill.report.words import duration
 from datastill.store.files import atomic_path, write_json, write_text
 from datastill.store.folders import held
@@ -75,8 +77,8 @@ class Frontier:
                 found.append(point)
         return found
 
-    def table(self) -> str:
-        """In Markdown: a row for each method, a column for each budget, accuracies in percent."""
+    def parts(self) -> list[Part]:
+        """A row for each method, a column for each budget, accuracies in percent; where published ones come from."""
         budgets = sorted({p.budget for p in self.points})
         head = ["method", *(duration(b) for b in budgets), "published"]
         rows = [[name, *[f"{100 * mean:.1f}"] * len(budgets), "–"] for name, mean in self.lines.items()]
@@ -85,12 +87,13 @@ class Frontier:
             cells = [_cell(by_budget.get(b)) for b in budgets]
             told = self.published.get(name)
             rows.append([name, *cells, f"{100 * told[0]:.1f}" if told else "–"])
-        rule = ["---"] * len(head)
-        text = "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
-        sources = "\n".join(f"- {name}: {source}" for name, (_, source) in self.published.items())
-        return f"{text}\n" + (
-            f"\nPublished numbers, under the protocols of their papers:\n\n{sources}\n" if sources else ""
-        )
+        sources = [f"{name}: {source}" for name, (_, source) in self.published.items()]
+        lead = Paragraph("Published numbers, under the protocols of their papers:")
+        return [Table(head, rows), *([lead, Items(sources)] if sources else [])]
+
+    def table(self) -> str:
+        """The same in Markdown."""
+        return "\n\n".join(map(markdown, self.parts())) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, NaN as None."""

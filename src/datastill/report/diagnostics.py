@@ -18,6 +18,7 @@ from datastill.core.errors import InputError
 from datastill.core.rng import Rng
 from datastill.evaluation.inputs import Distilled, check_fit, load_sets, real_for
 from datastill.report.neighbors import COPY, Neighbors, nearest_real
+from datastill.report.words import plural
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -42,18 +43,21 @@ class Diagnosis:
         spread: mean distance of an image to the nearest of its class in another subset (the k-th images of all classes
             are one), over that of random real images; None with one image per class.
         coverage: share of real images that have a synthetic one of their class as near as their k-th nearest real one,
-            where k real images come to one synthetic; `random_coverage` is that of random real images.
+            where k real images come to one synthetic; `random_coverage` is that of random real images, None without.
         by_class: coverage of each class, (C,); NaN for one without images.
         neighbors: the nearest real image of each image, within its class.
         usual: median distance of a real image to its nearest other, pixels.
+        uncompared: classes with fewer real images than synthetic ones. As many random ones do not exist, so spread and
+            coverages are over the other classes, where there are any.
     """
 
     spread: float | None
     coverage: float
-    random_coverage: float
+    random_coverage: float | None
     by_class: Tensor
     neighbors: Neighbors
     usual: float
+    uncompared: int = 0
 
     @property
     def redundancy(self) -> float | None:
@@ -84,13 +88,18 @@ class Diagnosis:
             "usual_distance": self.usual,
             "median_nearness": _number(float(near)),
             "copies": self.copies,
+            "uncompared_classes": self.uncompared,
         }
 
     def rows(self) -> list[tuple[str, str]]:
         """Each number and what it says, in plain words."""
         near, count = float(self.nearness.nanmedian()), len(self.neighbors.index)
+        none = "one image per class, so there is no other to be near to"
+        if self.random_coverage is None:
+            none = "no class has as many real images as synthetic ones"
+        random = "–" if self.random_coverage is None else f"{100 * self.random_coverage:.0f} %"
         apart = (
-            "–  (one image per class, so there is no other to be near to)"
+            f"–  ({none})"
             if self.spread is None
             else f"{self.redundancy:.2f}  (an image is {self.spread:.2f} times as far from the nearest other of its "
             "class as random real images are; 0: no nearer, 1: the same image again)"
@@ -100,7 +109,7 @@ class Diagnosis:
             (
                 "coverage",
                 f"{100 * self.coverage:.0f} %  (of the real images, those with a synthetic one of their class as near "
-                f"as their share of the real ones; as many random images: {100 * self.random_coverage:.0f} %)",
+                f"as their share of the real ones; as many random images: {random})",
             ),
             (
                 "nearest real",
@@ -108,7 +117,13 @@ class Diagnosis:
                 "images are to each other, 0: a copy)",
             ),
             ("copies", f"{self.copies} of {count}  (images nearer than {COPY:g} of that to a real one)"),
+            *([("not compared", self._uncompared)] if self.uncompared else []),
         ]
+
+    @property
+    def _uncompared(self) -> str:
+        others = "" if self.random_coverage is None else "; redundancy and coverage are of the others"
+        return f"{plural(self.uncompared, 'class')}  (fewer real images than synthetic ones{others})"
 
 
 def diagnose(distilled: Distilled, real: Any = None, look: Look | None = None, seed: int = 0) -> Diagnosis:
@@ -140,25 +155,29 @@ def diagnose(distilled: Distilled, real: Any = None, look: Look | None = None, s
     by_class = torch.full((data.classes,), math.nan, dtype=torch.double)
     for part in parts:
         by_class[part.c] = part.covered
-    ours = [part.apart for part in parts if part.apart is not None]
-    theirs = [part.random_apart for part in parts if part.random_apart is not None]
-    weights = torch.tensor([float(len(data.class_index(part.c))) for part in parts])
+    compared = [part for part in parts if part.random_covered is not None]
+    ours = [part.apart for part in compared if part.apart is not None]
+    theirs = [part.random_apart for part in compared if part.random_apart is not None]
+    chance = [part.random_covered for part in compared if part.random_covered is not None]
+    counted = compared or parts
+    weights = torch.tensor([float(len(data.class_index(part.c))) for part in counted])
     return Diagnosis(
         spread=sum(ours) / max(sum(theirs), 1e-12) if ours else None,
-        coverage=_mean([part.covered for part in parts], weights),
-        random_coverage=_mean([part.random_covered for part in parts], weights),
+        coverage=_mean([part.covered for part in counted], weights),
+        random_coverage=_mean(chance, weights) if compared else None,
         by_class=by_class,
         neighbors=nearest_real(one.pixels.float(), one.hard_labels, data, SEARCHED),
         usual=_usual(data, Rng(seed)),
+        uncompared=len(parts) - len(compared),
     )
 
 
 class _Part(NamedTuple):
-    """Numbers of one class."""
+    """Numbers of one class; those of random images are None where there are not as many."""
 
     c: int
     covered: float
-    random_covered: float
+    random_covered: float | None
     apart: float | None
     random_apart: float | None
 
@@ -173,8 +192,9 @@ def _by_class(
         if len(members) < 2:
             continue
         generator = rng.generator("diagnosis", int(c))
-        chosen = members[torch.randperm(len(members), generator=generator)[:STAND_FOR].sort().values]
         rows = y == c
+        count = max(STAND_FOR, int(rows.sum()))
+        chosen = members[torch.randperm(len(members), generator=generator)[:count].sort().values]
         yield int(c), look(pixels[rows]), subsets[rows], look(data.pixels(chosen)), generator
 
 
@@ -195,11 +215,13 @@ def _of_class(c: int, ours: Tensor, subsets: Tensor, real: Tensor, generator: to
     k = min(math.ceil(len(real) / len(ours)), len(real) - 1)
     radius = others.kthvalue(k, dim=1).values
     near = torch.cdist(real, ours, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+    if len(ours) > len(real):
+        return _Part(c, float((near <= radius).double().mean()), None, None, None)
     draws = [torch.randperm(len(real), generator=generator)[: len(ours)] for _ in range(DRAWS)]
     chance = [float((between[:, drawn].amin(1) <= radius).double().mean()) for drawn in draws]
     mine = torch.cdist(ours, ours, compute_mode="donot_use_mm_for_euclid_dist")
     mine = mine.masked_fill(subsets[:, None] == subsets[None], torch.inf)
-    several = len(subsets.unique()) > 1 and len(draws[0]) > 1
+    several = len(subsets.unique()) > 1
     apart = [float(others[drawn][:, drawn].amin(1).mean()) for drawn in draws] if several else []
     return _Part(
         c,

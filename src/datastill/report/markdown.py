@@ -10,18 +10,19 @@ from datastill.report.words import markdown as md
 
 def markdown(shown: Shown) -> str:
     """A section as Markdown."""
-    return "\n\n".join([f"## {md(shown.title)}", *map(_part, shown.parts)])
+    return "\n\n".join([f"## {md(shown.title)}", *map(part, shown.parts)])
 
 
-def _part(part: Part) -> str:
-    if isinstance(part, Paragraph):
-        return md(part.text)
-    if isinstance(part, Items):
-        return "\n".join(f"- {md(text)}" for text in part.texts)
-    if isinstance(part, Code):
-        return fence(part.language, part.text)
-    rule = ["---", *["---:"] * (len(part.heads) - 1)]
-    rows = [map(md, part.heads), rule, *(map(md, row) for row in part.rows)]
+def part(one: Part) -> str:
+    """A part of a section as Markdown."""
+    if isinstance(one, Paragraph):
+        return md(one.text)
+    if isinstance(one, Items):
+        return "\n".join(f"- {md(text)}" for text in one.texts)
+    if isinstance(one, Code):
+        return fence(one.language, one.text)
+    rule = ["---", *["---:"] * (len(one.heads) - 1)]
+    rows = [map(md, one.heads), rule, *(map(md, row) for row in one.rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

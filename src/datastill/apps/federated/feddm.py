@@ -26,6 +26,7 @@ from datastill.apps.federated.strategy import (
     Server,
     State,
     augment_of,
+    condensed,
     flaw_of_images,
     mean_one,
     network_of,
@@ -33,7 +34,6 @@ from datastill.apps.federated.strategy import (
 )
 from datastill.augment.strategies import make_augment
 from datastill.core.errors import InputError
-from datastill.core.loop import run_block
 from datastill.core.plan import Block, Init, Objective, Plan, Sampler, Task
 from datastill.core.ranges import Amount, AnyRate, Count, Momentum, Rate, Share, Weight
 from datastill.core.update import Sgd
@@ -128,15 +128,8 @@ class FedDM(Checked):
         """Synthetic images, their classes, and how many real images they stand for in each class."""
         counts = self._counts(client)
         held = (counts > 0).nonzero().flatten()
-        task = Task(client.real, self.ipc, client.factory, client.seed, client.runtime)
-        index = torch.isin(task.labels, held).nonzero().flatten()
-        if not len(index):
-            return {"images": torch.zeros(0, *client.real.shape), "labels": index, "counts": counts}
-        block = Block(0, index, task.labels[index])
-        plan = self.plan(task, given, counts, client.public)
-        running = run_block(plan, task, block)
-        images = running.context.codes["images"].detach().cpu().float()
-        return {"images": images, "labels": block.y, "counts": counts}
+        sent = condensed(client, self.ipc, held, lambda task: self.plan(task, given, counts, client.public))
+        return {**sent, "counts": counts}
 
     def _counts(self, client: Client) -> Tensor:
         """Images of each class that a client tells of, (C,) float32; 0 sends none of a class."""

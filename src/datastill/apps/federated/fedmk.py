@@ -25,12 +25,12 @@ from datastill.apps.federated.strategy import (
     Server,
     State,
     augment_of,
+    condensed,
     flaw_of_images,
     mean_one,
     network_of,
     state_of,
 )
-from datastill.core.loop import run_block
 from datastill.core.plan import Block, Plan, Task
 from datastill.core.ranges import AdamRate, Amount, AnyRate, Count, Few, Weight
 from datastill.core.rng import Rng, isolated
@@ -86,12 +86,8 @@ class FedMK(Checked):
 
     def send(self, client: Client, given: Payload) -> Payload:
         """Synthetic images and their classes: those that the client has."""
-        task = Task(client.real, self.ipc, client.factory, client.seed, client.runtime)
         held = (client.real.counts > 0).nonzero().flatten()
-        index = torch.isin(task.labels, held).nonzero().flatten()
-        block = Block(0, index, task.labels[index])
-        running = run_block(self.plan(task, given), task, block)
-        return {"images": running.context.codes["images"].detach().cpu().float(), "labels": block.y}
+        return condensed(client, self.ipc, held, lambda task: self.plan(task, given))
 
     def plan(self, task: Task, given: Payload) -> Plan:
         """What a client does."""

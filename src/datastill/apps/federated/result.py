@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import Field
 
+from datastill.report.markdown import part as markdown
+from datastill.report.section import Table
 from datastill.store.schema import Count, Fraction, Record, Text
 
 FORMAT = "datastill-federated"
@@ -82,11 +84,11 @@ class Federation:
             found.append(total / 1e6)
         return found
 
-    def table(self) -> str:
-        """In Markdown, a row for each round."""
+    def rows(self) -> Table:
+        """A row for each round, as text."""
         head = ["round", "test accuracy %", "MB up", "MB down", "MB so far", "clients", "dropped"]
         head += ["epsilon"] if self.privacy else []
-        lines = [f"| {' | '.join(head)} |", "|" + "---:|" * len(head)]
+        rows = []
         for k, (one, megabytes) in enumerate(zip(self.rounds, self.megabytes, strict=True)):
             row = [
                 str(one.round + 1),
@@ -98,8 +100,12 @@ class Federation:
                 str(len(one.dropped)),
             ]
             row += [epsilon_text(self.privacy[k]["epsilon"])] if self.privacy else []
-            lines.append(f"| {' | '.join(row)} |")
-        return "\n".join(lines) + "\n"
+            rows.append(row)
+        return Table(head, rows)
+
+    def table(self) -> str:
+        """In Markdown, a row for each round."""
+        return markdown(self.rows()) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""

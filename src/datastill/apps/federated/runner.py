@@ -227,6 +227,8 @@ class Run:
             )
             for k in asked
         ]  # fmt: skip
+        for unit in units:
+            _remove_damaged(unit.target)
         try:
             run_units(play, units, workers=self.workers, on_done=self._teller(units, asked, dropped))
         except UnitsFailed as failed:
@@ -236,9 +238,8 @@ class Run:
         for k, unit in zip(asked, units, strict=True):
             if k in dropped:
                 continue
-            payload, why = _read(unit.target)
-            why = why or flaw_of(self.work, payload, state)
-            if why:
+            payload = read_payload(unit.target)
+            if why := flaw_of(self.work, payload, state):
                 dropped[k] = why
             else:
                 found[k] = payload
@@ -258,8 +259,17 @@ class Run:
         return told
 
 
-def _read(path: Path) -> tuple[Payload, str]:
+def _remove_damaged(path: Path) -> None:
+    """Remove a file of an earlier call that is not what was written: no fault of its client, who is asked again.
+
+    Raises:
+        InputError: what is there is no file of ours, and stays.
+    """
+    if not path.is_file():
+        return
     try:
-        return read_payload(path), ""
-    except InputError as error:
-        return {}, str(error)
+        read_payload(path)
+    except InputError:
+        if path.is_symlink():
+            raise
+        path.unlink()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from datastill.augment.strategies import strategy_for
+from datastill.core.loop import run_block
+from datastill.core.plan import Block, Plan, Task
 from datastill.core.ranges import check_fields
 from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
@@ -154,6 +156,23 @@ def other_shapes(payload: Payload, expected: Mapping[str, tuple[int | None, ...]
         if value.is_floating_point() and value.numel() and float(value.abs().max()) > 1e6:
             return f"{name} holds numbers beyond a million"
     return ""
+
+
+def condensed(client: Client, ipc: int, held: Tensor, plan: Callable[[Task], Plan]) -> dict[str, Tensor]:
+    """Synthetic images of a client and their classes.
+
+    Args:
+        ipc: of each class.
+        held: classes that are sent, (k,); none sends no image.
+        plan: what the client does.
+    """
+    task = Task(client.real, ipc, client.factory, client.seed, client.runtime)
+    index = torch.isin(task.labels, held).nonzero().flatten()
+    if not len(index):
+        return {"images": torch.zeros(0, *client.real.shape), "labels": index}
+    block = Block(0, index, task.labels[index])
+    running = run_block(plan(task), task, block)
+    return {"images": running.context.codes["images"].detach().cpu().float(), "labels": block.y}
 
 
 def augment_of(server: Server, augment: str) -> str:
