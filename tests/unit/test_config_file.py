@@ -59,6 +59,43 @@ def test_a_method_of_the_users_is_found_again(tmp_path: Path, monkeypatch: pytes
     assert sha256_of(again / TENSORS) == sha256_of(first / TENSORS)
 
 
+def test_a_network_and_a_teacher_of_the_users_are_found_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the folder from which the run is repeated lies another file of the same name, which is not meant."""
+    own = "from torch import nn\n\n\ndef Net(channels, classes, size):\n    return nn.Sequential(nn.Flatten(), "
+    own += "nn.Linear(channels * size[0] * size[1], WIDTH), nn.ReLU(), nn.Linear(WIDTH, classes))\n"
+    for folder, width in (("one", "6"), ("other", "7")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "nets_of_mine.py").write_text(own.replace("WIDTH", width), encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "one")
+    first = made(["dm", "--steps", "2", "--real-batch", "4", "--network", "nets_of_mine.py:Net"], tmp_path / "x")
+    told = tomllib.loads((first / RUN_FILE).read_text())
+    assert told["network"] == f"{tmp_path / 'one' / 'nets_of_mine.py'}:Net"
+    monkeypatch.chdir(tmp_path / "other")
+    again = made(["--config", str(first / RUN_FILE)], tmp_path / "y")
+    assert sha256_of(again / TENSORS) == sha256_of(first / TENSORS)
+
+
+def test_a_file_of_another_method_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = tmp_path / "x.toml"
+    config.write_text("method = 'dm'\nimage_lr = 2.0\nipc = 2\n")
+    out = str(tmp_path / "out")
+    assert main(["distill", "random", "--config", str(config), "--out", out]) == 2
+    said = capsys.readouterr().err
+    assert "is of the method dm, and its option 'image_lr' is none of random" in said
+    config.write_text("method = 'dm'\nipc = 2\n")
+    assert main(["distill", "random", "--config", str(config), "--out", out, "--network", NETWORK]) == 0
+    assert "wins over" in (said := capsys.readouterr().err)
+    assert "method" in said
+
+
+def test_help_tells_of_the_file(capsys: pytest.CaptureFixture) -> None:
+    for command in ("distill", "estimate"):
+        assert main([command, "--help"]) == 0
+        assert "--config run.toml" in capsys.readouterr().out
+
+
 def test_the_command_line_wins_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(f'method = "dm"\nsteps = 7\nreal-batch = 8\nseed = 4\nnetwork = "{NETWORK}"\nclamp = true\n')

@@ -281,7 +281,15 @@ def test_without_a_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyP
     push_to_hub(small(), NAME)
     kept = load_distilled(f"hub:{NAME}")
     point_to("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)
-    assert torch.equal(load_distilled(f"hub:{NAME}").images, kept.images)  # the copy of the last time
+    with pytest.warns(UserWarning, match="does not answer: hub:me/.* is the copy of an earlier time, at "):
+        copy = load_distilled(f"hub:{NAME}")
+    assert torch.equal(copy.images, kept.images)
+    assert kept.told == ""
+    with pytest.warns(UserWarning, match="copy"):
+        scored = evaluate(f"hub:{NAME}", "digits", networks=1, protocol=Protocol("few", "a pass", passes=1))
+    assert copy.told in scored.to_dict()["notes"], "a score says what it is of"
+    with pytest.warns(UserWarning, match="copy"):
+        pull_from_hub(NAME, tmp_path / "pulled")
     with pytest.raises(InputError, match=r"The Hub \(http://127.0.0.1:9\) does not answer, and there is no copy"):
         load_distilled("hub:me/another")
     with pytest.raises(InputError, match="does not answer; check the connection"):

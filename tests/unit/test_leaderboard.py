@@ -154,6 +154,7 @@ def test_where_no_file_is_whole_there_is_no_page(tmp_path: Path, capsys: pytest.
         ({"seeds": [0, 0, 1]}, "one for each set"),
         ({"measured": {"accuracies": [[0.1], [0.1, 0.2], [0.1]]}}, "as many networks"),
         ({"random": {"accuracies": [[0.1, 0.2]]}}, "as many sets and networks"),
+        ({"seed": [0, 1, 2]}, "no seed. Did you mean 'seeds'"),
         ({"bytes": -1}, "bytes is -1"),
         ({"version": 2}, "version is 2"),
         ({"reported": {"accuracy": 0.5}}, "reported.source is missing"),
@@ -167,7 +168,19 @@ def test_the_check_names_what_is_wrong(
 ) -> None:
     write_json(tmp_path / "mine.json", sent() | change)
     assert main(["results", "--check", str(tmp_path / "mine.json")]) == 2
-    assert re.search(said, capsys.readouterr().err.replace("\n", " "))
+    told = capsys.readouterr().err.replace("\n", " ")
+    assert re.search(said, told)
+    assert "'format'" not in told, "not the file itself"
+
+
+def test_a_mistyped_key_is_named_before_the_one_that_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = sent()
+    result["seed"] = result.pop("seeds")
+    write_json(tmp_path / "mine.json", result)
+    assert main(["results", "--check", str(tmp_path / "mine.json")]) == 2
+    assert "no seed. Did you mean 'seeds'" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_the_check_of_good_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datastill.core.errors import InputError, nearest
+from datastill.core.registry import get_method
 
 OPTION = "--config"
 METHOD = "method"
@@ -33,12 +34,13 @@ class Config:
         """The method that it names."""
         return self.values.get(METHOD)
 
-    def arguments(self, given: Sequence[str], known: Collection[str]) -> tuple[list[str], list[str]]:
+    def arguments(self, given: Sequence[str], known: Collection[str], method: str) -> tuple[list[str], list[str]]:
         """Its options as arguments, and those that stand on the command line, which win and are left out.
 
         Args:
             given: arguments on the command line.
             known: names of the options that there are.
+            method: that is run, which the command line may name beside the file's.
 
         Raises:
             InputError: it has an option that there is not.
@@ -46,17 +48,31 @@ class Config:
         taken = {arg.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for arg in given}
         taken |= {arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in given}
         made: list[str] = []
-        lost: list[str] = []
+        other = self._other_method(method)
+        lost: list[str] = [METHOD] if other else []
         for name, value in self.values.items():
             if name == METHOD:
                 continue
             if name not in known or name == "config":
-                raise InputError(f"{self.path} has an option {name!r} that there is not. {nearest(name, known)}")
+                why = f"{self.path} has an option {name!r} that there is not. {nearest(name, known)}"
+                if other:
+                    why = (
+                        f"{self.path} is of the method {other}, and its option {name!r} is none of {method}, which the "
+                        f"command line names; leave {method} out, or remove what {method} does not have from the file."
+                    )
+                raise InputError(why)
             if name in taken:
                 lost.append(name)
             else:
                 made += _arguments(f"{self.path}: {name}", name.replace("_", "-"), value)
         return made, lost
+
+    def _other_method(self, method: str) -> str:
+        """The file's method, where it is another; else ""."""
+        if self.method is None:
+            return ""
+        named = get_method(self.method).name
+        return named if named != method else ""
 
 
 def config_of(args: Sequence[str]) -> Config:

@@ -110,7 +110,8 @@ def usage() -> str:
         f"Learn a small synthetic training set from your data.\n\nmethods:\n{lines}\n\n"
         "Without a METHOD one that suits the data is taken by a written rule (auto), and the run says which.\n"
         "`datastill distill METHOD --help` shows the options of a method, `datastill methods METHOD` its recipes.\n"
-        "A file of your own works too: `datastill distill my_method.py`."
+        "A file of your own works too: `datastill distill my_method.py`.\n"
+        "`datastill distill --config run.toml` makes a run again: every run writes the file; options beside it win."
     )
 
 
@@ -129,7 +130,7 @@ def parse_options(
         frozen=True,
     )
     known = {f.name for cls in (RunOptions, DataOptions, override_options(), info.cls) for f in dataclasses.fields(cls)}
-    told, lost = ([], []) if config is None else config.arguments(args, known)
+    told, lost = ([], []) if config is None else config.arguments(args, known, info.name)
     parsed: Any = parse(options, [*told, *args], f"{command} {info.name}", f"{info.summary} ({info.paper})")
     if config is not None and lost and not (parsed.run.quiet or parsed.run.json):
         print(f"The command line wins over {config.path}: {', '.join(lost)}.", file=sys.stderr)
@@ -146,7 +147,7 @@ def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[s
     from datastill.distillation.job import prepare_job
     from datastill.distillation.parallel import Spread
     from datastill.distillation.preparation import ready_units
-    from datastill.evaluation.check import Check
+    from datastill.evaluation.check import Check, trains_on
     from datastill.report import write_run
     from datastill.report.snapshots import Snapshots
     from datastill.report.tracking import trackers
@@ -165,11 +166,12 @@ def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[s
     if known and (ready := ready_units(job.plan(), job.task)):
         display.say(f"  taken as they were prepared before, from {run.units}: {', '.join(ready)}")
     if run.profile:
-        paper = prepare_job(info.cls, real, recipe="paper", **{**settings, "network": job.task.network})
-        _say_expected(job, paper, display)
+        _say_expected(job, display)
     check = Check(run.check_every) if run.check_every else None
     if check is not None and real.kind != "classes":
         raise InputError("Checks on the way (--check-every) are of classes; evaluate a set of pairs when it is done.")
+    if check is not None and (kind := job.own_plan.labels.kind) != trains_on(job.own_plan.labels) == "classes":
+        display.say(f"Checks on the way (--check-every) train on classes, not on the labels of the set ({kind}).")
     snapshots = Snapshots()
     shown = (snapshots, check, LoopProgress(display, check), *asked)
     hooks = [h for h in shown if h is not None]
@@ -200,12 +202,12 @@ def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[s
     return 0
 
 
-def _say_expected(job: Job, paper: Job, display: Display) -> None:
+def _say_expected(job: Job, display: Display) -> None:
     """How long it will take, and how long the paper's setting would."""
     from datastill.core.cost import describe_seconds
-    from datastill.distillation.budget import estimate_job
+    from datastill.distillation.budget import estimate_job, paper_of
 
-    told = estimate_job(job, paper)
+    told = estimate_job(job, paper_of(job))
     steps = f", {told.steps} steps" if told.steps else ""
     display.say(f"Expected: {describe_seconds(told.seconds)}{steps}.")
     if told.paper_seconds > 1.5 * told.seconds:

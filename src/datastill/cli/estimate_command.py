@@ -23,7 +23,7 @@ def main(args: list[str]) -> int:
     run, data, values = parse_options(info, rest, "estimate", config)
     from datastill.core.cost import describe_seconds
     from datastill.core.runtime import Runtime
-    from datastill.distillation.budget import estimate_job, within
+    from datastill.distillation.budget import estimate_job, paper_of, within
     from datastill.distillation.job import prepare_job
 
     with plain_warnings(run.quiet):
@@ -36,7 +36,7 @@ def main(args: list[str]) -> int:
             **values,
         }
         job = prepare_job(info.cls, real, recipe=run.recipe, **settings)
-        paper = prepare_job(info.cls, real, recipe="paper", **{**settings, "network": job.task.network})
+        paper = paper_of(job)
         if run.budget is not None:
             job = within(job, parse_seconds(run.budget), None, False)
         told = estimate_job(job, paper)
@@ -56,5 +56,6 @@ def usage() -> str:
     """What `datastill estimate --help` prints."""
     return (
         "usage: datastill estimate METHOD [options]\n\n"
-        "Tell minutes and memory of a run before it starts; takes the options of `datastill distill METHOD`."
+        "Tell minutes and memory of a run before it starts; takes the options of `datastill distill METHOD`, also out "
+        "of a file: --config run.toml."
     )

@@ -56,15 +56,17 @@ def write(options: ExportOptions) -> int:
     display = Display(options.quiet or options.json)
     distilled = load_distilled(options.folder)
     settings: dict[str, Any] = {"bits": options.bits, "most": options.most, "refine": options.refine}
+    if options.refine:
+        display.say(f"Rounding values up or down in {options.refine} steps, which takes a while.")
     done = export(distilled, options.target, options.to, license=options.data_license, **settings)
     record: dict[str, Any] = {
         "path": str(done.path),
         "lossless": done.lossless,
         "max_pixel_error": done.max_pixel_error,
         "clipped_fraction": done.clipped_fraction,
-        "bytes": sum(file.stat().st_size for file in done.path.rglob("*") if file.is_file()),
+        "bytes": sum(f.stat().st_size for f in done.path.rglob("*") if f.is_file() and f.name != CARD),
     }
-    display.say(f"Written to {done.path}: {record['bytes']:,} bytes.")
+    display.say(f"Written to {done.path}: {record['bytes']:,} bytes, not counting the card.")
     if not done.lossless:
         changed = "encoded" if options.to == "encoded" else "rounded to 8 bits"
         display.say(

@@ -45,6 +45,11 @@ class Display:
         self._tasks: dict[str, Any] = {}
         self._last_line = time.monotonic()
 
+    @property
+    def drawing(self) -> bool:
+        """Whether there are bars, which show every number."""
+        return self._bars is not None
+
     def say(self, text: str) -> None:
         """A line for people; goes to the error stream, so that the output stays clean."""
         if not self.quiet:
@@ -82,7 +87,8 @@ class Display:
             self._bars.update(self._tasks[task], completed=round(done, 2), numbers=text)
         elif not self.quiet and time.monotonic() - self._last_line > _LINE_SECONDS:
             self._last_line = time.monotonic()
-            self.console.print(f"{task}: {done:.4g} of {total:g}  {text}", soft_wrap=True)
+            far = f"{done:g} of {total:g}" if done == int(done) else f"{100 * done / total:.0f} %"
+            self.console.print(f"{task}: {far}  {text}", soft_wrap=True)
 
 
 class LoopProgress(Callback):
@@ -95,7 +101,11 @@ class LoopProgress(Callback):
         """One more step done."""
         numbers = {"loss": context.loss}
         if self.check is not None and self.check.accuracies:
-            numbers["check"] = self.check.accuracies[-1][1]
+            step, numbers["check"] = self.check.accuracies[-1]
+            if step == context.step and not self.display.drawing:
+                self.display.say(
+                    f"step {step:,}: {_short('check', numbers['check'])} of training images (--check-every)"
+                )
         if context.skipped:
             numbers["skipped"] = context.skipped
         self.display.update("distilling", context.step, context.steps, numbers)

@@ -100,8 +100,17 @@ def estimate(
         **options,
     }
     job = prepare_job(method, real, recipe=recipe, **settings)
-    paper = prepare_job(method, job.task.real, recipe="paper", **{**settings, "network": job.task.network})
-    return estimate_job(job, paper)
+    return estimate_job(job, paper_of(job))
+
+
+def paper_of(job: Job) -> Job:
+    """The same run at the paper's setting, whatever numbers were given in its place; words, such as folders, stay."""
+    words = {name: value for name, value in job.given.items() if not isinstance(value, bool | int | float)}
+    task = job.task
+    return prepare_job(
+        type(job.method), task.real, ipc=task.ipc, network=task.network, recipe="paper", seed=task.seed,
+        runtime=task.runtime, folder=task.folder, overrides=job.overrides, **words,
+    )  # fmt: skip
 
 
 def estimate_job(job: Job, paper: Job) -> Estimate:

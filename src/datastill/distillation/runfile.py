@@ -19,6 +19,8 @@ from datastill.store.files import write_text
 from datastill.store.manifest import Manifest
 
 RUN_FILE = "run.toml"
+#: Options that may name a file with a network, or a folder of trained ones.
+_OF_FILES = ("network", "teacher", "experts", "backbones")
 _HEAD = f"""\
 # Written by datastill {__version__}. To make the set again: datastill distill --config THIS_FILE --out NEW_FOLDER
 # Options on the command line win over those here.
@@ -37,8 +39,23 @@ def write_run_file(folder: Path, method: Method, record: Manifest) -> None:
     if options is None:
         return
     name = record.method if own is None else f"{own}:{record.method}"
+    options = {name: _placed(name, value) for name, value in options.items()}
     exact = {"compile": "on" if record.cost.compile else "off", "device": record.cost.device}
     write_text(folder / RUN_FILE, _HEAD + as_toml({"method": name, **options, **exact}))
+
+
+def _placed(name: str, value: Any) -> Any:
+    """A text that names files of the user's from the folder of this process, as it names them from any."""
+    if name not in _OF_FILES or not isinstance(value, str):
+        return value
+    return "+".join(map(_absolute, value.split("+") if name == "backbones" else [value]))
+
+
+def _absolute(text: str) -> str:
+    place, colon, called = text.rpartition(":")
+    if place.endswith(".py") and Path(place).is_file():
+        return f"{Path(place).resolve()}{colon}{called}"
+    return str(Path(text).resolve()) if text and Path(text).is_dir() else text
 
 
 def file_of(method: Method) -> Path | None:

@@ -8,14 +8,30 @@ import torch
 from torch import Tensor
 
 from datastill.core.context import Context
-from datastill.core.plan import Callback, chunk_for
+from datastill.core.plan import Callback, Labels, LearnedLabels, chunk_for
 from datastill.core.rng import Rng
 from datastill.evaluation.protocols import get_protocol
 from datastill.training.hard import predict, train
 
 
+def trains_on(labels: Labels) -> str:
+    """What labels a check trains on: "learned", or "classes", which also stand for those that only the end brings."""
+    return "learned" if isinstance(labels, LearnedLabels) and labels.kind in ("logits", "probabilities") else "classes"
+
+
+def labels_of(context: Context) -> Tensor:
+    """Of the block's stored images: classes (n,), or learned ones as probabilities (n, C)."""
+    labels = context.plan.labels
+    if trains_on(labels) == "classes":
+        return context.block.y
+    learned = labels.during(context).detach()
+    return learned.softmax(1) if labels.kind == "logits" else learned
+
+
 class Check(Callback):
     """Every `every` steps, train one fresh network on the set as it is and score it on training images.
+
+    It trains on the classes of the images, or on their labels as far as these were learned, see `trains_on`.
 
     Attributes:
         accuracies: (step, accuracy) so far.
@@ -34,7 +50,7 @@ class Check(Callback):
         task = context.task
         real, rng = task.real, Rng(task.seed).child("check")
         network = task.network(rng.derive("network"))
-        view = context.plan.decoder.decode(context.codes, context.block.y)
+        view = context.plan.decoder.decode(context.codes, labels_of(context))
         schedule = get_protocol(self.protocol).schedule(real.name, real.shape)
         chunk = chunk_for(task.network.macs, context.device)
         x = view.x.detach()

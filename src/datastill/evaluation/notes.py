@@ -23,7 +23,7 @@ SMALL = 10
 
 def of_sets(sets: list[DistilledSet], real: RealSet) -> list[str]:
     """On the sets and the data that they are scored on."""
-    notes = list(real.notes)
+    notes = [*dict.fromkeys(one.told for one in sets if one.told), *real.notes]
     if len({digest(one.record.hyper) for one in sets}) > 1:
         notes.append("The sets were made with different hyper-parameters.")
     if real.test is not None and real.test.captions is not None:

@@ -61,6 +61,13 @@ class TakesSteps(Protocol):
 
     learned_lr: bool = True
 
+    def check_any_set(self) -> None:
+        """See `Protocol`."""
+        raise InputError(
+            f"{self.name} trains by the steps that dd learns with a set, and Random and other methods come without; "
+            f"score sets of dd with `datastill evaluate --protocol {self.name}`, and compare under another protocol."
+        )
+
     def trainer(self, real: RealSet, rate: float | None = None, extras: Extras | None = None) -> Trainer:
         """See `Protocol`.
 

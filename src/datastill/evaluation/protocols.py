@@ -160,6 +160,18 @@ class Protocol:
                 f"{self.name} trains in a way of its own, and {what} is part of it; take another protocol."
             )
 
+    def check_any_set(self) -> None:
+        """Refuse to compare sets of all methods, and Random, where a set must bring more than images and labels.
+
+        Raises:
+            InputError: it must.
+        """
+        if self.soft:
+            raise InputError(
+                f"{self.name} trains on a teacher's labels, and Random and other methods come without a teacher; score "
+                "sets that have one with `datastill evaluate`, and compare under dc-v1 or dsa-quick-v1 (--protocol)."
+            )
+
     def check_debiased(self) -> None:
         """Refuse what de-biased training cannot take over: more than a schedule and simple augmentation.
 

@@ -58,9 +58,13 @@ def encode(distilled: DistilledSet, bits: Bits = 8, most: Amount = 0, refine: Am
     pixels, constants = _stored_pixels(distilled)
     groups = cache(lambda: _grouped(pixels))
     for fewer in range(bits, 0, -1):
-        found = _encoded(distilled, pixels, constants, fewer, groups, refine)
-        if not most or len(found.codes["blob"].flatten()) <= most:
-            return found
+        for steps in dict.fromkeys((0, refine)):  # refined only where they fit, which may take some more bytes
+            found = _encoded(distilled, pixels, constants, fewer, groups, steps)
+            fits = not most or len(found.codes["blob"].flatten()) <= most
+            if fits and steps == refine:
+                return found
+            if not fits:
+                break
     least = len(found.codes["blob"].flatten())
     raise InputError(f"{most} bytes are too few for {len(pixels)} images: they take {least} with one bit a value.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -180,7 +181,9 @@ def pull_from_hub(name: str, out: str | Path) -> DistilledSet:
     target = sound_path(out)
     refuse_taken(target)
     refuse_out(target)
-    folder = fetched(source, SHOWN)
+    folder, told = fetched(source, SHOWN)
+    if told:
+        warnings.warn(told, stacklevel=2)
     load_distilled(folder)  # refused before anything is written
     with whole_folder(target) as temporary:
         for file in (*set_files(folder), *(shown for shown in SHOWN if (folder / shown).is_file())):

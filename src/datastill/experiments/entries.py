@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,7 +103,8 @@ def _network(cell: Mapping[str, Any]) -> str:
     return describe_network(network) if network.get("options") else str(network["name"])
 
 
-def _order(row: Row) -> tuple[str, str, int, bool, str]:
+def order_of(row: Row) -> tuple[str, str, int, bool, str]:
+    """What rows of a table are sorted by."""
     one = first_of(row.cells)
     return row.data, one["protocol"], row.ipc, row.method != BASELINE, row.method
 
@@ -113,12 +114,13 @@ def first_of(cells: Mapping[int, Mapping[str, Any]]) -> Mapping[str, Any]:
     return cells[min(cells)]
 
 
-def entries_of(rows: list[Row], unreliable: Callable[[Row], str]) -> list[Entry]:
-    """Rows in the order of a table: those that compare beside each other, Random first."""
-    return [_entry(row, rows, unreliable(row)) for row in sorted(rows, key=_order)]
+def entry_of(row: Row, rows: list[Row], unreliable: str) -> Entry:
+    """A row beside what is reported.
 
-
-def _entry(row: Row, rows: list[Row], unreliable: str) -> Entry:
+    Args:
+        rows: all of the table, from which its label tells it.
+        unreliable: why its numbers are not to be trusted, or "".
+    """
     one, label = first_of(row.cells), _label(row, rows)
     if one.get("reported"):
         reported = Reported.of(one["reported"], one["file"])

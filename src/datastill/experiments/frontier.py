@@ -89,7 +89,7 @@ class Frontier:
             rows.append([name, *cells, f"{100 * told[0]:.1f}" if told else "–"])
         sources = [f"{name}: {source}" for name, (_, source) in self.published.items()]
         lead = Paragraph("Published numbers, under the protocols of their papers:")
-        return [Table(head, rows), *([lead, Items(sources)] if sources else [])]
+        return [Table(head, rows), lead, Items(sources)] if sources else [Table(head, rows)]
 
     def table(self) -> str:
         """The same in Markdown."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from datastill.core.errors import InputError
 from datastill.evaluation.kinds import other_ways
 from datastill.experiments.cells import FORMAT as CELL
-from datastill.experiments.entries import Entry, entries_of, first_of
+from datastill.experiments.entries import Entry, entry_of, first_of, order_of
 from datastill.experiments.rates import FOLDER as RATES
 from datastill.experiments.records import CellRecord, EvaluationRecord, Made
 from datastill.experiments.result import Row
@@ -72,8 +72,16 @@ def read_ledger(folder: str | Path) -> Ledger:
         if found.damaged:
             raise InputError(found.damaged[0])
         raise InputError(f"There is no result in {folder}; `datastill compare` and `datastill evaluate` write them.")
-    rows = _rows(groups, found.damaged)
-    found.entries.extend(entries_of(rows, lambda row: _unreliable(row, folder, remarks)))
+    rows = _rows(groups)
+    for row in rows:
+        try:
+            entry = entry_of(row, rows, _unreliable(row, folder, remarks))
+            entry.to_dict()  # of records that do not go together, here and nowhere later
+        except (InputError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            why = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            found.damaged.append(f"{', '.join(cell['file'] for cell in row.cells.values())}: {why}")
+        else:
+            found.entries.append(entry)
     return found
 
 
@@ -90,22 +98,14 @@ def _add(cells: dict[int, dict[str, Any]], record: dict[str, Any], damaged: list
         )
 
 
-def _rows(groups: Mapping[str, dict[int, dict[str, Any]]], damaged: list[str]) -> list[Row]:
-    """Rows beside their Random; those whose records do not go together are told of."""
+def _rows(groups: Mapping[str, dict[int, dict[str, Any]]]) -> list[Row]:
+    """Rows beside their Random, in the order of a table: those that compare beside each other, Random first."""
     baselines = {_scene(key, first_of(cells)): cells for key, cells in groups.items() if _is_random(cells)}
     rows = []
     for key, cells in groups.items():
         one = first_of(cells)
-        row = Row(one["real"]["name"], one["ipc"], one["method"], cells, baselines.get(_scene(key, one), {}))
-        try:
-            for entry in entries_of([row], lambda _: ""):
-                entry.to_dict()
-        except (InputError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-            why = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-            damaged.append(f"{', '.join(cell['file'] for cell in cells.values())}: {why}")
-            continue
-        rows.append(row)
-    return rows
+        rows.append(Row(one["real"]["name"], one["ipc"], one["method"], cells, baselines.get(_scene(key, one), {})))
+    return sorted(rows, key=order_of)
 
 
 def records_in(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -126,8 +126,8 @@ def records_in(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         key += [stored["lr"]] if "lr_tried" in stored else []
         yield digest(key), stored
     elif stored.get("format") == SENT:
-        sent = ResultRecord.of(stored, path)
         refuse_unknown(stored, path)
+        sent = ResultRecord.of(stored, path)
         yield from ((f"{path} distilled", cell) for cell in cells_of(sent, sent.method, sent.measured))
         if sent.random is not None and sent.method != BASELINE:
             yield from ((f"{path} random", cell) for cell in cells_of(sent, BASELINE, sent.random))

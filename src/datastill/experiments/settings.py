@@ -184,11 +184,12 @@ def make_settings(
 
 
 def _check_scoring(protocol: Protocol, sets: Sequence[RealSet], optimizer: str, scores: str) -> None:
-    """Another optimizer and scores are for protocols and data that take them.
+    """The protocol is for sets of all methods; another optimizer and scores are for those that take them.
 
     Raises:
         InputError: they do not, or there is no such optimizer or arithmetic.
     """
+    protocol.check_any_set()
     if optimizer != "auto":
         usual(optimizer)
         protocol.check_own_way("its optimizer")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from datastill.evaluation.scores import Arm, Evaluation
 from datastill.report import words
 from datastill.report.charts import loss_curve, spans
 from datastill.report.pictures import grid, png, preview
+from datastill.report.progress import ipython
 from datastill.report.section import data_uri
 from datastill.store.artifact import DistilledSet
 
@@ -89,7 +89,7 @@ def plot(shown: Any, kind: str = "") -> Figure:
     """
     kinds = _kinds(shown)
     if kind and kind not in kinds:
-        raise InputError(f"There is no plot {kind!r} of a {type(shown).__name__}. {nearest(kind, kinds)}")
+        raise InputError(f"{type(shown).__name__} has no plot {kind!r}. {nearest(kind, kinds)}")
     return kinds[kind or next(iter(kinds))](shown)
 
 
@@ -190,8 +190,7 @@ def new_figure(width: float, height: float) -> Figure:
     """An empty figure, so many inches large, that notebooks draw as it is."""
     from matplotlib.figure import Figure
 
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is not None:
+    if (shell := ipython()) is not None:
         _let_draw(shell, Figure)
     return Figure(figsize=(width, max(1.0, height)), layout="constrained")
 

@@ -88,5 +88,9 @@ class Progress(Callback):
 
 def in_notebook() -> bool:
     """Whether a kernel of Jupyter's runs this process, and so shows HTML."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return type(shell).__name__ == "ZMQInteractiveShell"
+    return type(ipython()).__name__ == "ZMQInteractiveShell"
+
+
+def ipython() -> Any:
+    """The shell of IPython in which this process runs, or None; IPython is not loaded for it."""
+    return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,7 @@ class DistilledSet:
             read has none in memory; they lie in `folder`.
         folder: where the set was saved to or read from.
         decoder_weights: of a decoder that is a network and is carried along.
+        told: that it was read from a copy, which may not be what the Hub has now; "" where that is not so.
     """
 
     codes: Codes
@@ -65,6 +67,7 @@ class DistilledSet:
     companions: Mapping[str, Companion] = field(default_factory=dict)
     folder: Path | None = None
     decoder_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    told: str = ""
     _kept: list[Rendering] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
@@ -230,7 +233,9 @@ def load_distilled(folder: str | Path) -> DistilledSet:
         InputError: the folder is not an artifact, or is damaged, or does not agree with its manifest; or the Hub has
             no such set, or does not answer and there is no copy.
     """
-    folder = fetched(folder) if hub_name(folder) is not None else sound_path(folder)
+    folder, told = fetched(folder) if hub_name(folder) is not None else (sound_path(folder), "")
+    if told:
+        warnings.warn(told, stacklevel=2)
     if not (folder / MANIFEST).is_file():
         raise InputError(
             f"{folder} holds no distilled set (no {MANIFEST}); give the folder that `datastill distill --out` made."
@@ -252,6 +257,7 @@ def load_distilled(folder: str | Path) -> DistilledSet:
         extra=groups["extra"],
         folder=folder,
         decoder_weights=weights_of(decoder, folder, record.files),
+        told=told,
     )
     refuse_disagreement(distilled, folder)
     if record.files.get(MANIFEST, known := checksum_of(manifest)) != known:

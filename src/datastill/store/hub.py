@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from datastill.core.errors import InputError
@@ -103,7 +103,19 @@ def is_of_set(name: str) -> bool:
     return _SET.fullmatch(name) is not None
 
 
-def fetched(source: str | Path, also: tuple[str, ...] = ()) -> Path:
+class Fetched(NamedTuple):
+    """The files of a set of the Hub.
+
+    Attributes:
+        folder: of the Hub's cache.
+        told: where they are not what the Hub has now, as far as is known: a sentence; else "".
+    """
+
+    folder: Path
+    told: str = ""
+
+
+def fetched(source: str | Path, also: tuple[str, ...] = ()) -> Fetched:
     """The files of a set of the Hub, in a folder of its cache; where it does not answer, those of the last time.
 
     Args:
@@ -125,11 +137,11 @@ def fetched(source: str | Path, also: tuple[str, ...] = ()) -> Path:
             wanted = _wanted(name, listed, also)
             folder = Path(snapshot_download(name, allow_patterns=wanted, **asked))
             if folder.name == listed.commit:
-                return folder
+                return Fetched(folder)
     raise InputError(f"{SCHEME}{name} is changing just now; try again in a minute.")
 
 
-def _kept(name: str, asked: Mapping[str, Any]) -> Path:
+def _kept(name: str, asked: Mapping[str, Any]) -> Fetched:
     """What was fetched before."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import LocalEntryNotFoundError
@@ -137,7 +149,9 @@ def _kept(name: str, asked: Mapping[str, Any]) -> Path:
     with contextlib.suppress(LocalEntryNotFoundError):
         folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=[MANIFEST], **asked))
         if (folder / MANIFEST).is_file():
-            return folder
+            return Fetched(
+                folder, f"{_why_not()}: {SCHEME}{name} is the copy of an earlier time, at {folder.name[:12]}."
+            )
     raise unreachable(f", and there is no copy of {SCHEME}{name} here")
 
 
@@ -210,10 +224,14 @@ def reachable() -> bool:
 
 def unreachable(more: str = "") -> InputError:
     """The sentence for a Hub that does not answer."""
+    return InputError(f"{_why_not()}{more}; check the connection and try again.")
+
+
+def _why_not() -> str:
     import huggingface_hub.constants as known
 
     why = "is switched off (HF_HUB_OFFLINE)" if known.HF_HUB_OFFLINE else f"({known.ENDPOINT}) does not answer"
-    return InputError(f"The Hub {why}{more}; check the connection and try again.")
+    return f"The Hub {why}"
 
 
 @contextlib.contextmanager

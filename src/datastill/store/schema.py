@@ -60,8 +60,10 @@ def _sentence(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"])[:200]
     if first["type"] == "missing":
         return f"{place} is missing"
-    found = repr(first["input"])
     wanted = first["msg"].removeprefix("Value error, ").rstrip(".")
+    if first["type"] == "value_error" and isinstance(first["input"], Mapping):  # what its parts are to each other
+        return f"{place}: {wanted}" if place else wanted
+    found = repr(first["input"])
     said = f"{place} is" if place else "it is"
     return f"{said} {found if len(found) <= 60 else found[:57] + '...'}, and that cannot be ({wanted[:200]})"
 

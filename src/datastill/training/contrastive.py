@@ -72,6 +72,12 @@ def towers_sgd(network: nn.Module, schedule: Schedule, lr_text: float) -> torch.
     return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
 
 
+def _same_images(data: Labeled) -> Tensor:
+    """Which image each pair shows, (n,): pairs with other sentences may show one."""
+    x = data.x if isinstance(data.x, Tensor) else data.x(torch.arange(len(data.y)))
+    return x.flatten(1).unique(dim=0, return_inverse=True)[1]
+
+
 @dataclass(frozen=True)
 class Contrastive:
     """SGD on the contrastive loss of pairs, with a learning rate for each tower."""
@@ -98,13 +104,14 @@ class Contrastive:
         towers, schedule = cast("Towers", network.to(runtime.device).train()), self.schedule
         training, watch = TrainingData(data.x, data.y, None, runtime.device), LossWatch()
         training.couples = True  # a batch of a single pair has no negatives
-        optimizer = towers_sgd(network, schedule, self.lr_text)
+        optimizer, same = towers_sgd(network, schedule, self.lr_text), _same_images(data).to(runtime.device)
         with isolated(rng.derive("dropout")):
             for p in range(schedule.passes):
                 total = torch.zeros((), device=runtime.device)
                 for index, images, vectors, _ in training.batches(schedule, [rng], p):
                     optimizer.zero_grad(set_to_none=True)
-                    loss = contrastive(towers(images), towers.sentences(vectors))
+                    shown = same[index.to(same.device)]
+                    loss = contrastive(towers(images), towers.sentences(vectors), shown)
                     torch.autograd.backward(loss)
                     optimizer.step()
                     total = total + loss.detach() * (len(index) / len(data.y))
