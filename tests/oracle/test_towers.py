@@ -15,7 +15,8 @@ from datastill.engines.hypergradient import MatchTerm, adjoint, draw_plan, full_
 from datastill.models import ConvNet, resolve_network
 from datastill.models.towers import Towers, tower_slices
 from datastill.objectives.pair_moments import PairMoments
-from datastill.training.contrastive import KAPPA, contrastive, duplicates
+from datastill.training.contrastive import KAPPA, contrastive, duplicates, same_images
+from datastill.training.trainers import Labeled
 
 PAIRS, TEXT, SHAPE = 5, 7, (2, 8, 8)
 
@@ -114,6 +115,11 @@ def test_batch_norm_and_dropout_in_a_tower_are_replayed() -> None:
 
 
 class TestContrastive:
+    def test_training_takes_pairs_of_one_image_for_no_others(self) -> None:
+        x = torch.arange(192.0).view(3, 1, 8, 8)[[0, 1, 0, 2]]
+        same = same_images(Labeled(x, torch.zeros(4, 5)))
+        assert (same[:, None] == same[None]).int().tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
+
     def naive(self, f, g, same) -> float:
         """Pair by pair, negatives one by one."""
         f, g, total = F.normalize(f, dim=1), F.normalize(g, dim=1), 0.0

@@ -110,6 +110,16 @@ def test_values_of_set(text: str, value: object) -> None:
         assert type(found) is type(value)
 
 
+def test_checks_on_the_way_are_told_where_there_are_no_bars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["distill", "dm", "--steps", 4, "--real-batch", 4, "--network", "convnet:width=4,depth=1"]
+    code, _, err = run([*args, "--check-every", 2, "--out", tmp_path / "run"], capsys)
+    assert code == 0, err
+    assert re.findall(r"step (\d): [\d.]+ % of training images", err) == ["2", "4"]
+    args = ["distill", "frepo", "--steps", 1, "--real-batch", 4, "--network", "convnet:width=4,depth=1"]
+    _, _, err = run([*args, "--check-every", 1, "--out", tmp_path / "other"], capsys)
+    assert "train on classes, not on the labels of the set (regression)" in err
+
+
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     for command in COMMANDS:
         code, out, _ = run([command, "--help"], capsys)

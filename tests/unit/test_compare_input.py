@@ -109,3 +109,10 @@ def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
         load_comparison(tmp_path)
     with pytest.raises(InputError, match="not the plan"):
         compare("random", "digits", ipc=1, seeds=1, networks=1, network=NETWORK, out=tmp_path)
+
+
+def test_protocols_that_take_more_than_images_and_labels_are_refused_early(tmp_path: Path) -> None:
+    for protocol, told in (("dd-v1", "steps that dd learns"), ("soft-quick-v1", "come without a teacher")):
+        with pytest.raises(InputError, match=told):
+            compare(["dm"], "digits", ipc=1, protocol=protocol, out=tmp_path / "out")
+    assert not (tmp_path / "out" / "plan.json").exists()

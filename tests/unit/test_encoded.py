@@ -15,6 +15,7 @@ from datastill.core.errors import InputError
 from datastill.data.real import RealSet
 from datastill.decoders.encoded import Encoded, patches_of, stream_of
 from datastill.exchange.encode import PATCH, encode
+from datastill.exchange.refine import rounded
 from datastill.models import resolve_network
 from datastill.store.artifact import DistilledSet
 
@@ -114,6 +115,20 @@ def test_a_number_of_bytes_takes_the_bits_that_fit(made: DistilledSet) -> None:
         encode(made, 8, most=9)
 
 
+def test_values_are_refined_at_the_bits_that_fit_alone(made: DistilledSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    levels: list[int] = []
+
+    def counted(values: torch.Tensor, most: int, *rest: object) -> torch.Tensor:
+        levels.append(most)
+        return rounded(values, most, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("datastill.exchange.encode.rounded", counted)
+    limit = len(encode(made, 3).codes["blob"].flatten())
+    found = encode(made, 7, most=limit, refine=2)
+    assert levels in ([2**3 - 1], [2**3 - 1, 2**2 - 1]), "once, or once more where refined values take more"
+    assert len(found.codes["blob"].flatten()) <= limit
+
+
 def test_what_is_no_image_of_pixels_is_refused(real: RealSet, made: DistilledSet) -> None:
     codes = datastill.distill("random", real, ipc=1, network=NET, codes="dct")
     for one in (codes, encode(made, 2)):
@@ -149,6 +164,8 @@ def test_the_command_scores_what_was_read_back(real: RealSet, tmp_path: Path, ca
     assert main([*arguments, "--networks", "1", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert 0 < told["accuracy_exported"] <= 1
-    assert told["bytes"] > 0
+    files = [path for path in (tmp_path / "small").rglob("*") if path.is_file()]
+    assert "README.md" in {path.name for path in files}
+    assert told["bytes"] == sum(path.stat().st_size for path in files if path.name != "README.md")
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "png"), "--bits", "2"]) == 2
     assert "--bits changes nothing with --to imagefolder" in capsys.readouterr().err

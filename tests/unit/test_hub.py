@@ -281,7 +281,7 @@ def test_without_a_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyP
     push_to_hub(small(), NAME)
     kept = load_distilled(f"hub:{NAME}")
     point_to("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)
-    with pytest.warns(UserWarning, match="does not answer: hub:me/.* is the copy of an earlier time, at "):
+    with pytest.warns(UserWarning, match="does not answer: hub:me/.* is a copy from before, "):
         copy = load_distilled(f"hub:{NAME}")
     assert torch.equal(copy.images, kept.images)
     assert kept.told == ""

@@ -16,12 +16,13 @@ from datastill.core import registry
 from datastill.core.context import Context
 from datastill.core.errors import InputError
 from datastill.core.loop import synthesize
-from datastill.core.plan import Grads, Plan, Task
+from datastill.core.plan import Block, Grads, Plan, Task
 from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
 from datastill.core.update import Sgd
 from datastill.data import RealSet
 from datastill.decoders.pixels import Pixels
+from datastill.evaluation.check import Check
 from datastill.evaluation.evaluate import trained
 from datastill.evaluation.protocols import Protocol
 from datastill.labels.learned import Learned
@@ -105,6 +106,25 @@ def test_the_artifact_says_that_they_are_no_probabilities(digits: RealSet, tmp_p
     assert torch.equal(again.labels, made.labels)
     assert (again.labels < 0).any()
     assert again.hard_labels.tolist() == list(range(10))
+
+
+def test_a_check_trains_on_learned_labels(digits: RealSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits as their softmax; targets of a regression are none that a check trains on."""
+    taken: list[Tensor] = []
+
+    def kept(network: object, x: Tensor, y: Tensor, *rest: object, **others: object) -> None:
+        taken.append(y.clone())
+
+    monkeypatch.setattr("datastill.evaluation.check.train", kept)
+    for kind in ("logits", "regression"):
+        context = Context(
+            task := Task(digits, 1, resolve_network(NETWORK, channels=1, classes=10, size=(8, 8))),
+            Prototype(Learned(kind)).build(task), Block(0, torch.arange(10), torch.arange(10)), Rng(0), step=1,
+        )  # fmt: skip
+        context.codes = {"images": torch.zeros(10, 1, 8, 8), "labels": torch.randn(10, 10, generator=torch.Generator())}
+        Check(1, images=10).after_step(context)
+        expected = context.codes["labels"].softmax(1) if kind == "logits" else torch.arange(10)
+        assert torch.equal(taken.pop(), expected)
 
 
 def test_a_protocol_of_hard_labels_refuses_targets_and_names_others(digits: RealSet) -> None:

@@ -24,6 +24,8 @@ NETWORK = "convnet:width=8,depth=2"
 #: A few steps of each method; those of the second list take longer to begin.
 FAST = {"dm": {}, "dc": {"outer": 2, "inner": 2}}
 SLOW = {"datadam": {}, "dsa": {"outer": 2, "inner": 2}, "idc": {"outer": 2}, "idm": {}, "dream": {}}
+#: What is built on another method's plan: a narrower network, one tile, networks that were trained before the steps.
+BUILT = {"dm-fast": {"width": 4}, "idc-i": {"outer": 2}, "acc-dd": {"outer": 2, "bank_networks": 2, "bank_epochs": 1}}
 #: Sums over classes are taken apart and put together, so images agree but for rounding.
 TOLERANCE = 1e-5
 
@@ -97,6 +99,12 @@ def test_two_ranks_make_the_images_of_one_process(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_other_methods_too(tmp_path: Path) -> None:
     check_equal(tmp_path, {name: asked(**options) for name, options in SLOW.items()})
+
+
+@pytest.mark.slow
+def test_methods_on_the_plans_of_others_too(tmp_path: Path) -> None:
+    check_equal(tmp_path, {name: asked(**options) for name, options in BUILT.items()})
+    assert {*FAST, *SLOW, *BUILT} == set(SHARED.replace(" and ", ", ").split(", ")), "all that can be shared were"
 
 
 def test_ranks_with_other_settings_are_refused(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def write(options: ExportOptions) -> int:
     from datastill.evaluation import evaluate
     from datastill.evaluation.inputs import real_for
     from datastill.exchange.export import export
+    from datastill.report.card import CARD
     from datastill.store.artifact import load_distilled
 
     _refuse_void(options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,17 +72,21 @@ def read_ledger(folder: str | Path) -> Ledger:
         if found.damaged:
             raise InputError(found.damaged[0])
         raise InputError(f"There is no result in {folder}; `datastill compare` and `datastill evaluate` write them.")
-    rows = _rows(groups)
+    found.entries.extend(_entries(_rows(groups), lambda row: _unreliable(row, folder, remarks), found.damaged))
+    return found
+
+
+def _entries(rows: list[Row], unreliable: Callable[[Row], str], damaged: list[str]) -> Iterator[Entry]:
+    """Rows beside what is reported; those whose records do not go together are told of."""
     for row in rows:
         try:
-            entry = entry_of(row, rows, _unreliable(row, folder, remarks))
-            entry.to_dict()  # of records that do not go together, here and nowhere later
+            entry = entry_of(row, rows, unreliable(row))
+            entry.to_dict()  # which fails on such records, here and nowhere later
         except (InputError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             why = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-            found.damaged.append(f"{', '.join(cell['file'] for cell in row.cells.values())}: {why}")
+            damaged.append(f"{', '.join(cell['file'] for cell in row.cells.values())}: {why}")
         else:
-            found.entries.append(entry)
-    return found
+            yield entry
 
 
 def _add(cells: dict[int, dict[str, Any]], record: dict[str, Any], damaged: list[str]) -> None:

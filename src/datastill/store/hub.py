@@ -149,9 +149,7 @@ def _kept(name: str, asked: Mapping[str, Any]) -> Fetched:
     with contextlib.suppress(LocalEntryNotFoundError):
         folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=[MANIFEST], **asked))
         if (folder / MANIFEST).is_file():
-            return Fetched(
-                folder, f"{_why_not()}: {SCHEME}{name} is the copy of an earlier time, at {folder.name[:12]}."
-            )
+            return Fetched(folder, f"{_why_not()}: {SCHEME}{name} is a copy from before, {folder.name[:12]}.")
     raise unreachable(f", and there is no copy of {SCHEME}{name} here")
 
 

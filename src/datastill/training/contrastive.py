@@ -72,7 +72,7 @@ def towers_sgd(network: nn.Module, schedule: Schedule, lr_text: float) -> torch.
     return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
 
 
-def _same_images(data: Labeled) -> Tensor:
+def same_images(data: Labeled) -> Tensor:
     """Which image each pair shows, (n,): pairs with other sentences may show one."""
     x = data.x if isinstance(data.x, Tensor) else data.x(torch.arange(len(data.y)))
     return x.flatten(1).unique(dim=0, return_inverse=True)[1]
@@ -104,7 +104,7 @@ class Contrastive:
         towers, schedule = cast("Towers", network.to(runtime.device).train()), self.schedule
         training, watch = TrainingData(data.x, data.y, None, runtime.device), LossWatch()
         training.couples = True  # a batch of a single pair has no negatives
-        optimizer, same = towers_sgd(network, schedule, self.lr_text), _same_images(data).to(runtime.device)
+        optimizer, same = towers_sgd(network, schedule, self.lr_text), same_images(data).to(runtime.device)
         with isolated(rng.derive("dropout")):
             for p in range(schedule.passes):
                 total = torch.zeros((), device=runtime.device)
