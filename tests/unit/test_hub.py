@@ -277,8 +277,8 @@ def test_a_public_place_is_not_taken_for_a_private_set(hub: Hub) -> None:
     assert len(hub.repositories[NAME].commits) == before
 
 
-def test_without_a_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    push_to_hub(small(), NAME)
+def test_without_a_network(hub: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    push_to_hub(load_distilled(run), NAME)
     kept = load_distilled(f"hub:{NAME}")
     point_to("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)
     with pytest.warns(UserWarning, match="does not answer: hub:me/.* is a copy from before, "):
@@ -286,7 +286,7 @@ def test_without_a_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert torch.equal(copy.images, kept.images)
     assert kept.told == ""
     with pytest.warns(UserWarning, match="copy"):
-        scored = evaluate(f"hub:{NAME}", "digits", networks=1, protocol=Protocol("few", "a pass", passes=1))
+        scored = evaluate(f"hub:{NAME}", digits(), networks=1, protocol=QUICK)
     assert copy.told in scored.to_dict()["notes"], "a score says what it is of"
     with pytest.warns(UserWarning, match="copy"):
         pull_from_hub(NAME, tmp_path / "pulled")

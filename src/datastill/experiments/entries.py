@@ -118,6 +118,7 @@ def entry_of(row: Row, rows: list[Row], unreliable: str) -> Entry:
     """A row beside what is reported.
 
     Args:
+        row: which.
         rows: all of the table, from which its label tells it.
         unreliable: why its numbers are not to be trusted, or "".
     """

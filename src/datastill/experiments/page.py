@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from datastill.experiments.settings import BASELINE
 from datastill.experiments.tables import caption, cells, headlines, score_cells, scores_in
 from datastill.report import words
 from datastill.report.html import render
+from datastill.report.reproduce import literal
 from datastill.store.files import write_text
 from datastill.store.sizes import bytes_in_words
 from datastill.training.optimizers import usual
@@ -277,21 +277,10 @@ def _python(comparison: Comparison) -> str:
     asked |= {"protocol": comparison.protocol, "networks": config["networks"], "recipe": config["recipe"]}
     asked |= {"settings": config["settings"] or None, "budget": config["budget"]}
     asked |= {name: config.get(name) for name in ("optimizer", "scores")}
-    given = [f"    {name}={_literal(item)}," for name, item in asked.items() if item is not None]
-    first = [f"    {_literal(config['methods'])},", f"    {_literal(reals if len(reals) > 1 else reals[0])},"]
+    given = [f"    {name}={literal(item)}," for name, item in asked.items() if item is not None]
+    first = [f"    {literal(config['methods'])},", f"    {literal(reals if len(reals) > 1 else reals[0])},"]
     lines = ["result = compare(", *first, *given, ")", "print(result.table())"]
     return "\n".join(["from datastill import compare", "", *lines])
-
-
-def _literal(item: Any) -> str:
-    """A value as Python, with double quotes."""
-    if isinstance(item, str):
-        return json.dumps(item, ensure_ascii=False)
-    if isinstance(item, list | tuple):
-        return f"[{', '.join(map(_literal, item))}]"
-    if isinstance(item, Mapping):
-        return "{" + ", ".join(f"{_literal(k)}: {_literal(v)}" for k, v in item.items()) + "}"
-    return repr(item)
 
 
 def _percents(values: Sequence[float]) -> list[str]:

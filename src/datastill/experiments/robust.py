@@ -44,7 +44,10 @@ def scored_apart(
     """What a cell's record says of its set without the help of labels and augmentation; nothing where nobody asked.
 
     Args:
-        result: its evaluation under `protocol`, with the further arguments `asked`.
+        work, cell: which.
+        made: its set.
+        result: the set's evaluation.
+        protocol, asked: what that was under, and its further arguments.
     """
     if work.settings.scores == "none":
         return {}

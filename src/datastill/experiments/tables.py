@@ -92,7 +92,8 @@ def caption(comparison: Comparison) -> str:
     if config.get("optimizer"):
         text += f" Networks were trained by {usual(config['optimizer']).called}, not by the protocol's optimizer."
     if config.get("scores"):
-        text += f" {meaning(config['scores'])}"
+        told = meaning(config["scores"])
+        text += f" LRS and ARS say {told[0].lower()}{told[1:]}"
     if config.get("budget"):
         text += f" Distillation was given {duration(config['budget'])} per set."
     if comparison.missing:

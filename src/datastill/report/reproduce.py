@@ -32,7 +32,7 @@ def python_call(manifest: Manifest | Mapping[str, Any]) -> str:
         lines.append("# the images were weighted: real = real.with_weights(...)")
     if record.method_file:
         lines.append(f"# the method is in the maker's own {record.method_file}: give the path to that")
-    lines.append("distilled = " + _call("distill", [_literal(_method(record)), "real"], arguments))
+    lines.append("distilled = " + _call("distill", [literal(_method(record)), "real"], arguments))
     return "\n".join(lines)
 
 
@@ -72,7 +72,7 @@ def evaluate_call(evaluation: Mapping[str, Any], folder: str = "path/of/this/fol
     """A script that scores a saved set again, out of `Evaluation.to_dict()`."""
     accuracies = evaluation["distilled"]["accuracies"]
     folders = [folder, *(f"path/of/set/{k + 1}" for k in range(1, len(accuracies)))]
-    sets = _literal(folders if len(folders) > 1 else folder)
+    sets = literal(folders if len(folders) > 1 else folder)
     settings: dict[str, Any] = {"protocol": evaluation["protocol"], "networks": len(accuracies[0])}
     settings |= other_ways(evaluation)
     if evaluation.get("network", {}).get("spec"):
@@ -117,23 +117,25 @@ def _weighted_by_hand(record: Manifest) -> bool:
 def _load(data: Data) -> str:
     if not data.source:
         return "load_real((images, labels))  # the arrays or the dataset that you gave"
-    return _call("load_real", [_literal(data.source)], data.options)
+    return _call("load_real", [literal(data.source)], data.options)
 
 
 def _call(name: str, first: list[str], arguments: Mapping[str, Any]) -> str:
-    parts = [*first, *(f"{key}={_literal(item)}" for key, item in arguments.items())]
+    parts = [*first, *(f"{key}={literal(item)}" for key, item in arguments.items())]
     line = f"{name}({', '.join(parts)})"
     if len(line) <= _WIDTH:
         return line
     return f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + ")"
 
 
-def _literal(item: Any) -> str:
+def literal(item: Any) -> str:
     """A value as Python, with double quotes."""
     if isinstance(item, str):
         return json.dumps(item, ensure_ascii=False)
     if isinstance(item, list | tuple):
-        return "[" + ", ".join(_literal(part) for part in item) + "]"
+        return f"[{', '.join(map(literal, item))}]"
+    if isinstance(item, Mapping):
+        return "{" + ", ".join(f"{literal(k)}: {literal(v)}" for k, v in item.items()) + "}"
     return repr(item)
 
 

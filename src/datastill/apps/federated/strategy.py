@@ -162,6 +162,7 @@ def condensed(client: Client, ipc: int, held: Tensor, plan: Callable[[Task], Pla
     """Synthetic images of a client and their classes.
 
     Args:
+        client: whose real images.
         ipc: of each class.
         held: classes that are sent, (k,); none sends no image.
         plan: what the client does.
