@@ -23,6 +23,7 @@ nb_execution_mode = "auto"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_execution_in_temp = True
+nb_merge_streams = True
 # The list of methods on methods/index.md, from the registry: a new method's page appears by existing.
 myst_substitutions = {
     "methods_table": "\n".join(
@@ -36,6 +37,8 @@ autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["notebooks.css"]
 html_title = f"datastill {version}"
 
 

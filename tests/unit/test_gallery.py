@@ -62,7 +62,7 @@ def test_progress_shows_steps_units_and_what_is_left(capsys: pytest.CaptureFixtu
     made = datastill.distill("dm", "digits", ipc=1, network="mlp", steps=3, real_batch=8, progress=progress)
     datastill.evaluate(made, "digits", networks=1, protocol="dsa-quick-v1", random=False, progress=progress)
     html = progress._repr_html_()
-    assert "<progress value='3' max='3'>" in html
+    assert "value='3' max='3'" in html
     assert "distilling" in html
     assert html.count("<progress") == 2
     progress("<b>", 1, 4)

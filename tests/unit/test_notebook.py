@@ -41,10 +41,22 @@ def test_sets_are_shown_with_a_picture(real: RealSet, made: DistilledSet) -> Non
     for shown, told in ((made, "random on digits, ipc 2"), (real, "1 × 8 × 8")):
         html = shown._repr_html_()
         assert told in html
+        assert "<strong>" not in html, "the title is in the picture, and in its words for those who do not see it"
         (uri,) = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
         picture = Image.open(io.BytesIO(base64.b64decode(uri)))
         assert len(np.unique(np.asarray(picture))) > 10
         assert drawn(shown.plot()).width > 100
+
+
+def test_what_a_run_changed_is_told(real: RealSet) -> None:
+    changed = datastill.distill("dm", real, ipc=1, network=NET, steps=1, real_batch=4, codes="dct")
+    assert "codes" in changed._repr_html_()
+    assert "codes" not in datastill.distill("random", real, ipc=1, network=NET)._repr_html_()
+
+
+def test_kinds_of_plots_that_there_are_not(made: DistilledSet) -> None:
+    with pytest.raises(InputError, match="DistilledSet has no plot 'nope'. Known: images"):
+        made.plot("nope")
 
 
 def test_names_are_no_markup(real: RealSet) -> None:
@@ -76,7 +88,7 @@ def test_a_comparison_is_shown(tmp_path: Path) -> None:
 
 def test_what_has_no_picture_is_told() -> None:
     for function in (datastill.as_html, datastill.plot):
-        with pytest.raises(TypeError, match="a int"):
+        with pytest.raises(TypeError, match="int has no"):
             function(3)
 
 

@@ -15,7 +15,7 @@ from datastill.evaluation.scores import Arm, Evaluation
 from datastill.report import words
 from datastill.report.charts import loss_curve, spans
 from datastill.report.pictures import grid, png, preview
-from datastill.report.progress import ipython
+from datastill.report.progress import CELL, ipython
 from datastill.report.section import data_uri
 from datastill.store.artifact import DistilledSet
 
@@ -36,13 +36,14 @@ def as_html(shown: Any) -> str:
     Raises:
         TypeError: it is none of these.
     """
-    raise TypeError(f"There is no HTML for a {type(shown).__name__}.")
+    raise TypeError(f"{type(shown).__name__} has no HTML.")
 
 
 @as_html.register(DistilledSet)
 def _(shown: DistilledSet) -> str:
     record = shown.record
     facts = [("method", record.method), ("images", words.images(shown)), ("labels", shown.label_kind)]
+    facts += [(kind.option, kind.text(one) or kind.told(one)[1]) for kind, one in record.changes]
     if record.network is not None:
         facts.append(("network", words.describe_network(record.network.plain())))
     if record.cost.known and "seconds" in record.cost.model_fields_set:
@@ -96,7 +97,7 @@ def plot(shown: Any, kind: str = "") -> Figure:
 @singledispatch
 def _kinds(shown: Any) -> dict[str, Callable[[Any], Figure]]:
     """Ways to plot it, by name, the usual one first."""
-    raise TypeError(f"There is no plot of a {type(shown).__name__}.")
+    raise TypeError(f"{type(shown).__name__} has no plot.")
 
 
 @_kinds.register(DistilledSet)
@@ -160,12 +161,14 @@ def dots(rows: Sequence[tuple[str, Any]], label: str) -> Figure:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], told: str) -> str:
     """A table of texts as HTML, with what it means above it."""
-    cell = '<{0} style="text-align:left">{{}}</{0}>'
+    cell = f'<{{0}} style="{CELL};white-space:nowrap">{{{{}}}}</{{0}}>'
     lines = [
         Markup("<tr>{}</tr>").format(Markup("").join(Markup(cell.format(kind)).format(text) for text in row))
         for kind, row in [("th", heads), *(("td", row) for row in rows)]
     ]
-    return str(Markup("<div>{}<table>{}</table></div>").format(told, Markup("").join(lines)))
+    return str(
+        Markup('<div>{}<div style="overflow-x:auto"><table>{}</table></div></div>').format(told, Markup("").join(lines))
+    )
 
 
 def _arms(evaluation: Evaluation) -> list[tuple[str, Arm]]:
@@ -206,9 +209,9 @@ def _let_draw(shell: Any, kind: type) -> None:
 
 
 def _block(title: str, picture: Image.Image | None, rows: Sequence[tuple[str, str]]) -> str:
-    shown = Markup("") if picture is None else Markup('<img alt="{}" src="{}">').format(title, data_uri(png(picture)))
-    cells = Markup("").join(
-        Markup('<tr><th style="text-align:left">{}</th><td style="text-align:left">{}</td></tr>').format(*row)
-        for row in rows
-    )
-    return str(Markup("<div><strong>{}</strong><br>{}<table>{}</table></div>").format(title, shown, cells))
+    shown = Markup("<strong>{}</strong>").format(title)
+    if picture is not None:  # which has the title in it
+        shown = Markup('<img alt="{}" src="{}">').format(title, data_uri(png(picture)))
+    line = Markup(f'<tr><th style="{CELL};white-space:nowrap">{{}}</th><td style="{CELL}">{{}}</td></tr>')
+    cells = Markup("").join(line.format(*row) for row in rows)
+    return str(Markup("<div>{}<br><table>{}</table></div>").format(shown, cells))

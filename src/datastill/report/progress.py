@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from datastill.core.context import Context
     from datastill.launch import Done
 
+#: Style of the cells of tables in notebooks, whose pages may give them no room.
+CELL = "text-align:left;vertical-align:top;padding:0 1em 0.1em 0"
 #: Seconds between two drawings.
 EVERY = 0.25
 
@@ -57,12 +59,13 @@ class Progress(Callback):
         self("distilling", context.step, context.steps, {"loss": context.loss})
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{escape(task)}</td><td><progress value='{done:.6g}' max='{total:.6g}'></progress></td>"
-            f"<td>{done:.4g} of {total:.6g}</td><td>{escape(told)}</td><td>{self._time(task)}</td></tr>"
-            for task, (done, total, told) in self._lines.items()
-        )
-        return f"<table>{rows}</table>"
+        rows = []
+        for task, (done, total, told) in self._lines.items():
+            bar = f"<progress style='width:8em' value='{done:.6g}' max='{total:.6g}'></progress>"
+            cells = (escape(task), bar, f"{done:.4g} of {total:.6g}", escape(told), self._time(task))
+            rows.append("".join(f"<td style='{CELL};white-space:nowrap'>{cell}</td>" for cell in cells))
+        lines = "".join(f"<tr>{row}</tr>" for row in rows)
+        return f"<div style='overflow-x:auto'><table>{lines}</table></div>"
 
     def _time(self, task: str) -> str:
         """What it took, or how much is left."""
