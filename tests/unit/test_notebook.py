@@ -56,7 +56,7 @@ def test_what_a_run_changed_is_told(real: RealSet) -> None:
 
 def test_kinds_of_plots_that_there_are_not(made: DistilledSet) -> None:
     with pytest.raises(InputError, match=r"DistilledSet has no plot 'nope'. Known: images"):
-        made.plot("nope")
+        datastill.plot(made, "nope")
 
 
 def test_names_are_no_markup(real: RealSet) -> None:
