@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -279,6 +280,17 @@ class TestBudget:
         updates = 3 * 5 * 5
         work = 3 * 15 * 0.5 * 899 * task.network.macs / 50e9
         assert expert_seconds(method, task) == pytest.approx(updates * NOMINAL_STEP_SECONDS + work)
+
+
+@pytest.mark.parametrize(("seconds", "per_step"), [((1.5, 0.1, 0.9), 0.1), ((1.5, 1.2, 0.9), 0.3), ((3.0, 7.0), 2.0)])
+def test_a_step_is_never_taken_for_nothing(
+    seconds: tuple[float, ...], per_step: float, digits: RealSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step of a process is dear; where even the second is dearer than all later ones, these are averaged."""
+    told = iter(seconds)
+    monkeypatch.setattr(estimation, "run_block", lambda *_, **__: SimpleNamespace(seconds=next(told)))
+    job = prepare_job("dm", digits, ipc=1, network=NETWORK, steps=5)
+    assert estimation.measure(job)[0] == pytest.approx(per_step)
 
 
 class TestSqueezes:

@@ -158,10 +158,13 @@ def _timed(plan: Plan, task: Task, seconds: float) -> float:
     for unit in in_order(plan.prepare):
         prepared[unit.name] = run_unit(unit, task, prepared)
     with threads_for((plan.network or task.network).macs):
-        warm = run_block(plan, task, block, prepared=prepared, stop_after=1)
-        count = max(2, min(8, int(seconds / max(warm.seconds, 1e-6))))  # a first step may hold more than a step (dwa)
-        measured = run_block(plan, task, block, prepared=prepared, stop_after=1 + count)
-    return max(1e-9, (measured.seconds - warm.seconds) / count) * len(task.labels) / len(block.index)
+        first = run_block(plan, task, block, prepared=prepared, stop_after=1).seconds
+        if first < seconds:  # the first of a process pays for more than a step
+            first = min(first, run_block(plan, task, block, prepared=prepared, stop_after=1).seconds)
+        count = max(2, min(8, int(seconds / max(first, 1e-6))))  # a first step may hold more than a step (dwa)
+        measured = run_block(plan, task, block, prepared=prepared, stop_after=1 + count).seconds
+    later = (measured - first) / count if measured > first else measured / (1 + count)
+    return max(1e-9, later) * len(task.labels) / len(block.index)
 
 
 def _nominal_step(job: Job) -> float:
