@@ -110,12 +110,19 @@ def check_plan(plan: Plan, method: str) -> Plan:
     in_order(plan.prepare)
     _check_decoder(plan.decoder, method)
     objective = plan.objective
-    if plan.reduce is not None and not (isinstance(objective, Reduces) and objective.reduces):
+    reduced = isinstance(objective, Reduces) and objective.reduces and not _looks_past(plan)
+    if plan.reduce is not None and not reduced:
         raise InputError(
             f"{method} does not take all that it sees of real images through one reduction, so none can replace it; "
-            "of the methods here dm, dm-fast and idm do."
+            "of the methods here dm, dm-fast and idm do, on networks without batch norm."
         )
     return plan
+
+
+def _looks_past(plan: Plan) -> bool:
+    """Whether real images give more than what is reduced: statistics of batch norm, or their contrast."""
+    frozen = getattr(plan.surrogates, "frozen", False) and plan.network is not None and plan.network.couples_samples
+    return frozen or getattr(plan.decoder, "contrast", None) is not None
 
 
 def _check_decoder(decoder: Decoder, method: str) -> None:

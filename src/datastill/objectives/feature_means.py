@@ -34,8 +34,8 @@ class FeatureMeans:
     """Class means of the input of the last linear layer, on one network for both sides.
 
     Where no layer couples samples, the real side runs in chunks without a graph and the synthetic side in
-    groups of classes, each with its own short backward pass: the same numbers in a bounded memory. With
-    batch statistics all classes must share one forward pass per side, and do. Compiled code, where the task asks
+    groups of classes, each with its own short backward pass: the same numbers in a bounded memory. Of networks
+    with batch statistics all classes share one forward pass per side. Compiled code, where the task asks
     for it, serves the real side.
     """
 
