@@ -82,7 +82,8 @@ def test_what_is_matched_on(digits: RealSet, network: str, width: int, matched: 
     expected = resolve_network(matched, channels=1, classes=10, size=(8, 8))
     assert plan.network is not None
     assert plan.network.describe() == expected.describe()
-    assert method.macs_per_step(task) == expected.macs * (8 + 3) * 10
+    of_statistics = 16 if expected.couples_samples else 0
+    assert method.macs_per_step(task) == expected.macs * (8 + of_statistics + 3) * 10
     stands_in = factory.couples_samples and width > 0
     assert (plan.decoder.contrast is not None) == stands_in  # type: ignore[attr-defined]
 

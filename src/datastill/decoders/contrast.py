@@ -19,8 +19,8 @@ from datastill.core.rng import Rng
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
 
-#: Real images of a class that are looked at.
-_IMAGES = 256
+#: Real images that are looked at, about, in all; and of a class, at least and at most.
+_IMAGES, _LEAST, _MOST = 10_000, 16, 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +32,11 @@ class Contrast:
 
     @classmethod
     def of(cls, real: RealSet) -> Contrast:
-        """That of (some) real images; a class without images has that of a gray image."""
+        """That of some real images of each class; a class without images has zeros."""
         means, spread = torch.zeros(real.classes, real.shape[0]), torch.zeros(real.classes)
+        count = max(_LEAST, min(_MOST, _IMAGES // real.classes))
         for c in range(real.classes):
-            x = real.of_classes([c], _IMAGES, Rng(0).generator("contrast", c)).x
+            x = real.of_classes([c], count, Rng(0).generator("contrast", c)).x
             if len(x):
                 means[c], spread[c] = x.mean((0, 2, 3)), _spread(x).mean()
         return cls(means, spread)

@@ -121,8 +121,12 @@ def check_plan(plan: Plan, method: str) -> Plan:
 
 def _looks_past(plan: Plan) -> bool:
     """Whether real images give more than what is reduced: statistics of batch norm, or their contrast."""
-    frozen = getattr(plan.surrogates, "frozen", False) and plan.network is not None and plan.network.couples_samples
-    return frozen or getattr(plan.decoder, "contrast", None) is not None
+    from datastill.decoders.pixels import Pixels
+    from datastill.surrogates.fresh import Fresh
+
+    network, surrogates, decoder = plan.network, plan.surrogates, plan.decoder
+    frozen = isinstance(surrogates, Fresh) and surrogates.frozen and network is not None and network.couples_samples
+    return frozen or (isinstance(decoder, Pixels) and decoder.contrast is not None)
 
 
 def _check_decoder(decoder: Decoder, method: str) -> None:

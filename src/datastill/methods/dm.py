@@ -72,8 +72,14 @@ class DM(Method):
         )
 
     def macs_per_step(self, task: Task) -> float:
-        """One pass per real image; forward and backward to the pixels, about three, per decoded one."""
-        real = sum(min(self.real_batch, int(n)) for n in task.real.counts)
+        """One pass per real image; forward and backward to the pixels, about three, per decoded one.
+
+        Those that batch norm takes its statistics from come on top.
+        """
+        from datastill.training.frozen_norm import STATISTICS_IMAGES
+
+        images = (self.real_batch, STATISTICS_IMAGES if task.network.couples_samples else 0)
+        real = sum(min(most, int(n)) for most in images for n in task.real.counts)
         return task.network.macs * (real + 3 * len(task.labels) * self.factor**2)
 
     def scaled(self, task: Task, seconds: float) -> DM:

@@ -74,8 +74,7 @@ class DMFast(Method):
 
         network = task.network
         if self._stands_in(task):
-            shape = {"channels": network.channels, "classes": network.classes, "size": network.size}
-            network = resolve_network(None, **shape)
+            network = resolve_network(None, channels=network.channels, classes=network.classes, size=network.size)
         return narrowed(network, self.width)
 
     def _dm(self) -> DM:

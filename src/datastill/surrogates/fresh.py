@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 class Fresh:
     """Networks at random initialization, in train mode, without parameter gradients.
 
-    Args:
-        factory: builds the networks.
-        frozen: whether batch norm has the statistics of real images, see `freeze_batch_norm`, for both sides; else each
-            pass has those of its own images.
+    Where they are `frozen`, batch norm has the statistics of real images for both sides, see `freeze_batch_norm`; else
+    each pass has those of its own images.
     """
 
     draws: ClassVar[str] = "network"
