@@ -18,6 +18,7 @@ from datastill.core.plan import Task, chunk_for
 from datastill.core.precision import casting
 from datastill.core.rng import Rng
 from datastill.core.threads import threads_for
+from datastill.engines.features import features_of
 from datastill.models import couples_samples
 from datastill.objectives.moments import Moment, Reference, statistic, within_variance
 from datastill.store.files import digest
@@ -76,6 +77,7 @@ class StageStatistics:
             "space": task.real.space.id,
             "device": task.device.type,
             "precision": task.precision,
+            **({"compile": True} if task.compile else {}),
         }
 
     def macs(self, task: Task) -> float:
@@ -132,9 +134,12 @@ class StageStatistics:
         images = batch.x
         if self.augment is not None and len(images):
             images = self.augment.apply(images, self.augment.draw(len(images), task.real.shape, generator))
-        size = max(1, len(images)) if couples_samples(network) else size
+        coupled = couples_samples(network)
+        size = max(1, len(images)) if coupled else size
         with casting(task.device, task.precision):
-            return torch.cat([network.embed(part).float() for part in images.split(size)])
+            if task.compile and not coupled and len(images):
+                return features_of(network, images, size)
+            return torch.cat([features_of(network, part) for part in images.split(size)])
 
     def _t(self, stage: tuple[int, int], d: int) -> Tensor:
         generator = Rng(self.seed).generator("frequencies", *stage)
