@@ -15,6 +15,7 @@ from datastill.core import compilation
 from datastill.core.batch import Batch
 from datastill.core.context import Context, class_means
 from datastill.core.plan import Grads
+from datastill.engines.features import features_of
 from datastill.engines.weight_gradients import compilable
 from datastill.objectives.siamese import augmented, draw_siamese
 from datastill.objectives.sides import GroupLoss, coupled, share_a_pass, synthetic_side
@@ -75,13 +76,5 @@ def real_features(network: Network, batch: Batch, context: Context, record: DsaR
     parts = []
     for x, y in zip(batch.x.split(size), batch.y.split(size), strict=True):
         images = augmented(x, y, context, record)
-        if compiled:
-            features = compilation.call(_embed, network, compilation.padded(images, size))[: len(x)]
-        else:
-            features = network.embed(images)
-        parts.append(features.float())
+        parts.append(features_of(network, images, size if compiled else 0))
     return torch.cat(parts)
-
-
-def _embed(network: Network, x: Tensor) -> Tensor:
-    return network.embed(x)
