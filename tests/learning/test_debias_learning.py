@@ -14,13 +14,13 @@ NETWORK = "convnet:width=16,depth=2"
 
 @pytest.fixture(scope="module")
 def colored(real_data: Path) -> RealSet:
-    return datastill.load_real("cmnist:ratio=0.05,train=6000,test=2000")
+    return datastill.load_real("cmnist:ratio=0.05,train=4000,test=1000")
 
 
 def accuracy(real: RealSet, debias: str) -> tuple[float, float, float]:
     """Of all, aligned and conflicting test images."""
     made = datastill.distill(
-        "dm", real, ipc=10, network=NETWORK, steps=300, real_batch=64, image_lr=10.0, augment="none", debias=debias
+        "dm", real, ipc=10, network=NETWORK, steps=150, real_batch=64, image_lr=10.0, augment="none", debias=debias
     )
     arm = datastill.evaluate(made, real, networks=1, protocol="dc-v1", random=False).distilled
     assert arm.groups is not None
