@@ -58,7 +58,7 @@ def _act(action: Callable[[], object]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # what workers are forks of is no child of this process, which may use it all the same
         if forkserver._forkserver._forkserver_pid is not None:  # type: ignore[attr-defined]
-            forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
+            forkserver._forkserver.ensure_running = forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
         action()
         os._exit(0)
     except BaseException:

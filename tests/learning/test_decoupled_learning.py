@@ -25,8 +25,8 @@ def fashion(real_data: Path) -> RealSet:
 
 @pytest.fixture(scope="module")
 def teacher(fashion: RealSet) -> Teacher:
-    """As in the study of the docs, on half of its images: 10,000, six passes."""
-    few = fashion.subset(torch.randperm(len(fashion), generator=torch.Generator().manual_seed(0))[:10_000])
+    """As in the study of the docs: 20,000 images, six passes."""
+    few = fashion.subset(torch.randperm(len(fashion), generator=torch.Generator().manual_seed(0))[:20_000])
     task = Task(few, 1, resolve_network(NETWORK, channels=1, classes=10, size=(28, 28)))
     squeeze = Squeeze(6)
     return squeeze.teacher(task, squeeze.run(task))
@@ -34,7 +34,7 @@ def teacher(fashion: RealSet) -> Teacher:
 
 def recover(fashion: RealSet, teacher: Teacher, method: str = "sre2l", **hyper: Any) -> datastill.DistilledSet:
     return datastill.distill(
-        method, fashion, ipc=10, jitter=2, teacher=teacher, network=NETWORK, seed=0, **{"steps": 100, **hyper}
+        method, fashion, ipc=10, jitter=2, teacher=teacher, network=NETWORK, seed=0, **{"steps": 200, **hyper}
     )
 
 

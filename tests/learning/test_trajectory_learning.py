@@ -60,20 +60,19 @@ def test_mtt(digits: RealSet, experts: str, tmp_path: Path) -> None:
 
 
 def test_rates_from_the_first_gradients_do_as_well(digits: RealSet, experts: str) -> None:
-    """Three points less than after 200 steps, which reach the 84 % of `test_mtt`."""
-    result = evaluate(made("mtt", digits, experts, steps=100), digits, protocol=STUDENT, networks=2)
-    assert result.mean >= 0.81
+    result = evaluate(made("mtt", digits, experts), digits, protocol=STUDENT, networks=2)
+    assert result.mean >= 0.84
     assert result.difference >= 0.08
 
 
 def test_the_frozen_path_learns_too(digits: RealSet, experts: str) -> None:
-    one = made("tesla", digits, experts, engine="frozen_path", steps=60)
+    one = made("tesla", digits, experts, engine="frozen_path", steps=100)
     result = evaluate(one, digits, protocol=STUDENT, networks=2)
     assert result.difference >= 0.05
 
 
 def test_soft_labels_learn(digits: RealSet, experts: str) -> None:
-    one = made("tesla", digits, experts, soft_labels=True, steps=60)
+    one = made("tesla", digits, experts, soft_labels=True, steps=100)
     result = evaluate(one, digits, protocol=STUDENT, networks=2)
     assert torch.isfinite(one.images).all()
     assert result.difference >= 0.05

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,6 +44,12 @@ def square(n: float, target: Path) -> None:
     if n < 0:
         time.sleep(-n)
     write_json(target, {"square": n * n, "threads": torch.get_num_threads()})
+
+
+def told(name: str, target: Path) -> None:
+    """Writes a variable of the environment and a number of numpy's global generator, when another worker has begun."""
+    time.sleep(0.5)
+    write_json(target, {"value": os.environ.get(name), "drawn": float(np.random.rand())})  # noqa: NPY002
 
 
 def units(folder: Path, numbers: list[float], **options: object) -> list[Unit]:
@@ -108,6 +115,18 @@ def test_a_worker_that_is_killed_loses_one_unit_and_the_rerun_makes_it(tmp_path:
     again: list[Done] = []
     run_units(square, [*units(tmp_path, [5]), *made[1:]], workers=2, on_done=again.append)
     assert [one.unit.name for one in again] == ["unit 5"]
+
+
+def test_workers_have_the_environment_of_now_and_random_numbers_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though they are forks of a process that began earlier."""
+    for value in ("first", "second"):
+        monkeypatch.setenv("DATASTILL_TOLD", value)
+        run_units(told, [Unit(str(k), ("DATASTILL_TOLD",), tmp_path / f"{value}-{k}.json") for k in (0, 1)], workers=2)
+    found = read(tmp_path)
+    assert [one["value"] for one in found.values()] == ["first", "first", "second", "second"]
+    assert len({one["drawn"] for one in found.values()}) == 4
 
 
 def test_workers_that_do_not_begin_end_it_in_a_sentence(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
@@ -59,9 +60,14 @@ class _Worker:
     """One process, which a kill takes away from one unit alone."""
 
     def __init__(self, module: str) -> None:
+        context = _context(module)
         values = (dict(os.environ),)  # the process that is forked has those of its own beginning
-        self.executor = ProcessPoolExecutor(1, mp_context=_context(module), initializer=_start_worker, initargs=values)
-        with _signals_ignored():  # a worker inherits this, and is not interrupted while it starts
+        self.executor = ProcessPoolExecutor(1, mp_context=context, initializer=_start_worker, initargs=values)
+        with contextlib.ExitStack() as stack:  # a worker inherits this, and is not interrupted while it starts
+            stack.enter_context(_signals_ignored())
+            if context.get_start_method() == "forkserver":
+                forkserver.ensure_running()
+                stack.close()  # its first fork takes a while, in which signals are heard
             self.begun = self.executor.submit(os.getpid)
 
     @property
