@@ -30,7 +30,7 @@ class Forked:
             self.returncode = os.waitstatus_to_exitcode(status) if ended else None
         return self.returncode
 
-    def wait(self, timeout: float = 300) -> int:
+    def wait(self, timeout: float = 600) -> int:
         """The exit code, when it has ended; after the timeout it is killed.
 
         Raises:

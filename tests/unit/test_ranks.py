@@ -148,7 +148,7 @@ def test_a_rank_that_fails_ends_all_with_its_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_rank_that_is_killed_ends_the_others_and_the_rerun_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     """Killed, a rank takes what came after the last checkpoint with it; asked to stop, nothing."""
-    hyper = asked(steps=200, out=str(tmp_path / "run"), resume=True, callback="tells", checkpoint_seconds=0.05)
+    hyper = asked(steps=100, out=str(tmp_path / "run"), resume=True, callback="tells", checkpoint_seconds=0.05)
     ranks = start(tmp_path, {"dm": hyper})
     checkpoint = tmp_path / "run" / "checkpoints" / "block-00000.safetensors"
     while not (checkpoint.exists() and (tmp_path / "works.1").exists()) and ranks[0].poll() is None:

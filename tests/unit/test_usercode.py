@@ -25,8 +25,6 @@ from datastill.decoders.pixels import Pixels
 from datastill.store.checkpoint import read_snapshot
 from datastill.store.files import read_sealed, write_sealed
 
-pytestmark = pytest.mark.usefixtures("short_protocols")
-
 NETWORK = """
 import torch
 from torch import nn
