@@ -31,8 +31,6 @@ from datastill.store.rendering import decoder_of
 from datastill.surrogates.teachers import load_teacher
 from decoupled_data import digits, teacher
 
-pytestmark = pytest.mark.usefixtures("short_protocols")
-
 SMALL = "convnet:width=4,depth=1"
 NET = "from torch import nn\nclass Net(nn.Sequential):\n    def __init__(self, channels, classes, size):\n"
 NET += "        width = channels * size[0] * size[1]\n"
