@@ -183,32 +183,34 @@ def test_threads_are_put_back_after_an_error() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_worker_outlives_its_parent(tmp_path: Path, number: signal.Signals) -> None:
-    """Stopped or killed, the parent leaves no process behind that would go on beside the rerun."""
+    """Stopped or killed, the parent leaves no process behind that would go on beside the rerun.
+
+    What workers are forks of does no work, and ends when they and the parent have: on a busy machine later than they.
+    """
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(here=str(Path(__file__).parent)))
     parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], stderr=subprocess.DEVNULL)
     while not ((tmp_path / "1.json").exists() and (tmp_path / "2.json").exists()) and parent.poll() is None:
         time.sleep(0.05)
     time.sleep(0.3)
-    workers = children_of(parent.pid)
-    assert len(workers) >= 4, "two workers, what they are forks of, and what tracks shared resources"
+    direct = children_of(parent.pid)
+    workers = [one for child in direct for one in children_of(child)] or direct
+    assert len(workers) == 2
     started = time.monotonic()
     parent.send_signal(number)
     parent.wait(timeout=30)
-    while any(alive(pid) for pid in workers) and time.monotonic() - started < 15:
-        time.sleep(0.05)
-    assert not [pid for pid in workers if alive(pid)]
-    assert time.monotonic() - started < 15
+    for processes, seconds in ((workers, 15), (direct, 90)):
+        while any(alive(pid) for pid in processes) and time.monotonic() - started < seconds:
+            time.sleep(0.05)
+        assert not [pid for pid in processes if alive(pid)]
     assert set(read(tmp_path)) == {"1.json", "2.json"}
 
 
 def children_of(pid: int) -> list[int]:
-    """And theirs: workers are forks of a process that the parent has started."""
     text = Path(f"/proc/{pid}/task/{pid}/children")
     if not text.exists():
         pytest.skip("no /proc here")
-    found = [int(child) for child in text.read_text().split()]
-    return found + [one for child in found for one in children_of(child)]
+    return [int(child) for child in text.read_text().split()]
 
 
 def alive(pid: int) -> bool:
