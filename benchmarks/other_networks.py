@@ -1,7 +1,7 @@
 """Do the defaults beat Random on networks other than the ConvNet? One image per class.
 
-    python benchmarks/other_networks.py --out results/other-networks.json
-    python benchmarks/other_networks.py --show results/other-networks.json
+    python benchmarks/other_networks.py --out results/other-networks-2.json
+    python benchmarks/other_networks.py --show results/other-networks-2.json
 
 DM, DSA and the method that is taken where none is named, on a ResNet18 with batch norm and on torchvision's, each with
 the published defaults but fewer steps and real images, so that a CPU is enough. Scored on the network itself and on a
@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "random": {},
     "dm": {"steps": 50, "real_batch": 32},
     "dsa": {"steps": 30, "real_batch": 32},
-    "auto": {"budget": 300.0},
+    "auto": {"budget": 30.0},
 }
 
 
@@ -52,7 +52,7 @@ def scored(made: Any, real: RealSet, network: str, args: argparse.Namespace) -> 
 def study(args: argparse.Namespace) -> None:
     """Fill in what is missing."""
     record: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {"cells": {}}
-    for data, network, method in itertools.product(args.data, NETWORKS, SETTINGS):
+    for data, network, method in itertools.product(args.data, args.on, args.methods):
         key = f"{data}|{network}|{method}"
         if key not in record["cells"]:
             real = first(load_real(data), 1000)
@@ -76,9 +76,11 @@ def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="*", default=["digits", "fashion_mnist"])
-    parser.add_argument("--networks", type=int, default=2)
+    parser.add_argument("--on", nargs="*", default=NETWORKS, help="the networks")
+    parser.add_argument("--methods", nargs="*", default=[*SETTINGS])
+    parser.add_argument("--networks", type=int, default=3, help="how many are trained on each set")
     parser.add_argument("--units", type=Path, default=Path("runs/other-units"))
-    parser.add_argument("--out", type=Path, default=Path("results/other-networks.json"))
+    parser.add_argument("--out", type=Path, default=Path("results/other-networks-2.json"))
     parser.add_argument("--show", type=Path, help="the file of a study")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -75,10 +75,10 @@ def cell(real: RealSet, seed: int, args: argparse.Namespace, **hyper: Any) -> di
     """One set, its seconds, and its accuracy on `real.test`."""
     method = hyper.pop("method", "stages")
     started = time.process_time()
-    more = {"recipe": "paper", "compile": "off"}
-    made = distill(method, real, ipc=args.ipc, seed=seed, units=args.units, **more, **hyper)
+    how: Any = {"precision": args.precision, "compile": args.compile}
+    made = distill(method, real, ipc=args.ipc, seed=seed, units=args.units, recipe="paper", **how, **hyper)
     spent = time.process_time() - started
-    score: Any = {"networks": args.networks, "network": args.network, "seed": seed, "random": False, "compile": "off"}
+    score: Any = {"networks": args.networks, "network": args.network, "seed": seed, "random": False} | how
     result = evaluate(made, real, protocol="idc-quick-v1", **score)
     cost = made.manifest["cost"]
     return {
@@ -94,7 +94,8 @@ def study(settings: dict[str, dict[str, Any]], tested: list[str], args: argparse
     whole = load_real(args.data)
     train, validation = whole.split(0.1)
     validating = dataclasses.replace(train, test=dataclasses.replace(validation, test=None))
-    fresh = {"data": args.data, "ipc": args.ipc, "network": args.network, "settings": settings, "cells": {}}
+    about = {name: getattr(args, name) for name in ("data", "ipc", "network", "precision", "compile")}
+    fresh = {**about, "settings": settings, "cells": {}}
     record: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else fresh
     jobs = [("validation", validating, name) for name in settings] + [("test", whole, name) for name in tested]
     for (split, real, name), seed in itertools.product(jobs, range(args.seeds)):
@@ -130,6 +131,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--networks", type=int, default=2)
     parser.add_argument("--network", default="convnet", help="that scores; a narrow one is cheap")
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--compile", default="off")
     parser.add_argument("--units", type=Path, default=Path("runs/stage-units"))
     parser.add_argument("--only", nargs="*", default=None, help="names of settings")
     parser.add_argument("--test", nargs="*", default=[], help="names of settings that are scored on test images too")

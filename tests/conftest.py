@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +37,24 @@ def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tests never touch the user's cache."""
-    os.environ.setdefault("DATASTILL_CACHE", str(tmp_path_factory.mktemp("cache")))
-    os.environ.setdefault("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("hf")))
+    """Tests never touch the user's cache; workers share one, so that real data are decoded once."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ.setdefault("DATASTILL_CACHE", str(base / "cache"))
+    os.environ.setdefault("HF_DATASETS_CACHE", str(base / "hf"))
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def short_protocols() -> Iterator[None]:
+    """Evaluations of ten passes, in this process: for tests of what stands around a training, not of its result."""
+    from datastill.evaluation import protocols
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, protocol in protocols.protocols().items():
+            if type(protocol) is protocols.Protocol:
+                patch.setitem(protocols._REGISTERED, name, replace(protocol, passes=min(protocol.passes, 10)))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 4,000 training and 2,000 unbiased test images of colored MNIST, 5 % conflicting, the widest colors; DM at 14 x 14
 pixels with ten images per class; weights from 28 x 28 pixels by the encoder of 6.6. Arms share starts, networks and
-batches of real images, so a gap is one of weights. Three minutes on one core.
+batches of real images, so a gap is one of weights. Two minutes on one core.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def scores(how: str, init: str, steps: int) -> Score:
     return Score(*map(mean, zip(*(score(how, init, steps, seed) for seed in SEEDS), strict=True)))
 
 
-@pytest.mark.parametrize(("init", "steps", "least"), [("noise", 200, 0.12), ("real", 200, 0.18), ("noise", 600, 0.20)])
+@pytest.mark.parametrize(("init", "steps", "least"), [("noise", 200, 0.12), ("real", 200, 0.18)])
 def test_weights_by_density_undo_the_bias(init: str, steps: int, least: float) -> None:
     plain, weighted = scores("none", init, steps), scores("kde", init, steps)
     assert plain.aligned > 0.93

@@ -1,4 +1,7 @@
-"""Weights against a bias, end to end on colored digits (spec 6.7 and 6.8, smaller): a minute or two on a CPU."""
+"""Weights by density against a bias, end to end on colored digits (spec 6.7 and 6.8, smaller): a minute on a CPU.
+
+Those of the bias labels are measured in test_debias_gap.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,6 @@ def accuracy(real: RealSet, debias: str) -> tuple[float, float, float]:
 def test_weights_undo_the_bias_that_distillation_keeps(colored: RealSet) -> None:
     plain, aligned, conflicting = accuracy(colored, "none")
     kde, _, _ = accuracy(colored, "kde:draw=true")
-    oracle, _, _ = accuracy(colored, "oracle:draw=true")
     assert aligned > 0.93
     assert conflicting < 0.45
     assert kde - plain >= 0.2
-    assert oracle >= kde - 0.05

@@ -51,11 +51,7 @@ def fashion(real_data: Path) -> RealSet:
     return load_real("fashion_mnist", limit=500)
 
 
-@pytest.mark.parametrize(("ipc", "points"), [(1, 8), (10, 1)])
-def test_dm_fashion(fashion: RealSet, ipc: int, points: float) -> None:
-    """FashionMNIST, 5,000 training images, width 32."""
+def test_dm_fashion(fashion: RealSet) -> None:
+    """FashionMNIST, 5,000 training images, width 32. Ten images per class are measured on digits."""
     assert len(fashion) == 5000
-    found = lift(
-        "dm", fashion, ipc, network="convnet:width=32,depth=3", steps=150, real_batch=64, augment="none"
-    )  # fmt: skip
-    assert found >= points
+    assert lift("dm", fashion, 1, network="convnet:width=32,depth=3", steps=150, real_batch=64, augment="none") >= 8

@@ -48,11 +48,10 @@ def fall(folder: Path) -> float:
     return float(losses[-20:].mean() / losses[:20].mean())
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_mtt(seed: int, digits: RealSet, experts: str, tmp_path: Path) -> None:
+def test_mtt(digits: RealSet, experts: str, tmp_path: Path) -> None:
     """At the published kind of rates: at least 84 %, from the exact gradient, read after the last step."""
-    one = made("mtt", digits, experts, seed=seed, image_lr=5.0, lr_lr=1e-4, lr_kind="raw", out=tmp_path / "run")
-    result = evaluate(one, digits, protocol=STUDENT)
+    one = made("mtt", digits, experts, image_lr=5.0, lr_lr=1e-4, lr_kind="raw", out=tmp_path / "run")
+    result = evaluate(one, digits, protocol=STUDENT, networks=2)
     assert fall(tmp_path / "run") <= 0.75
     assert result.mean >= 0.84
     assert result.difference >= 0.08
@@ -61,20 +60,20 @@ def test_mtt(seed: int, digits: RealSet, experts: str, tmp_path: Path) -> None:
 
 
 def test_rates_from_the_first_gradients_do_as_well(digits: RealSet, experts: str) -> None:
-    result = evaluate(made("mtt", digits, experts), digits, protocol=STUDENT)
+    result = evaluate(made("mtt", digits, experts), digits, protocol=STUDENT, networks=2)
     assert result.mean >= 0.84
     assert result.difference >= 0.08
 
 
 def test_the_frozen_path_learns_too(digits: RealSet, experts: str) -> None:
     one = made("tesla", digits, experts, engine="frozen_path", steps=100)
-    result = evaluate(one, digits, protocol=STUDENT, networks=3)
+    result = evaluate(one, digits, protocol=STUDENT, networks=2)
     assert result.difference >= 0.05
 
 
 def test_soft_labels_learn(digits: RealSet, experts: str) -> None:
     one = made("tesla", digits, experts, soft_labels=True, steps=100)
-    result = evaluate(one, digits, protocol=STUDENT, networks=3)
+    result = evaluate(one, digits, protocol=STUDENT, networks=2)
     assert torch.isfinite(one.images).all()
     assert result.difference >= 0.05
 

@@ -1,4 +1,4 @@
-"""Twenty kills, in one process and in pools, at any moment: the numbers of an undisturbed comparison."""
+"""Kills, in one process and in pools, at any moment: the numbers of an undisturbed comparison."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ SPEC.loader.exec_module(common)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
-def test_twenty_kills(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(("workers", "kills"), [([1], 5), ([1, 2], 4)])
+def test_kills(tmp_path: Path, workers: list[int], kills: int) -> None:
     done = compare(common.METHODS, "digits", out=tmp_path / "serial", **common.SMALL)
-    hit = common.kill_and_resume(tmp_path / "killed", 5, workers=[1, 2], seed=seed)
+    hit = common.kill_and_resume(tmp_path / "killed", kills, workers=workers, seed=kills)
     assert hit >= 3
     common.assert_same(tmp_path / "killed", done)
 
@@ -28,7 +28,7 @@ def test_twenty_kills(tmp_path: Path, seed: int) -> None:
 @pytest.mark.slow
 def test_a_pool_on_fashion_mnist_gives_what_one_process_gives(real_data: Path, tmp_path: Path) -> None:
     """The network of the field at its full width, where threads would matter."""
-    asked = {"ipc": 1, "seeds": 2, "networks": 1, "protocol": "dsa-quick-v1"}
+    asked = {"ipc": 1, "seeds": 1, "networks": 1, "protocol": "dsa-quick-v1"}
     asked |= {"settings": {"dm": {"steps": 3, "real_batch": 8}}}
     done = compare(["dm"], "fashion_mnist", out=tmp_path / "serial", **asked)
     compare(["dm"], "fashion_mnist", out=tmp_path / "pool", workers=2, **asked)

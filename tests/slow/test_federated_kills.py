@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from datastill.cli import main
+from forked import Forked
 
 pytestmark = pytest.mark.slow
 
@@ -18,8 +18,12 @@ OPTIONS = ["--clients", "3", "--rounds", "2", "--network", "convnet:width=4,dept
 OPTIONS += ["--ipc", "1", "--steps", "20", "--server-passes", "5", "--device", "cpu", "--quiet"]
 
 
-def command(out: Path) -> list[str]:
-    return [sys.executable, "-m", "datastill", "federated", "feddm", *OPTIONS, "--out", str(out)]
+def start(out: Path, *more: str) -> Forked:
+    return Forked(ends_well, ["federated", "feddm", *OPTIONS, "--out", str(out), *more])
+
+
+def ends_well(words: list[str]) -> None:
+    assert main(words) == 0
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -32,18 +36,18 @@ def accuracies(folder: Path) -> list[float]:
 
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(whole), check=True, capture_output=True)
+    assert start(whole).wait() == 0
     for awaited in ("rounds/0000/client-0001.safetensors", "rounds/0001/client-0000.safetensors"):
-        process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start(killed)
         deadline = time.monotonic() + 120
         while not (killed / awaited).exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         assert process.wait() == -signal.SIGKILL, "it was over before it could be killed"
         assert not (killed / "federated.json").exists()
-    subprocess.run(command(killed), check=True, capture_output=True)
+    assert start(killed).wait() == 0
     assert files(killed) == files(whole)
     assert accuracies(killed) == accuracies(whole)
     pooled = tmp_path / "pooled"
-    subprocess.run([*command(pooled), "--workers", "2"], check=True, capture_output=True)
+    assert start(pooled, "--workers", "2").wait() == 0
     assert files(pooled) == files(whole)

@@ -22,6 +22,8 @@ from datastill.core.rng import Rng, isolated
 from datastill.data import RealSet
 from datastill.models import resolve_network
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 
 @pytest.fixture(autouse=True)
 def same_weights() -> Iterator[None]:

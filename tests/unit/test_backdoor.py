@@ -23,6 +23,8 @@ from datastill.core.rng import Rng, isolated
 from datastill.data import RealSet
 from datastill.models import resolve_network
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 NETWORK = "convnet:width=8,depth=2"
 
 

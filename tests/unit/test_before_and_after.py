@@ -18,6 +18,8 @@ from datastill.experiments.debias_study import DebiasStudy
 from datastill.report.words import code, markdown, without_paths
 from datastill.store.artifact import DistilledSet
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 TINY = "convnet:width=4,depth=1"
 NAMES = ["[/red]", "[bold]x", "a|b", "<b>c", ":smile:", "`d`"]
 

@@ -38,6 +38,22 @@ def test_the_rule_is_the_one_on_its_page(side: int, per_class: int, method: str,
     assert any(note.startswith(f"{method} was chosen: ") for note in job.notes)
 
 
+@pytest.mark.parametrize(
+    ("network", "ipc", "method"),
+    [
+        ("convnet:width=8,norm=batch", 1, "dm-fast"),
+        ("convnet:width=8,norm=batch", 10, "dm-fast"),
+        ("convnet:width=8,norm=batch", 11, "stages"),
+        ("convnet:width=8,norm=group", 1, "stages"),
+    ],
+)
+def test_few_images_for_batch_norm_are_made_on_another_network(network: str, ipc: int, method: str) -> None:
+    job = prepare_job("auto", images_of(32, 40), ipc=ipc, network=network)
+    assert job.method_name == method
+    told = "convnet:width=8,norm=batch has batch norm"
+    assert any(told in note for note in job.notes) == (method == "dm-fast")
+
+
 def test_the_run_says_what_it_chose_and_its_record_names_that(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,8 @@ from datastill.cli.study_command import parse_values
 from datastill.core.rng import Rng
 from datastill.distillation.job import prepare_job
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 TINY = ["--network", "convnet:width=4,depth=1", "--steps", "3", "--real-batch", "4", "--quiet"]
 
 

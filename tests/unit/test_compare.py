@@ -6,8 +6,6 @@ import json
 import math
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +25,7 @@ from datastill.experiments.sources import real_sets
 from datastill.sampling.inits import random_indices
 from datastill.store.files import CHECKSUM
 from datastill.training.feature_network import FeatureNetwork
+from forked import Forked
 
 NETWORK = "convnet:width=8,depth=1"
 SMALL = {
@@ -42,11 +41,6 @@ SMALL = {
     },
 }
 METHODS = ["herding", "kcenter", "dm"]
-SCRIPT = f"""
-import sys
-from datastill import compare
-compare({METHODS!r}, "digits", out=sys.argv[1], workers=int(sys.argv[2]), **{SMALL!r})
-"""
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +77,13 @@ def kill_and_resume(folder: Path, kills: int, workers: list[int], seed: int) -> 
     moments = random.Random(seed)
     hit = 0
     for k in range(kills):
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(workers[k % len(workers)])])
         before = len(list(folder.glob("results/*.json")))
+        process = Forked(compare, METHODS, "digits", out=folder, workers=workers[k % len(workers)], **SMALL)
         while process.poll() is None and len(list(folder.glob("results/*.json"))) == before:
             time.sleep(0.005)
-        time.sleep(moments.uniform(0.0, 0.6))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            hit += 1
-        process.wait()
+        time.sleep(moments.uniform(0.0, 0.2))
+        process.kill()
+        hit += process.wait() == -signal.SIGKILL
         for path in folder.glob("results/*.json"):
             json.loads(path.read_text())
     compare(METHODS, "digits", out=folder, **SMALL)

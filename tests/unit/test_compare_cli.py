@@ -13,6 +13,8 @@ from datastill.cli.compare_command import parse_settings
 from datastill.core.errors import InputError
 from datastill.store.files import write_json
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 NETWORK = "convnet:width=8,depth=1"
 SMALL = ["--data", "digits", "--methods", "dm", "--ipc", "1", "2", "--seeds", "1", "--networks", "1"]
 SMALL += ["--network", NETWORK, "--protocol", "dsa-quick-v1", "--set", "dm.steps=3", "dm.real_batch=4"]

@@ -19,6 +19,8 @@ from datastill.experiments import CrossMatrix, cross_architecture
 from datastill.experiments.tuning import RATES, tune, validation_of, with_rate
 from datastill.store.artifact import DistilledSet
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 NETWORKS = ["convnet:width=8,depth=1", "mlp"]
 QUICK = Protocol("quick", "for tests", passes=20, drop_after=15)
 

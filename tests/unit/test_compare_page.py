@@ -19,6 +19,8 @@ from datastill.experiments.figures import limits
 from datastill.experiments.page import write_comparison_report
 from datastill.experiments.tables import headlines
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Comparison:

@@ -252,6 +252,17 @@ class TestFailures:
         assert torch.equal(whole[0], parts[0])
         assert compilation.fallbacks() == before + 3  # two passes for the gradients, one to predict
 
+    def test_code_that_gives_nan_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What Inductor made of pooling in bf16 after a norm gave NaN gradients; a network's own NaN are its own."""
+        monkeypatch.setattr(compilation, "_ENGINES", {})
+        monkeypatch.setattr(compilation, "_compiled", lambda function: lambda *a: function(*a) * float("nan"))
+        x, network = images()[0], factory()(0)
+        with pytest.warns(UserWarning, match="ArithmeticError: compiled code gave numbers that are not finite"):
+            assert torch.equal(call(embed, network, x), network.embed(x))
+        assert list(compilation._ENGINES.values()) == [None]
+        assert call(embed, network, x[:8] * float("nan")).isnan().all()
+        assert None not in list(compilation._ENGINES.values())[1:]
+
     @pytest.mark.usefixtures("broken")
     def test_a_run_says_that_it_was_not_compiled(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compilation, "available", lambda: True)
@@ -384,6 +395,19 @@ class TestCompiled:
             assert torch.allclose(predict(network, x, compiled=True), predict(network, x), atol=1e-5)
         assert None not in compilation._ENGINES.values()
 
+    def test_bf16_of_wide_layers(self) -> None:
+        """Sizes at which code for vectors is chosen; pooling after a norm and a ReLU once gave NaN there."""
+        with isolated(0):
+            x, y = torch.randn(16, 3, 32, 32), torch.arange(16) % 4
+        network = resolve_network("convnet:width=32,depth=1", channels=3, classes=4, size=32)(0)
+        with casting(CPU, "bf16"):
+            loss, whole = weight_gradients(network, x, y)
+            same, parts = weight_gradients(network, x, y, compiled=True)
+        assert torch.allclose(loss, same, atol=2e-2)
+        for name, g in whole.items():
+            assert (parts[name] - g).norm() <= 0.1 * g.norm() + 1e-3
+        assert None not in compilation._ENGINES.values()
+
     @pytest.mark.slow
     @pytest.mark.parametrize("spec", [NET, "convnet:width=8,depth=2,activation=leaky,pool=max,norm=group"])
     def test_bf16(self, spec: str) -> None:
@@ -397,3 +421,16 @@ class TestCompiled:
         for name, g in whole[1].items():
             assert torch.allclose(parts[1][name], g, atol=2e-2)
         assert None not in compilation._ENGINES.values()
+
+
+@needs_compiler
+def test_stages_train_their_networks_and_match_by_compiled_code(tmp_path: Path) -> None:
+    """Experts, statistics and steps; and a folder of units keeps both kinds apart."""
+    options: dict[str, object] = {"ipc": 1, "network": NET, "width": 0, "factor": 1, "steps": 6, "seed": 3}
+    options |= {"expert_count": 1, "expert_updates": 6, "snapshots": 2, "statistics_images": 10}
+    kinds = {mode: distill("stages", "digits", compile=mode, units=tmp_path, **options) for mode in ("off", "on")}
+    assert [made.manifest["cost"]["compile"] for made in kinds.values()] == [False, True]
+    assert torch.allclose(kinds["off"].images, kinds["on"].images, atol=1e-3)
+    assert not torch.equal(kinds["on"].images, distill("stages", "digits", **options | {"steps": 1}).images)
+    assert len(list(tmp_path.glob("prepare/experts-*.safetensors"))) == 2
+    assert None not in compilation._ENGINES.values()

@@ -18,6 +18,8 @@ from datastill.distillation.runfile import RUN_FILE, as_toml
 from datastill.store.artifact import TENSORS
 from datastill.store.opening import sha256_of
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 NETWORK = "convnet:width=8,depth=1"
 #: What a run is given, and what it is settled to on the way: scaled, chosen, measured, changed, of a recipe.
 RUNS = {

@@ -18,6 +18,8 @@ from datastill.core.errors import InputError
 from datastill.data import RealSet
 from datastill.store.extend import extended
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 NETWORK = "convnet:width=8,depth=2"
 
 

@@ -349,7 +349,8 @@ def test_importing_the_package_is_light():
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "train"), [("fashion_mnist", (1, 28, 28), 60000), ("cifar10", (3, 32, 32), 50000)]
+    ("name", "shape", "train"),
+    [("fashion_mnist", (1, 28, 28), 60000), pytest.param("cifar10", (3, 32, 32), 50000, marks=pytest.mark.slow)],
 )
 def test_benchmark_sets(real_data: Path, name: str, shape: tuple[int, int, int], train: int):
     real = load_real(name)

@@ -19,12 +19,19 @@ NET = "convnet:width=4,depth=1"
 
 
 @pytest.fixture(scope="module")
-def biased(real_data: Path) -> datastill.data.RealSet:
-    return datastill.load_real("cmnist:ratio=0.1,train=200,test=200,severity=1")
+def biased() -> datastill.data.RealSet:
+    return datastill.load_real("cmnist:base=digits,ratio=0.1,train=200,test=200,severity=1")
 
 
 def study(**more: object) -> DebiasStudy:
-    values = {"methods": ("random", "dm"), "debias": ("none", "oracle"), "ipcs": (1,), "seeds": 2, "networks": 1}
+    values = {
+        "methods": ("random", "dm"),
+        "debias": ("none", "oracle"),
+        "ipcs": (1,),
+        "seeds": 2,
+        "networks": 1,
+        "protocol": "dsa-quick-v1",
+    }
     values |= {"network": NET, "hyper": {"steps": 2, "dm": {"real_batch": 8}}}
     return DebiasStudy(**{**values, **more})
 
@@ -97,7 +104,8 @@ def test_study_of_a_set_without_bias_labels_is_refused(tmp_path: Path):
 
 
 def test_the_command_prints_rows_as_json(biased, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    args = "study debias --dataset cmnist:train=200,test=200,severity=1 --ratio 0.1 --methods dm --debias none --ipc 1"
+    args = "study debias --dataset cmnist:base=digits,train=200,test=200,severity=1 --ratio 0.1 --methods dm"
+    args += " --debias none --ipc 1"
     args += f" --seeds 1 --networks 1 --network {NET} --set steps=2 dm.real_batch=8 --out {tmp_path / 's'} --json"
     assert main(args.split()) == 0
     (row,) = json.loads(capsys.readouterr().out)
@@ -108,7 +116,7 @@ def test_the_command_prints_rows_as_json(biased, tmp_path: Path, capsys: pytest.
 
 def test_evaluation_of_a_biased_set_has_groups(biased):
     made = datastill.distill("random", biased, ipc=1, network=NET)
-    found = datastill.evaluate(made, biased, networks=2, protocol="dc-v1")
+    found = datastill.evaluate(made, biased, networks=2, protocol="dsa-quick-v1")
     groups = found.distilled.groups
     share = (biased.test.bias == biased.test.labels).double().mean()
     mean = groups.aligned * float(share) + groups.conflicting * (1 - float(share))
@@ -164,7 +172,7 @@ def test_a_set_is_made_once_for_all_trainings_and_scores_belong_to_their_test_im
     assert first["set"] == second["set"]
     assert len(list((tmp_path / "sets").iterdir())) == 1
     assert first["accuracies"] != second["accuracies"]
-    fewer = datastill.load_real("cmnist:ratio=0.1,train=200,test=100,severity=1")
+    fewer = datastill.load_real("cmnist:base=digits,ratio=0.1,train=200,test=100,severity=1")
     assert fewer.fingerprint == biased.fingerprint
     asked.run(fewer, tmp_path)
     assert len(list((tmp_path / "cells").iterdir())) == 4
@@ -179,5 +187,5 @@ def test_pictures_of_a_study(biased, tmp_path: Path):
     assert [path.name for path in pictures] == ["accuracy.png", "images.png"]
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in pictures)
     made = datastill.load_distilled(tmp_path / records[0]["set"])
-    assert tiled(made).shape == (3, 10 * 30, 30)  # a row for each class, a white edge around each image
-    assert torch.equal(tiled(made)[:, 31:59, 1:29], made.pixels.clamp(0, 1)[1])
+    assert tiled(made).shape == (3, 10 * 10, 10)  # a row for each class, a white edge around each image
+    assert torch.equal(tiled(made)[:, 11:19, 1:9], made.pixels.clamp(0, 1)[1])

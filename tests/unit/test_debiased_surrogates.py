@@ -24,6 +24,8 @@ from datastill.training.debiased import DebiasedTraining
 from datastill.training.dfa import Dfa, DfaTrainer
 from debias_data import colored_strokes
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 NET = "convnet:width=4,depth=1"
 WAYS = ("none", "oracle")
 

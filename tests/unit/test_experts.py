@@ -58,6 +58,7 @@ from datastill.surrogates.experts.layout import Layout
 from datastill.surrogates.experts.policies import Epoch, TrainingSet, get_policy
 from datastill.surrogates.experts.policies.sgd import Sgd
 from datastill.training.hard import cross_entropy, sgd
+from forked import Forked
 
 NET = "convnet:width=4,depth=1"
 FAST = {"experts": 2, "epochs": 3, "policy": "sgd:lr=0.1,batch=8"}
@@ -535,29 +536,18 @@ class TestKills:
 
 
 LONG = {"experts": 3, "epochs": 60, "policy": "sgd:lr=0.1,batch=8"}
-SCRIPT = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import test_experts as t
-if __name__ == "__main__":
-    t.train_experts(t.make_real(), t.make_network(), sys.argv[1], workers=int(sys.argv[2]), **t.LONG)
-"""
 
 
 def check_kills(folder: Path, kills: int, workers: int, seed: int) -> None:
     """SIGKILL a training process at random moments, look at what is left each time, finish, compare the bytes."""
-    moments, out, script = random.Random(seed), folder / "killed", folder / "script.py"
-    script.write_text(SCRIPT)
-    hits = 0
+    moments, out, hits = random.Random(seed), folder / "killed", 0
     for _ in range(kills):
-        process = subprocess.Popen([sys.executable, str(script), str(out), str(workers)], stderr=subprocess.DEVNULL)
-        before = heard(out)
+        before, process = heard(out), Forked(train_experts, make_real(), make_network(), out, workers=workers, **LONG)
         while process.poll() is None and heard(out) == before:
             time.sleep(0.002)
-        time.sleep(moments.uniform(0.0, 0.25))
-        hits += process.poll() is None
+        time.sleep(moments.uniform(0.0, 0.1))
         process.kill()
-        process.wait()
+        hits += process.wait() == -signal.SIGKILL
         if (out / "meta.json").exists():
             open_buffer(out).verify()
     time.sleep(0.3)  # workers notice that their parent is gone

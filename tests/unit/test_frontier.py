@@ -12,6 +12,8 @@ from datastill.cli import main
 from datastill.core.errors import InputError
 from datastill.experiments.frontier import Frontier, Point, every_method, frontier
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 
 def test_a_method_at_two_budgets_beside_its_baselines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [

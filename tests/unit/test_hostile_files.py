@@ -600,7 +600,7 @@ def test_no_file_ends_in_a_traceback(kind: Change, tmp_path: Path, capsys: pytes
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_change_of_a_file_ends_in_a_traceback(kind: Change, tmp_path: Path, capsys: Any) -> None:
-    attack_all(kind(tmp_path), tmp_path, 150)  # of each file; all of them take several minutes a kind
+    attack_all(kind(tmp_path), tmp_path, 60)  # of each file; all of them take several minutes a kind
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A kill at every file operation of every command that writes: run again, it ends as if nothing had happened."""
+"""Kills at file operations of every command that writes: run again, it ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -29,10 +29,13 @@ from datastill.labels.bank import LabelBank
 from datastill.store import unfinished
 from datastill.surrogates.teachers import load_teacher
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+pytestmark = [
+    pytest.mark.usefixtures("short_protocols"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+]
 
 #: Kills of a command with many file operations, spread evenly over them; None, with DATASTILL_EVERY_KILL in the
-#: environment, kills at every one, which takes many minutes.
+#: environment, kills at every one, which takes many minutes. Four are in the fast suite.
 MORE = None if os.environ.get("DATASTILL_EVERY_KILL") else 12
 FEW = pytest.mark.parametrize("kills", [4, pytest.param(MORE, marks=pytest.mark.slow)], ids=["few", "more"])
 
@@ -164,8 +167,9 @@ def check_kills(
 
 
 class TestKills:
+    @FEW
     @pytest.mark.parametrize("format", ["tensors", "imagefolder"])
-    def test_export(self, made, tmp_path, format) -> None:
+    def test_export(self, made, tmp_path, format, kills) -> None:
         one = load_distilled(made)
 
         def write(out: Path) -> None:
@@ -174,9 +178,10 @@ class TestKills:
             except InputError:  # killed after it had its name: it is there, and whole
                 assert (out / "README.md").is_file()
 
-        assert check_kills(tmp_path, write) > 3
+        assert check_kills(tmp_path, write, kills=kills) > 3
 
-    def test_import_of_several(self, tmp_path) -> None:
+    @FEW
+    def test_import_of_several(self, tmp_path, kills) -> None:
         x, y = torch.linspace(0, 1, 640).view(10, 1, 8, 8), torch.arange(10)
         torch.save({"data": [[x, y], [x + 1, y]], "accs_all_exps": {}}, tmp_path / "res.pt")
         real = load_real("digits")
@@ -187,9 +192,10 @@ class TestKills:
         def same(out: Path) -> object:
             return {name: sha for name, sha in tree(out).items() if not name.endswith("manifest.json")}
 
-        assert check_kills(tmp_path, bring, same) > 5
+        assert check_kills(tmp_path, bring, same, kills=kills) > 5
 
-    def test_distill(self, tmp_path) -> None:
+    @FEW
+    def test_distill(self, tmp_path, kills) -> None:
         real = load_real("digits")
 
         def run(out: Path) -> None:
@@ -198,7 +204,7 @@ class TestKills:
         def same(out: Path) -> object:
             return sorted(tree(out)), load_distilled(out).images.tolist()
 
-        assert check_kills(tmp_path, run, same) > 5
+        assert check_kills(tmp_path, run, same, kills=kills) > 5
 
     @FEW
     @pytest.mark.parametrize(
@@ -306,13 +312,14 @@ class TestKills:
 
         assert check_kills(tmp_path, demo, same, kills=kills) > 20
 
-    def test_relabel(self, taught, tmp_path) -> None:
+    @FEW
+    def test_relabel(self, taught, tmp_path, kills) -> None:
         def relabel(out: Path) -> None:
             code = main(["relabel", str(out), "--data", "digits", "--passes", "1", "--quiet", "--json"])
             if code:  # killed after it had its name: it is there, and whole
                 LabelBank.open(out / "labels")
 
-        assert check_kills(tmp_path, relabel, begin=partial(shutil.copytree, taught)) > 3
+        assert check_kills(tmp_path, relabel, begin=partial(shutil.copytree, taught), kills=kills) > 3
 
     @FEW
     @pytest.mark.parametrize("beside", [True, False], ids=["beside", "out"])

@@ -21,6 +21,8 @@ from datastill.experiments.ledger import Ledger, _add, read_ledger
 from datastill.experiments.submitted import TEMPLATE
 from datastill.store.files import write_json
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 RESULTS = Path(__file__).parents[2] / "results"
 
 

@@ -18,6 +18,8 @@ from datastill.core.errors import InputError
 from datastill.data.real import RealSet
 from datastill.store.artifact import DistilledSet
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 NET = "convnet:width=4,depth=1"
 
 

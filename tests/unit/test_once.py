@@ -26,6 +26,8 @@ from datastill.report import folder
 from datastill.report.snapshots import moments
 from datastill.store.artifact import DistilledSet
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 CASES = {
     "dm": ["--steps", "5"],
     "idc": ["--steps", "5", "--net-images", "50"],

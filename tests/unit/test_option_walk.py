@@ -245,12 +245,12 @@ def test_odd_texts_end_in_a_sentence(walk: Walk) -> None:
 
 @pytest.mark.slow
 def test_more_values_out_of_their_range_are_refused(walk: Walk) -> None:
-    assert walk(sampled(cases(), 400, seed=1), True) == []
+    assert walk(sampled(cases(), 200, seed=1), True) == []
 
 
 @pytest.mark.slow
 def test_more_odd_texts_end_in_a_sentence(walk: Walk) -> None:
-    assert walk(sampled(texts(), 200, seed=1), False) == []
+    assert walk(sampled(texts(), 100, seed=1), False) == []
 
 
 def edges() -> Iterator[tuple[str, str, float]]:
@@ -271,7 +271,7 @@ def test_the_ends_of_ranges_can_be_run() -> None:
     small = {"steps": 3, "real_batch": 8, "feature_passes": 1, "outer": 2, "inner": 1, "net_images": 24}
     small |= {"student_steps": 2, "max_start": 2, "expert_count": 2, "expert_epochs": 3, "expert_batch": 100}
     small |= {"squeeze_passes": 1, "candidates": 5, "bank_networks": 1, "bank_epochs": 1}
-    for name, field, value in sampled(list(edges()), 50):
+    for name, field, value in sampled(list(edges()), 30):
         hyper = {n: v for n, v in small.items() if n in declared(methods()[name].cls)} | {field: value}
         with contextlib.suppress(DatastillError), warnings.catch_warnings():
             warnings.simplefilter("ignore")

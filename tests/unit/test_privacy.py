@@ -33,6 +33,8 @@ from datastill.data.store import MemoryStore
 from datastill.evaluation import protocols
 from datastill.evaluation.protocols import Protocol, register_protocol
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 NETWORK = "convnet:width=4,depth=1"
 
 

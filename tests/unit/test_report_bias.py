@@ -21,6 +21,8 @@ from datastill.report.reproduce import command, evaluate_call, python_call
 from datastill.store.artifact import DistilledSet
 from datastill.surrogates.debiased import DebiasedSurrogates
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 NET = "convnet:width=4,depth=1"
 DATA = "cmnist:base=digits,ratio=0.1,train=200,test=100"
 WEIGHTS, POOL = "kde:variance=spread,width=4,draw=true", "dfa:lr=0.002,count=2,steps=3"

@@ -26,6 +26,8 @@ from datastill.report import card, write_report
 from datastill.report.groups import css, groups, palette
 from datastill.store.artifact import DistilledSet
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 SOURCE = "cmnist:base=digits,ratio=0.05"
 NET = "convnet:width=4,depth=1"
 

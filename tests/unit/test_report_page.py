@@ -22,6 +22,8 @@ from datastill.report.pictures import comparison, png, preview
 from datastill.report.reproduce import command, evaluate_call, python_call
 from datastill.store.artifact import DistilledSet
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 STEPS = 20
 
 

@@ -28,6 +28,8 @@ from datastill.training.soft import SOFT_RECIPES
 from datastill.training.stacked import train_many
 from decoupled_data import NETWORK, digits, task_of, teacher
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 NET = "convnet:width=4,depth=1"
 QUICK = Protocol("plain-quick", "a few passes", passes=4)
 DSA = Protocol("dsa-few", "a few passes with DSA", passes=4, augment="auto")

@@ -21,6 +21,8 @@ from datastill.core.errors import InputError
 from datastill.data import RealSet
 from datastill.models import resolve_network
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 
 @pytest.fixture(scope="module")
 def digits() -> RealSet:

@@ -17,6 +17,8 @@ from datastill.debias import debias
 from datastill.debias.overview import crowd_and_odd, weighed_classes
 from debias_data import colored_strokes
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 
 @pytest.fixture(scope="module")
 def weighed() -> RealSet:

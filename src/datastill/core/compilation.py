@@ -104,7 +104,8 @@ def padded(x: Tensor, size: int) -> Tensor:
 def call(function: Function, network: nn.Module, *tensors: Tensor, then: Function | None = None) -> Any:
     """`then(function(network, *tensors))`, with the function compiled; eagerly where that cannot be done.
 
-    The first failure of a process is told by a warning.
+    The first failure of a process is told by a warning. A first call whose numbers are not finite counts as one
+    where the function itself gives finite ones.
 
     Args:
         function: of a module, without closure; it is traced whole.
@@ -163,10 +164,22 @@ def _first(key: Any, function: Function, finish: Function, network: nn.Module, t
         with _interrupts_kept_from_children():
             engine = _compiled(function)
             out = finish(engine(network, *tensors))
+        if not _finite(out) and _finite(finish(function(network, *tensors))):
+            raise ArithmeticError(
+                "compiled code gave numbers that are not finite, where ordinary code gives finite ones"
+            )
     except Exception as error:
         return _eagerly(key, error, function, finish, network, tensors)
     _ENGINES[key] = engine
     return out
+
+
+def _finite(value: Any) -> bool:
+    """Whether all numbers in a tensor, or in tensors of tuples and dicts, are finite."""
+    if isinstance(value, Tensor):
+        return bool(value.isfinite().all())
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    return all(_finite(part) for part in parts)
 
 
 def _compiled(function: Function) -> Function:

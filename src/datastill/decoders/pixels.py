@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,21 @@ from datastill.core.context import Context
 from datastill.core.plan import Codes, Synthetic
 from datastill.decoders import stored_shape
 
+if TYPE_CHECKING:
+    from datastill.decoders.contrast import Contrast
+
 
 @dataclass(frozen=True)
 class Pixels:
-    """One leaf, `images` (n, c, h, w); `clamp` keeps it inside valid pixels after every step."""
+    """One leaf, `images` (n, c, h, w).
+
+    Args:
+        clamp: keep it inside valid pixels after every step.
+        contrast: of real images, which every image gets after every step, before it is clamped; None lets it drift.
+    """
 
     clamp: bool = False
+    contrast: Contrast | None = None
 
     def encode(self, images: Tensor) -> Codes:
         """The images as a leaf of their own."""
@@ -41,14 +50,16 @@ class Pixels:
         return stored_shape(shapes)
 
     def project(self, codes: Codes, context: Context, when: str) -> None:
-        """Clamp to [0, 1] as seen in the Space, if asked."""
+        """Give back the contrast, and clamp to [0, 1] as seen in the Space, if asked."""
+        if self.contrast is not None:
+            self.contrast.restore(codes["images"], context.block.y)
         bounds = context.task.real.space.bounds() if self.clamp else None
         if bounds is not None:
             low, high = (b.to(codes["images"]) for b in bounds)
             codes["images"].copy_(codes["images"].maximum(low).minimum(high))
 
     def describe(self) -> dict[str, Any]:
-        """For the manifest and the run's hash."""
+        """For the manifest and the run's hash; what is done between steps is no part of reading a set."""
         return {"decoder": "pixels", "clamp": self.clamp}
 
 

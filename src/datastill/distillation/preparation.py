@@ -110,12 +110,23 @@ def check_plan(plan: Plan, method: str) -> Plan:
     in_order(plan.prepare)
     _check_decoder(plan.decoder, method)
     objective = plan.objective
-    if plan.reduce is not None and not (isinstance(objective, Reduces) and objective.reduces):
+    reduced = isinstance(objective, Reduces) and objective.reduces and not _looks_past(plan)
+    if plan.reduce is not None and not reduced:
         raise InputError(
             f"{method} does not take all that it sees of real images through one reduction, so none can replace it; "
-            "of the methods here dm, dm-fast and idm do."
+            "of the methods here dm, dm-fast and idm do, on networks without batch norm."
         )
     return plan
+
+
+def _looks_past(plan: Plan) -> bool:
+    """Whether real images give more than what is reduced: statistics of batch norm, or their contrast."""
+    from datastill.decoders.pixels import Pixels
+    from datastill.surrogates.fresh import Fresh
+
+    network, surrogates, decoder = plan.network, plan.surrogates, plan.decoder
+    frozen = isinstance(surrogates, Fresh) and surrogates.frozen and network is not None and network.couples_samples
+    return frozen or (isinstance(decoder, Pixels) and decoder.contrast is not None)
 
 
 def _check_decoder(decoder: Decoder, method: str) -> None:

@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from datastill.core.errors import InputError
+
+if TYPE_CHECKING:
+    from datastill.models import NetworkFactory
 
 
 class _Moments(torch.autograd.Function):
@@ -65,6 +68,11 @@ def norm_layers(network: nn.Module) -> list[_BatchNorm]:
 def keeps_statistics(network: nn.Module) -> bool:
     """Whether any batch-norm layer keeps running statistics."""
     return any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in network.modules())
+
+
+def batch_normed(factory: NetworkFactory) -> bool:
+    """Whether networks of a family are tested with running statistics: with those of the images they trained on."""
+    return factory.couples_samples and keeps_statistics(factory(0))
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from datastill.engines.statistics import keeps_statistics
+from datastill.engines.statistics import batch_normed
 from datastill.evaluation.protocols import Protocol
 from datastill.evaluation.retrieval import KS
 from datastill.evaluation.scores import Arm
@@ -54,7 +54,7 @@ def of_network(factory: NetworkFactory, sets: list[DistilledSet]) -> list[str]:
     """On batch norm, whose running statistics are those of the images that a network is trained on."""
     images = max(len(one.targets) for one in sets)
     few = images <= SMALL * len(sets[0].class_names)
-    if not few or not factory.couples_samples or not keeps_statistics(factory(0)):
+    if not few or not batch_normed(factory):
         return []
     return [
         f"{factory} keeps running statistics (batch norm), here of {images} images that "

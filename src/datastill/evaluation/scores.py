@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 def t_interval(values: Tensor, level: float = 0.95) -> float:
     """Half-width of the t-interval of the mean of `values` (n,); NaN below two values."""
-    from scipy import stats
+    from scipy.special import stdtrit  # scipy.stats takes a second to import
 
     n = len(values)
     if n < 2:
         return math.nan
-    quantile = float(stats.t.ppf(0.5 + level / 2, n - 1))
+    quantile = float(stdtrit(n - 1, 0.5 + level / 2))
     return quantile * float(values.double().std()) / math.sqrt(n)
 
 

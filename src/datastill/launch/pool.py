@@ -1,8 +1,10 @@
 """Units over a pool of processes: one torch thread each, ended at once with the process that started them.
 
-Workers are started afresh ("spawn"): a forked copy of a process that has used torch's threads can hang. They
-stand in a process group of their own, so that Ctrl-C in a terminal reaches only the parent, which then asks
-each worker to stop between two steps; a worker whose parent has died ends itself.
+Workers begin without anything of the caller's: a forked copy of a process that has used torch's threads can hang. On
+Linux they are forks of a process that has imported torch and done nothing else ("forkserver"), so that the seconds and
+the memory of that are spent once, elsewhere fresh processes ("spawn"). They stand in a process group of their own, so
+that Ctrl-C in a terminal reaches only the parent, which then asks each worker to stop between two steps; a worker whose
+parent has died ends itself.
 """
 
 from __future__ import annotations
@@ -11,14 +13,17 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
+import numpy as np
 import torch
 
 from datastill.core.allocator import keep_freed_memory
@@ -54,10 +59,15 @@ def run_pool(
 class _Worker:
     """One process, which a kill takes away from one unit alone."""
 
-    def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.executor = ProcessPoolExecutor(1, mp_context=context, initializer=_start_worker)
-        with _interrupts_ignored():  # a worker inherits this, and is not interrupted while it starts
+    def __init__(self, module: str) -> None:
+        context = _context(module)
+        values = (dict(os.environ),)  # the process that is forked has those of its own beginning
+        self.executor = ProcessPoolExecutor(1, mp_context=context, initializer=_start_worker, initargs=values)
+        with contextlib.ExitStack() as stack:  # a worker inherits this, and is not interrupted while it starts
+            stack.enter_context(_signals_ignored())
+            if context.get_start_method() == "forkserver":
+                forkserver.ensure_running()
+                stack.close()  # its first fork takes a while, in which signals are heard
             self.begun = self.executor.submit(os.getpid)
 
     @property
@@ -76,7 +86,7 @@ class _Pool:
 
     def submit(self, unit: Unit) -> Future[End]:
         """Begin a unit in a process."""
-        worker = self.free.pop() if self.free else _Worker()
+        worker = self.free.pop() if self.free else _Worker(self.function.__module__)
         future = worker.executor.submit(_work, self.function, unit)
         self.busy[future] = worker
         return future
@@ -119,7 +129,20 @@ def _work(function: Function, unit: Unit) -> End:
         raise Interrupted("Stopped.") from None
 
 
-def _start_worker() -> None:
+def _context(module: str) -> multiprocessing.context.BaseContext:
+    """How processes are started; `module` is what they will need."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    # of no effect once it runs; an optimizer imports torch._dynamo, which takes as long as torch
+    context.set_forkserver_preload(["torch._dynamo", *([module] if module.startswith("datastill.") else [])])
+    return context
+
+
+def _start_worker(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    np.random.seed()  # noqa: NPY002 - forks have the numbers of the process that they are copies of
     if hasattr(os, "setpgid"):
         with contextlib.suppress(OSError):
             os.setpgid(0, 0)
@@ -151,12 +174,15 @@ def _end(processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
+def _signals_ignored() -> Iterator[None]:
+    """Those that a terminal sends to all of a group."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -27,7 +27,7 @@ def run_units(
     Args:
         function: called as `function(*unit.arguments, unit.target)`; importable by name where workers > 1.
         units: those of one target are one unit; a unit stands after those whose files it needs.
-        workers: 1 runs in this process; more run in processes that are started afresh ("spawn"); "ray", or "ray:4" for
+        workers: 1 runs in this process; more run in processes that know nothing of this one; "ray", or "ray:4" for
             four at once, in those of a Ray cluster, whose machines share the folders of the files.
         on_done: told after every unit.
 

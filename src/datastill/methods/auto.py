@@ -1,7 +1,8 @@
 """The method that the library takes where none is named, by a rule that is written on its page.
 
 Stage matching (`stages`) where networks can be trained on the real set: at least 16 pixels a side and 20 real images
-per class; with tiles from 28 pixels on. Else `dm-fast`, which trains nothing.
+per class; with tiles from 28 pixels on. Else `dm-fast`, which trains nothing, and for up to
+10 images per class on networks with batch norm, where it matches on others.
 For pairs of images and sentences, `vl-moments`.
 
 - Needs: what the chosen method needs.
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Pixels of the shorter side, and images of the smallest class, from which stages are matched; pixels for tiles.
 SIDE, IMAGES, TILED_SIDE = 16, 20, 28
+#: Images of a class up to which networks with batch norm have a rule of their own.
+FEW = 10
 
 
 @method("auto", paper="ours", family="choice")
@@ -34,8 +37,12 @@ class Auto(Method):
         Args:
             task: the data and the size.
         """
+        from datastill.engines.statistics import batch_normed
+
         if task.real.kind == "pairs":
             return "vl-moments", {}, "the set is one of pairs of images and sentences"
+        if task.ipc <= FEW and batch_normed(task.network):
+            return "dm-fast", {}, f"{task.network} has batch norm, which few images do not suit: a ConvNet stands in"
         side, images = min(task.real.shape[1:]), int(task.real.counts.min())
         if side < SIDE:
             return "dm-fast", {}, f"images of {side} pixels are too small for stages of trained networks"

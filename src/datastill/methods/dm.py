@@ -7,8 +7,8 @@ augmentation per class and step, shared by both sides.
 - Needs: nothing but the real set and a network family.
 - Cost: C * (real_batch forward + 3 * ipc * factor^2) network passes a step; memory of one chunk of images.
 - Departs: random draws are derived from the seed, not from the clock; the real side runs in chunks and
-  the synthetic side in groups of classes, which changes no number where no layer couples samples; networks
-  with batch norm see all classes in one pass, with true counts.
+  the synthetic side in groups of classes, which changes no number where no layer couples samples; batch norm has the
+  statistics of real images on both sides, as in DC, where the released code takes those of each side.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class DM(Method):
             init=make_init(init, self.factor),
             decoder=decoder,
             objective=FeatureMeans(),
-            surrogates=Fresh(task.network),
+            surrogates=Fresh(task.network, frozen=True),
             sampler=ClassBatches(self.real_batch),
             augment=make_augment(self.augment, task.real.name, task.real.shape),
             update={"images": Steady(rule)},
@@ -72,8 +72,14 @@ class DM(Method):
         )
 
     def macs_per_step(self, task: Task) -> float:
-        """One pass per real image; forward and backward to the pixels, about three, per decoded one."""
-        real = sum(min(self.real_batch, int(n)) for n in task.real.counts)
+        """One pass per real image; forward and backward to the pixels, about three, per decoded one.
+
+        Those that batch norm takes its statistics from come on top.
+        """
+        from datastill.training.frozen_norm import STATISTICS_IMAGES
+
+        images = (self.real_batch, STATISTICS_IMAGES if task.network.couples_samples else 0)
+        real = sum(min(most, int(n)) for most in images for n in task.real.counts)
         return task.network.macs * (real + 3 * len(task.labels) * self.factor**2)
 
     def scaled(self, task: Task, seconds: float) -> DM:

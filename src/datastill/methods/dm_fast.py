@@ -8,7 +8,8 @@ keep their full width.
 - Needs: nothing but the real set and a network family.
 - Cost: C * (real_batch forward + 3 * ipc * factor^2) passes of a narrow network a step; with the defaults about a
   three-hundredth of a DM step at one image per class.
-- Departs: a setting of our own, not a published one; where its advantage ends stands on its page.
+- Departs: a setting of our own, not a published one; where its advantage ends stands on its page. For a network with
+  batch norm a ConvNet with instance norm is matched on, and images keep the brightness and contrast of real ones.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from datastill.core.registry import Method, method
 if TYPE_CHECKING:
     from datastill.core.plan import Plan, Task
     from datastill.methods.dm import DM
+    from datastill.models import NetworkFactory
 
 
 @method("dm-fast", paper="ours, after arXiv:2110.04181", family="distribution")
@@ -30,7 +32,9 @@ class DMFast(Method):
     """Match class means of features on narrow networks with small real batches."""
 
     steps: Count = 2_000  #: image updates
-    width: WidthOrNone = 32  #: channels of the surrogates, where the network has a width; 0 keeps the network
+    #: channels of the surrogates, where the network has a width, and of a ConvNet in the place of a network with batch
+    #: norm; 0 keeps the network
+    width: WidthOrNone = 32
     real_batch: Count = 8  #: real images per class and step
     image_lr: AnyRate = 1.0  #: SGD learning rate of the pixels
     image_momentum: Momentum = 0.5  #: SGD momentum of the pixels
@@ -40,20 +44,38 @@ class DMFast(Method):
     augment: str = "none"  #: DSA strategy, "none", or "auto": all operations, no flip for digits
 
     def build(self, task: Task) -> Plan:
-        """DM's plan on a narrow network."""
-        from datastill.models import narrowed
+        """DM's plan on a narrow network, with the contrast of real images where it is a stand-in."""
+        from datastill.decoders.contrast import Contrast
+        from datastill.decoders.pixels import Pixels
 
-        return self._dm().build(replace(task, network=narrowed(task.network, self.width)))
+        network = self._matched(task)
+        plan = self._dm().build(replace(task, network=network))
+        if self.factor != 1 or not self._stands_in(task):
+            return plan
+        return replace(plan, decoder=Pixels(contrast=Contrast.of(task.real)))
 
     def macs_per_step(self, task: Task) -> float:
         """As DM's, on a narrow network."""
-        from datastill.models import narrowed
-
-        return self._dm().macs_per_step(replace(task, network=narrowed(task.network, self.width)))
+        return self._dm().macs_per_step(replace(task, network=self._matched(task)))
 
     def scaled(self, task: Task, seconds: float) -> Method:
         """As many of these steps as the time allows."""
         return replace(self, steps=max(20, min(3_000, self.affordable(task, seconds))))
+
+    def _stands_in(self, task: Task) -> bool:
+        """Whether a ConvNet takes the place of the network, which has batch norm."""
+        from datastill.engines.statistics import batch_normed
+
+        return self.width > 0 and batch_normed(task.network)
+
+    def _matched(self, task: Task) -> NetworkFactory:
+        """The narrow network that is matched on."""
+        from datastill.models import narrowed, resolve_network
+
+        network = task.network
+        if self._stands_in(task):
+            network = resolve_network(None, channels=network.channels, classes=network.classes, size=network.size)
+        return narrowed(network, self.width)
 
     def _dm(self) -> DM:
         from datastill.methods.dm import DM

@@ -15,6 +15,7 @@ from datastill.core import compilation
 from datastill.core.batch import Batch
 from datastill.core.context import Context, class_means
 from datastill.core.plan import Grads
+from datastill.engines.features import features_of
 from datastill.engines.weight_gradients import compilable
 from datastill.objectives.siamese import augmented, draw_siamese
 from datastill.objectives.sides import GroupLoss, coupled, share_a_pass, synthetic_side
@@ -34,8 +35,8 @@ class FeatureMeans:
     """Class means of the input of the last linear layer, on one network for both sides.
 
     Where no layer couples samples, the real side runs in chunks without a graph and the synthetic side in
-    groups of classes, each with its own short backward pass: the same numbers in a bounded memory. With
-    batch statistics all classes must share one forward pass per side, and do. Compiled code, where the task asks
+    groups of classes, each with its own short backward pass: the same numbers in a bounded memory. Of networks
+    with batch statistics all classes share one forward pass per side. Compiled code, where the task asks
     for it, serves the real side.
     """
 
@@ -75,13 +76,5 @@ def real_features(network: Network, batch: Batch, context: Context, record: DsaR
     parts = []
     for x, y in zip(batch.x.split(size), batch.y.split(size), strict=True):
         images = augmented(x, y, context, record)
-        if compiled:
-            features = compilation.call(_embed, network, compilation.padded(images, size))[: len(x)]
-        else:
-            features = network.embed(images)
-        parts.append(features.float())
+        parts.append(features_of(network, images, size if compiled else 0))
     return torch.cat(parts)
-
-
-def _embed(network: Network, x: Tensor) -> Tensor:
-    return network.embed(x)

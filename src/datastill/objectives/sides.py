@@ -72,5 +72,14 @@ def synthetic_side(
 def class_groups(y: Tensor, limit: int) -> list[Tensor]:
     """Whole classes, as many at a time as `limit` images hold, at least one."""
     classes, counts = y.unique(return_counts=True)
-    per_group = max(1, limit // int(counts.max()))
-    return list(classes.split(per_group))
+    return list(classes.split(_classes_at_once(counts, limit)))
+
+
+def most_in_a_group(y: Tensor, limit: int) -> int:
+    """The most images that one of `class_groups` has."""
+    counts = y.unique(return_counts=True)[1]
+    return min(len(y), _classes_at_once(counts, limit) * int(counts.max()))
+
+
+def _classes_at_once(counts: Tensor, limit: int) -> int:
+    return max(1, limit // int(counts.max()))

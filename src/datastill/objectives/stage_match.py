@@ -18,10 +18,11 @@ from torch import Tensor
 
 from datastill.core.context import Context, class_means
 from datastill.core.plan import Grads
+from datastill.engines.features import features_of
 from datastill.models import couples_samples
 from datastill.objectives.moments import Moment, Reference, distance, statistic, within_variance
 from datastill.objectives.siamese import augmented, draw_siamese
-from datastill.objectives.sides import synthetic_side
+from datastill.objectives.sides import most_in_a_group, synthetic_side
 
 if TYPE_CHECKING:
     from datastill.augment.dsa import DsaRecord
@@ -76,16 +77,17 @@ class StageMatch:
         record = shared if self.siamese else self._record(context, len(context.synthetic.x))
         psi = {PSI: context.codes[PSI]} if PSI in context.codes else {}
         joint = bool(psi) or couples_samples(stage.network)
+        size = 0 if joint or not context.task.compile else most_in_a_group(context.synthetic.y, context.chunk)
 
         def loss(x: Tensor, y: Tensor, group: Tensor) -> Tensor:
-            return self._loss(stage, x, y, group, real)
+            return self._loss(stage, x, y, group, real, size)
 
         return synthetic_side(context, record, joint, loss, per_image=not self.siamese, leaves=psi)
 
-    def _loss(self, stage: Stage, images: Tensor, y: Tensor, group: Tensor, real: Reference) -> Tensor:
+    def _loss(self, stage: Stage, images: Tensor, y: Tensor, group: Tensor, real: Reference, size: int) -> Tensor:
         """Of the classes in `group`, (g,)."""
         classes = len(real.values)
-        features = stage.network.embed(images).float()
+        features = features_of(stage.network, images, size)
         loss = self.scale * distance(self.moment, real, statistic(self.moment, features, y, classes, t=real.t), group)
         if not self.alpha or stage.classifier is None:
             return loss

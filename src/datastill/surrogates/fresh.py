@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from datastill.core.context import Context
+from datastill.training.frozen_norm import freeze_batch_norm
 
 if TYPE_CHECKING:
     from datastill.models.base import Network
@@ -17,11 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fresh:
-    """Networks at random initialization, in train mode, without parameter gradients."""
+    """Networks at random initialization, in train mode, without parameter gradients.
+
+    Where they are `frozen`, batch norm has the statistics of real images for both sides, see `freeze_batch_norm`; else
+    each pass has those of its own images.
+    """
 
     draws: ClassVar[str] = "network"
 
     factory: NetworkFactory
+    frozen: bool = False
 
     def begin(self, context: Context) -> None:
         """Nothing to begin."""
@@ -29,7 +35,10 @@ class Fresh:
     def draw(self, context: Context) -> Network:
         """The network of this step."""
         network = self.factory(context.seed("surrogate")).to(context.device)
-        return network.requires_grad_(False).train()
+        network.requires_grad_(False).train()
+        if self.frozen:
+            freeze_batch_norm(network, context)
+        return network
 
     def advance(self, context: Context) -> None:
         """Nothing to advance: the next step draws a new one."""

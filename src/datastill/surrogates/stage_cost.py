@@ -36,7 +36,6 @@ class Staged(Method):
     voids: ClassVar[dict[str, tuple[str, ...]]] = {
         "experts": ("expert_count", "expert_updates", "expert_lr", "expert_batch", "expert_seed"),
     }
-    compiles: ClassVar[bool] = False
     settled_by_budget: ClassVar[frozenset[str]] = frozenset(
         {"steps", "real_batch", "width", "expert_count", "expert_updates", "expert_epochs"}
     )

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datastill.core.plan import chunk_for
 from datastill.core.threads import threads_for
 from datastill.data.real import check_ipc
 from datastill.sampling.inits import mosaic, placed
 from datastill.sampling.selection import herding
+from datastill.surrogates.stage_statistics import features_in_chunks
 from datastill.surrogates.stages import Stage, open_experts
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ class HerdedTiles:
         for k, expert in enumerate(buffer.experts):
             for s in self.positions:
                 buffer.load(network, expert, self.epochs[s])
-                size = chunk_for((self.unit.network or task.network).macs, task.device)
-                found = torch.cat([network.embed(part).float() for part in images.split(size)])
+                found = features_in_chunks(network, images, task, (self.unit.network or task.network).macs)
                 mean, variance = self._mean(c, found, Stage(network, None, k, s), context)
                 features.append(found * variance.rsqrt())
                 means.append(mean * variance.rsqrt())

@@ -18,6 +18,7 @@ from datastill.core.plan import Task, chunk_for
 from datastill.core.precision import casting
 from datastill.core.rng import Rng
 from datastill.core.threads import threads_for
+from datastill.engines.features import features_of
 from datastill.models import couples_samples
 from datastill.objectives.moments import Moment, Reference, statistic, within_variance
 from datastill.store.files import digest
@@ -76,6 +77,7 @@ class StageStatistics:
             "space": task.real.space.id,
             "device": task.device.type,
             "precision": task.precision,
+            **({"compile": True} if task.compile else {}),
         }
 
     def macs(self, task: Task) -> float:
@@ -111,13 +113,12 @@ class StageStatistics:
         return Reference(values, variance, None if t is None else t.to(device))
 
     def _on_stage(self, network: Network, task: Task, rng: Rng, stage: tuple[int, int]) -> Reference:
-        classes, macs = task.classes, (self.unit.network or task.network).macs
-        size = chunk_for(macs, task.device)
+        classes = task.classes
         rows: list[Tensor | None] = []
         variances = []
         for c in range(classes):
             batch = task.real.of_classes([c], self.per_class, rng.generator("real", c)).to(task.device)
-            features = self._features(network, batch, task, rng.generator("augment", c), size)
+            features = self._features(network, batch, task, rng.generator("augment", c))
             y = torch.zeros(len(features), dtype=torch.int64, device=features.device)
             if not len(features):
                 rows.append(None)
@@ -128,14 +129,30 @@ class StageStatistics:
         empty = torch.zeros_like(next(row for row in rows if row is not None))
         return Reference(torch.stack([empty if r is None else r for r in rows]), torch.stack(variances).mean(0))
 
-    def _features(self, network: Network, batch: Batch, task: Task, generator: torch.Generator, size: int) -> Tensor:
+    def _features(self, network: Network, batch: Batch, task: Task, generator: torch.Generator) -> Tensor:
         images = batch.x
         if self.augment is not None and len(images):
             images = self.augment.apply(images, self.augment.draw(len(images), task.real.shape, generator))
-        size = max(1, len(images)) if couples_samples(network) else size
-        with casting(task.device, task.precision):
-            return torch.cat([network.embed(part).float() for part in images.split(size)])
+        return features_in_chunks(network, images, task, (self.unit.network or task.network).macs)
 
     def _t(self, stage: tuple[int, int], d: int) -> Tensor:
         generator = Rng(self.seed).generator("frequencies", *stage)
         return torch.randn(self.frequencies, d, generator=generator)
+
+
+def features_in_chunks(network: Network, images: Tensor, task: Task, macs: float) -> Tensor:
+    """Features (n, d) float32 of images of the task, at its precision and by compiled code where it asks for that.
+
+    Args:
+        network: in evaluation mode.
+        images: (n, c, h, w).
+        task: at work.
+        macs: multiply-accumulates of the network for an image.
+    """
+    with casting(task.device, task.precision):
+        if couples_samples(network) or not len(images):
+            return features_of(network, images)
+        size = chunk_for(macs, task.device)
+        if task.compile:
+            return features_of(network, images, size)
+        return torch.cat([features_of(network, part) for part in images.split(size)])

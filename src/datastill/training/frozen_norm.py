@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datastill.models.base import Network
 
 #: Real images per class from which the statistics of batch norm are taken before they are frozen.
-_STATISTICS_IMAGES = 16
+STATISTICS_IMAGES = 16
 
 
 def freeze_batch_norm(network: Network, context: Context) -> None:
@@ -25,7 +25,7 @@ def freeze_batch_norm(network: Network, context: Context) -> None:
     network.train()
     if not layers:
         return
-    batch = context.task.real.of_classes(context.block.classes, _STATISTICS_IMAGES, context.generator("batch-norm")).to(
+    batch = context.task.real.of_classes(context.block.classes, STATISTICS_IMAGES, context.generator("batch-norm")).to(
         context.device
     )
     momenta = [layer.momentum for layer in layers]

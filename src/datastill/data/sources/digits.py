@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from datastill.core.errors import InputError
 from datastill.core.rng import undisturbed
 from datastill.data.raw import Raw, Request, Split, refuse_choice
 from datastill.data.sources import source
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @source("digits")
@@ -22,13 +30,10 @@ def digits(request: Request, *, train: int = 899) -> Raw:
     from datastill.data.arrays import array_split
     from datastill.data.stratify import hold_out
 
-    with undisturbed():  # importing scikit-learn imports rich, which draws names for its styles
-        from sklearn.datasets import load_digits
-
     refuse_choice(request, "digits")
-    bunch = load_digits()
-    images = (bunch.images[:, None] / 16).astype(np.float32)
-    labels = torch.from_numpy(bunch.target).long()
+    table = _table()
+    images = (table[:, :-1].reshape(-1, 1, 8, 8) / 16).astype(np.float32)
+    labels = torch.from_numpy(table[:, -1]).long()
     count = len(labels)
     if not 10 <= train <= count - 10:
         raise InputError(f"digits:train={train} must lie between 10 and {count - 10}; the rest is the test split.")
@@ -39,3 +44,22 @@ def digits(request: Request, *, train: int = 899) -> Raw:
 
     note = f"digits: a seeded stratified split into {len(kept)} training and {len(held)} test images"
     return Raw("digits", "digits", part(kept), part(held), notes=(note,))
+
+
+def _table() -> np.ndarray:
+    """Rows of 64 pixels and a label, (1797, 65), from scikit-learn's file.
+
+    Importing scikit-learn takes seconds, with all of scipy.stats and pandas, and this file is all that is wanted of it.
+    """
+    import numpy as np
+
+    found = importlib.util.find_spec("sklearn")
+    for place in (found and found.submodule_search_locations) or ():
+        file = Path(place) / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            with gzip.open(file, "rt", encoding="ascii") as lines:
+                return np.loadtxt(lines, delimiter=",")
+    with undisturbed():  # importing scikit-learn imports rich, which draws names for its styles
+        from sklearn.datasets import load_digits
+    bunch = load_digits()
+    return np.column_stack([bunch.data, bunch.target])

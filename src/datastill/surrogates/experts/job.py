@@ -48,6 +48,7 @@ class Job:
     span: int
     config: dict[str, Any]  #: everything that the numbers in a buffer depend on, JSON-able
     precision: str = "float32"  #: of the arithmetic of training; what is stored is float32 in any case
+    compiled: bool = False  #: whether training runs compiled code
 
     def partial(self, expert: int) -> Partial:
         """The files of an expert in training."""
@@ -67,6 +68,7 @@ def make_job(
     seed: Seed = 0,
     device: str | torch.device = "auto",
     precision: str = "float32",
+    compiled: bool = False,
     test_accuracy: bool = False,
     lossy: bool = False,
     span: Few = 2,
@@ -83,6 +85,8 @@ def make_job(
         device: "auto", "cpu", "cuda", "mps".
         precision: "float32", or "bf16" for convolutions and matrix products of training, where the processor is fast
             at it; weights and snapshots are float32. Such experts are others, and other buffers.
+        compiled: train by compiled code (`core.compilation`), with policies whose steps are plain ones; the numbers
+            are the same up to rounding, which makes other experts too.
         test_accuracy: read the test split after every epoch. It is never used, and not read unless asked for: what
             is chosen by it is chosen on test data.
 
@@ -117,10 +121,11 @@ def make_job(
         "device": where.type,
         "test_accuracy": test_accuracy,
         **({} if precision == "float32" else {"precision": precision}),
+        **({"compile": True} if compiled else {}),
     }
     return Job(
         folder, network, real, layout, how, strategy, epochs, last, seed, where, test_accuracy, lossy, span,
-        dict(plain(config)), precision,
+        dict(plain(config)), precision, compiled,
     )  # fmt: skip
 
 

@@ -203,7 +203,7 @@ def training_set(job: Job) -> TrainingSet:
     if job.device.type != "cpu" and count <= _KEEP_BYTES:
         x = torch.cat([real.batch(i).x.to(job.device) for i in torch.arange(len(real)).split(1024)])
     same = None if real.captions is None else real.captions.image
-    return TrainingSet(x, real.targets, real.weights, job.augment, job.device, same)
+    return TrainingSet(x, real.targets, real.weights, job.augment, job.device, same, job.compiled)
 
 
 def _test_accuracy(network: torch.nn.Module, real: RealSet, device: torch.device) -> float:

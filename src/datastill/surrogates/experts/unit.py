@@ -130,7 +130,7 @@ class ExpertsUnit:
     def _settings(self, task: Task) -> dict[str, Any]:
         names = ("epochs", "stop_after", "policy", "augment", "lossy", "span")
         seed = task.seed if self.seed is None else self.seed
-        shared = {"seed": seed, "device": task.device, "precision": task.precision}
+        shared = {"seed": seed, "device": task.device, "precision": task.precision, "compiled": task.compile}
         return {**{name: getattr(self, name) for name in names}, **shared}
 
     def _job(self, task: Task, folder: Path) -> Job:

@@ -42,6 +42,7 @@ class TrainingSet:
         augment: DSA strategy, one operation per batch and parameters per image; or "none".
         device: where to train.
         same: of a set of pairs, which image each shows, (n,) int64.
+        compiled: whether policies whose steps are plain ones are to run compiled code (`core.compilation`).
     """
 
     x: Images
@@ -50,6 +51,7 @@ class TrainingSet:
     augment: str
     device: torch.device
     same: Tensor | None = None
+    compiled: bool = False
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ def trained_epoch(
         on_batch=lambda rows, logits: epoch.on_batch(index[rows], logits),
         device=data.device,
         optimizer=optimizer,
+        compiled=data.compiled,
     )
     return losses[0]
 
