@@ -65,6 +65,7 @@ def test_killed_runs_resume_to_the_same_bits(tmp_path: Path) -> None:
 def test_twenty_kills(tmp_path: Path) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert start(straight, 400).wait() == 0
+    # 15 of 20: a run of so few, short steps may have ended before its kill comes
     assert kill_and_resume(killed, 400, kills=20, seed=1) >= 15
     assert_identical(straight, killed)
 
