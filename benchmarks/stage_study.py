@@ -31,6 +31,8 @@ from datastill.store.files import write_json
 #: The mosaic start stands beside all of them.
 START: dict[str, Any] = {"method": "mosaic"}
 RANDOM_START = {"init": "mix"}
+#: Snapshots after about 100, 400, 1,300 and 4,800 updates.
+LONG = {"expert_updates": 4800, "expert_epochs": 48}
 FACTORS: dict[str, dict[str, Any]] = {
     "start": START,
     "herded start": {"steps": 1, "image_lr": 1e-9},
@@ -52,6 +54,10 @@ FACTORS: dict[str, dict[str, Any]] = {
     "width 128": {"width": 128},
     "600 updates": {"expert_updates": 600},
     "whole images": {"factor": 1},
+    "4800 updates": LONG,
+    "4800 updates, alpha .1": {**LONG, "alpha": 0.1},
+    "4800 updates, alpha .3": {**LONG, "alpha": 0.3},
+    "width 32, sixteen networks": {"width": 32, "expert_count": 16},
 }
 
 
