@@ -45,7 +45,7 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def short_protocols() -> Iterator[None]:
     """Evaluations of ten passes, in this process: for tests of what stands around a training, not of its result."""
     from datastill.evaluation import protocols

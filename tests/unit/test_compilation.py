@@ -395,6 +395,7 @@ class TestCompiled:
             assert torch.allclose(predict(network, x, compiled=True), predict(network, x), atol=1e-5)
         assert None not in compilation._ENGINES.values()
 
+    @pytest.mark.slow
     def test_bf16_of_wide_layers(self) -> None:
         """Sizes at which code for vectors is chosen; pooling after a norm and a ReLU once gave NaN there."""
         with isolated(0):
@@ -424,6 +425,7 @@ class TestCompiled:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_stages_train_their_networks_and_match_by_compiled_code(tmp_path: Path) -> None:
     """Experts, statistics and steps; and a folder of units keeps both kinds apart."""
     options: dict[str, object] = {"ipc": 1, "network": NET, "width": 0, "factor": 1, "steps": 6, "seed": 3}

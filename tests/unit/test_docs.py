@@ -28,8 +28,6 @@ from datastill.evaluation.protocols import Protocol
 from datastill.models.resolve import ZOO
 from datastill.training.soft import SOFT_RECIPES
 
-pytestmark = pytest.mark.usefixtures("short_protocols")
-
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
@@ -143,6 +141,7 @@ def shortened(text: str, used: set[int]) -> str:
     return text
 
 
+@pytest.mark.usefixtures("short_protocols")
 class TestCode:
     """Every `python` and `bash` block runs, in the page's order; `sh` and `text` are not for running."""
 
