@@ -12,6 +12,7 @@ import torch
 
 from datastill import distill, load_distilled, load_real
 from datastill.cli import main
+from datastill.cli.config_file import Config
 from datastill.cli.distill_command import RunOptions
 from datastill.core import registry
 from datastill.distillation.runfile import RUN_FILE, as_toml
@@ -96,6 +97,15 @@ def test_help_tells_of_the_file(capsys: pytest.CaptureFixture) -> None:
     for command in ("distill", "estimate"):
         assert main([command, "--help"]) == 0
         assert "--config run.toml" in capsys.readouterr().out
+
+
+def test_a_value_that_is_called_like_an_option_is_none() -> None:
+    """`--out seed` once took the file's seed away."""
+    arguments, lost = Config(Path("run.toml"), {"seed": 3, "ipc": 2}).arguments(
+        ["--out", "seed", "--name=ipc"], {"seed", "ipc", "out"}, "dm"
+    )
+    assert arguments == ["--seed=3", "--ipc=2"]
+    assert not lost
 
 
 def test_the_command_line_wins_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

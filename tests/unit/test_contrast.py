@@ -103,3 +103,10 @@ def test_the_run_keeps_contrast_and_records_the_network_that_was_named(digits: R
 
 def moments(images: Tensor) -> tuple[Tensor, Tensor]:
     return images.mean((1, 2, 3)), images.std((1, 2, 3), unbiased=False)
+
+
+def test_a_run_says_what_stands_in() -> None:
+    made = distill("dm-fast", "digits", ipc=1, steps=1, network="convnet:norm=batch,width=8,depth=2", compile="off")
+    assert any("has batch norm" in note and "brightness and contrast" in note for note in made.manifest["notes"])
+    plain = distill("dm-fast", "digits", ipc=1, steps=1, network="convnet:width=8,depth=2", compile="off")
+    assert not any("batch norm" in note for note in plain.manifest["notes"])

@@ -117,7 +117,7 @@ def test_one_image_per_class_has_no_other(tmp_path: Path, capsys: pytest.Capture
     assert told["copies"] == len(told["nearest_real"]) == 10
     assert main(["inspect", str(tmp_path / "run"), "--diagnose"]) == 0
     shown = capsys.readouterr().out
-    for word in ("one image per class", "as many random images", "as near as real images are to each other"):
+    for word in ("one image per class", "any image covers it", "as near as real images are to each other"):
         assert word in shown
     assert main(["inspect", str(tmp_path / "run"), "--data", "digits"]) == 2
     assert "add --diagnose" in capsys.readouterr().err

@@ -218,3 +218,18 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_a_script_from_standard_input_has_workers(tmp_path: Path) -> None:
+    """Python calls it <stdin>, which no worker can import."""
+    script = (
+        "import shutil\nfrom pathlib import Path\nfrom datastill.launch import Unit, run_units\n"
+        "Path('one').write_text('1')\n"
+        "units = [Unit(str(k), ('one',), Path(f'copy{k}')) for k in range(2)]\n"
+        "run_units(shutil.copyfile, units, workers=2)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-"], input=script, cwd=tmp_path, text=True, capture_output=True, timeout=300
+    )
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "copy1").read_text() == "1"

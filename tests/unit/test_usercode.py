@@ -15,15 +15,19 @@ import pytest
 import torch
 from torch import nn
 
-from datastill import compare, distill, evaluate
+from datastill import compare, distill, evaluate, load_real
 from datastill.cli import main
 from datastill.core.errors import UserCodeFailed
 from datastill.core.imports import import_file
-from datastill.core.plan import Callback
+from datastill.core.plan import Callback, Task
+from datastill.core.runtime import Runtime
 from datastill.core.usercode import holds_theirs
 from datastill.decoders.pixels import Pixels
+from datastill.evaluation.ceiling import whole_set
+from datastill.models import resolve_network
 from datastill.store.checkpoint import read_snapshot
 from datastill.store.files import read_sealed, write_sealed
+from datastill.surrogates.experts import ExpertsUnit
 
 NETWORK = """
 import torch
@@ -294,3 +298,27 @@ class TestChangedFiles:
                 network="mlp",
                 settings={Path(method).stem: {"steps": 2}},
             )
+
+
+def test_networks_of_the_same_shapes_but_other_code_share_nothing_that_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole set's accuracy was once that of another project's `net.py:Net`, and so were shared experts."""
+    text = (
+        "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self, channels, classes):\n"
+        "        super().__init__()\n        self.body = nn.Conv2d(channels, 4, 3)\n"
+        "        self.head = nn.Linear(144, classes)\n\n    def forward(self, x):\n"
+        "        return self.head({} * self.body(x).relu().flatten(1))\n"
+    )
+    real = load_real("digits")
+    found, keys = [], []
+    for name, factor in (("good", 1), ("broken", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "net.py").write_text(text.format(factor), encoding="utf-8")
+        monkeypatch.chdir(tmp_path / name)
+        network = resolve_network("net.py:Net", **real.network_shape)
+        found.append(whole_set(real, network, 0, Runtime()).mean)
+        unit = ExpertsUnit(experts=1, epochs=1, network=network)
+        keys.append(unit.key(Task(real, 1, network)))
+    assert found[0] > 0.5 > 0.2 > found[1]
+    assert keys[0] != keys[1]

@@ -45,8 +45,8 @@ class Config:
         Raises:
             InputError: it has an option that there is not.
         """
-        taken = {arg.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for arg in given}
-        taken |= {arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in given}
+        names = [arg.partition("=")[0].removeprefix("--") for arg in given if arg.startswith("--")]
+        taken = {name.replace("-", "_") for name in (*names, *(n.removeprefix("no-") for n in names))}
         made: list[str] = []
         other = self._other_method(method)
         lost: list[str] = [METHOD] if other else []

@@ -74,6 +74,10 @@ class Method:
         """Multiply-accumulates of one step, for `recipe="auto"` and estimates; 0 where steps cost nothing."""
         return 0.0
 
+    def remarks(self, task: Task) -> tuple[str, ...]:
+        """Sentences for the notes of a run on what the method does otherwise for this task than its name says."""
+        return ()
+
     def affordable(self, task: Task, seconds: float) -> int:
         """Steps of this method within `seconds` at the nominal speed."""
         return min(MANY, int(seconds / nominal_seconds(self.macs_per_step(task), task.device.type)))

@@ -22,10 +22,11 @@ from datastill.core.registry import Chooses, Method, get_method, methods, with_o
 from datastill.core.runtime import Runtime
 from datastill.core.usercode import blaming, called, is_theirs
 from datastill.data import check_ipc, load_real
-from datastill.distillation.code import States, changed_code, code_of, code_since
+from datastill.distillation.code import changed_code, code_since
 from datastill.distillation.preparation import check_plan
 from datastill.distillation.remarks import changes, filled_in, hyper_of, other_space, void_values
 from datastill.models import resolve_network
+from datastill.models.code import States, code_of
 from datastill.store.checkpoint import plain
 from datastill.store.files import digest
 from datastill.store.schema import Code, Record
@@ -182,7 +183,7 @@ def prepare_job(
         chosen = (f"{name} was chosen: {why}",)
     settled, unscaled, found, notes = _settle(start, name, data.name, task, recipe, hyper)
     changed = (*overrides, *asked)
-    notes = (*chosen, *notes)
+    notes = (*chosen, *notes, *settled.remarks(task))
     job = Job(settled, name, family, task, recipe, found, notes, changed, unscaled, hyper, code_of(start, factory))
     counted = task.runtime.compile == "auto" and task.device.type == "cpu"
     return compiled_for(job, planned_macs(job) if counted else 0.0)

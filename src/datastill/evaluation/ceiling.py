@@ -17,6 +17,7 @@ from datastill.evaluation.conditions import Setup, macs_of
 from datastill.evaluation.metrics import TestSplit
 from datastill.evaluation.protocols import get_protocol
 from datastill.evaluation.scores import Arm
+from datastill.models.code import code_key
 from datastill.store.files import digest, read_sealed, write_sealed
 from datastill.store.schema import Fraction, Record, Seconds
 from datastill.training.trainers import CrossEntropy, Labeled
@@ -50,7 +51,8 @@ def whole_set(real: RealSet, factory: NetworkFactory, seed: int, runtime: Runtim
     sets = [real.fingerprint, real.test.fingerprint]
     settings = asdict(schedule)
     del settings["optimizer"]  # always SGD; so those stay valid that were kept before there was a choice
-    key = digest([*sets, factory.describe(), settings, seed, runtime.device.type, runtime.precision, runtime.compiled])
+    how = [seed, runtime.device.type, runtime.precision, runtime.compiled, *code_key(factory).values()]
+    key = digest([*sets, factory.describe(), settings, *how])
     path = cache_folder() / "ceilings" / f"{key}.json"
     with contextlib.suppress(InputError):  # damaged: trained again
         record = read_sealed(path, CeilingRecord)

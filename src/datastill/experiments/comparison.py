@@ -17,7 +17,16 @@ from datastill.experiments.grid import lay_out, units_of
 from datastill.experiments.result import Comparison, load_comparison
 from datastill.experiments.settings import Settings, make_settings
 from datastill.experiments.sources import RealSets, real_sets
-from datastill.launch import Done, Failure, UnitsFailed, Workers, check_workers, one_thread, run_units
+from datastill.launch import (
+    Done,
+    Failure,
+    UnitsFailed,
+    Workers,
+    check_workers,
+    one_thread,
+    refuse_inside_worker,
+    run_units,
+)  # fmt: skip
 from datastill.store.artifact import MANIFEST
 from datastill.store.files import write_text
 from datastill.store.folders import held
@@ -132,6 +141,8 @@ def refuse_comparison(out: Path, real: Any) -> None:
 
 
 def _compare(asked: Settings, reals: RealSets, out: Path, workers: int | str, progress: Progress) -> Comparison:
+    if workers != 1:
+        refuse_inside_worker()  # before the folder is held, which the process that started this one does
     with held(out):
         return _compare_in(asked, reals, out, workers, progress)
 

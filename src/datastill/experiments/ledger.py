@@ -13,6 +13,7 @@ from datastill.experiments.entries import Entry, entry_of, first_of, order_of
 from datastill.experiments.rates import FOLDER as RATES
 from datastill.experiments.records import CellRecord, EvaluationRecord, Made
 from datastill.experiments.result import Row
+from datastill.experiments.robust import FOLDER as WHOLE
 from datastill.experiments.settings import BASELINE
 from datastill.experiments.submitted import FORMAT as SENT
 from datastill.experiments.submitted import (
@@ -203,7 +204,7 @@ def _texts(record: Changed) -> dict[str, str]:
 
 def _known(path: Path) -> bool:
     """Whether a JSON file belongs to results without being one: a plan, a summary, a manifest, a learning rate."""
-    return path.parent.name == RATES or path.name in (
+    return path.parent.name in (RATES, WHOLE) or path.name in (
         "plan.json",
         "comparison.json",
         "cross.json",

@@ -13,11 +13,11 @@ from datastill.core.errors import InputError, nearest
 from datastill.core.overrides import overrides, taken_from
 from datastill.core.ranges import declared
 from datastill.core.registry import get_method, with_overrides
-from datastill.distillation.code import States, code_of
 from datastill.evaluation.protocols import Protocol, get_protocol
 from datastill.evaluation.robustness import refuse_unscored
 from datastill.experiments.sources import RealSets
 from datastill.experiments.tuning import RATES
+from datastill.models.code import States, code_of
 from datastill.store.checkpoint import plain
 from datastill.training.optimizers import usual
 

@@ -63,7 +63,8 @@ class _Worker:
         context = _context(module)
         values = (dict(os.environ),)  # the process that is forked has those of its own beginning
         self.executor = ProcessPoolExecutor(1, mp_context=context, initializer=_start_worker, initargs=values)
-        with contextlib.ExitStack() as stack:  # a worker inherits this, and is not interrupted while it starts
+        # a worker inherits ignored signals, and is not interrupted while it starts
+        with _main_that_can_be_imported(), contextlib.ExitStack() as stack:
             stack.enter_context(_signals_ignored())
             if context.get_start_method() == "forkserver":
                 forkserver.ensure_running()
@@ -186,3 +187,18 @@ def _signals_ignored() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _main_that_can_be_imported() -> Iterator[None]:
+    """A worker imports the caller's script; one that came over standard input is no file, and has nothing for it."""
+    main = sys.modules["__main__"]
+    path = main.__dict__.get("__file__")
+    if path is None or os.path.exists(path):
+        yield
+        return
+    del main.__file__
+    try:
+        yield
+    finally:
+        main.__file__ = path

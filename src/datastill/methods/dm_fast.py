@@ -62,6 +62,13 @@ class DMFast(Method):
         """As many of these steps as the time allows."""
         return replace(self, steps=max(20, min(3_000, self.affordable(task, seconds))))
 
+    def remarks(self, task: Task) -> tuple[str, ...]:
+        """Which network stands in for one with batch norm."""
+        if not self._stands_in(task):
+            return ()
+        kept = ", and images keep the brightness and contrast of real ones" if self.factor == 1 else ""
+        return (f"{task.network} has batch norm: {self._matched(task)} with instance norm is matched on{kept}",)
+
     def _stands_in(self, task: Task) -> bool:
         """Whether a ConvNet takes the place of the network, which has batch norm."""
         from datastill.engines.statistics import batch_normed

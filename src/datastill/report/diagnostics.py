@@ -104,13 +104,16 @@ class Diagnosis:
             else f"{self.redundancy:.2f}  (an image is {self.spread:.2f} times as far from the nearest other of its "
             "class as random real images are; 0: no nearer, 1: the same image again)"
         )
+        single = self.spread is None and self.random_coverage is not None
+        covered = (
+            "–  (one image per class, whose share is the whole class: any image covers it)"
+            if single
+            else f"{100 * self.coverage:.0f} %  (of the real images, those with a synthetic one of their class as near "
+            f"as their share of the real ones; as many random images: {random})"
+        )
         return [
             ("redundancy", apart),
-            (
-                "coverage",
-                f"{100 * self.coverage:.0f} %  (of the real images, those with a synthetic one of their class as near "
-                f"as their share of the real ones; as many random images: {random})",
-            ),
+            ("coverage", covered),
             (
                 "nearest real",
                 f"{near:.2f}  (median distance of an image to the nearest real one of its class; 1: as near as real "

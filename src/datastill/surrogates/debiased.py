@@ -20,6 +20,7 @@ from datastill.core.ranges import Few, check_fields
 from datastill.core.rng import Rng
 from datastill.core.threads import threads_for
 from datastill.data.sources import split_options, typed_option
+from datastill.models.code import code_key
 from datastill.store.schema import Name, Positive, Record
 from datastill.training.debiased import DebiasedTraining
 from datastill.training.dfa import Disentangled
@@ -66,6 +67,7 @@ class DebiasedNetwork:
             "training": {"how": self.training.how, **self.training.settled()},
             "seed": self.seed,
             "network": self.factory.describe(),
+            **code_key(self.factory),
             "data": task.real.with_weights(None).fingerprint,
             "space": task.real.space.id,
             "device": task.device.type,

@@ -20,6 +20,7 @@ from datastill.core.rng import Rng
 from datastill.core.threads import threads_for
 from datastill.engines.features import features_of
 from datastill.models import couples_samples
+from datastill.models.code import code_key
 from datastill.objectives.moments import Moment, Reference, statistic, within_variance
 from datastill.store.files import digest
 from datastill.surrogates.stages import open_experts
@@ -72,6 +73,7 @@ class StageStatistics:
             **({"frequencies": self.frequencies} if self.moment == "cf" else {}),
             "seed": self.seed,
             "network": factory.describe(),
+            **code_key(factory),
             "data": task.real.fingerprint,
             "weights": None if task.real.weights is None else digest(task.real.weights),
             "space": task.real.space.id,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from datastill.core.plan import Task, chunk_for
 from datastill.core.rng import Rng
+from datastill.models.code import code_key
 from datastill.training.hard import Schedule, train
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def origin(task: Task) -> dict[str, Any]:
     """What the weights of a network depend on beside how it was trained, for the key of a unit."""
     return {
         "network": task.network.describe(),
+        **code_key(task.network),
         "data": task.real.fingerprint,
         "device": task.device.type,
         "threads": torch.get_num_threads(),

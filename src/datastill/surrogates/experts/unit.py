@@ -18,6 +18,7 @@ from torch import Tensor
 from datastill.core.errors import InputError, Interrupted
 from datastill.core.plan import Task
 from datastill.launch import Workers, inside_worker
+from datastill.models.code import code_key
 from datastill.store.files import digest
 from datastill.surrogates.experts.job import Job, make_job
 from datastill.surrogates.experts.policies import Policy, get_policy
@@ -63,7 +64,8 @@ class ExpertsUnit:
         """Everything that the trajectories depend on."""
         if self.path is not None:
             return {"unit": self.name, "path": str(self.path), "buffer": open_buffer(self.path).id}
-        return {"unit": self.name, "experts": self.experts, "lossy": self.lossy, **self._job(task, Path()).config}
+        how = {**self._job(task, Path()).config, **code_key(self._network(task))}
+        return {"unit": self.name, "experts": self.experts, "lossy": self.lossy, **how}
 
     def macs(self, task: Task) -> float:
         """Multiply-accumulates: forward and backward are about three passes. Nothing where a buffer is given."""
