@@ -26,7 +26,7 @@ from datastill.launch import (
     one_thread,
     refuse_inside_worker,
     run_units,
-)  # fmt: skip
+)
 from datastill.store.artifact import MANIFEST
 from datastill.store.files import write_text
 from datastill.store.folders import held
@@ -120,6 +120,7 @@ def compare(
         optimizer=optimizer, scores=scores, changes=changes,
     )  # fmt: skip
     if Workers.of(workers).several:
+        refuse_inside_worker()  # before the folder is held, which the process that started this one does
         if not (network is None or isinstance(network, str)):
             raise InputError("Workers build the network by its name; give network= as a name, or workers=1.")
         reals.check_references()
@@ -141,8 +142,6 @@ def refuse_comparison(out: Path, real: Any) -> None:
 
 
 def _compare(asked: Settings, reals: RealSets, out: Path, workers: int | str, progress: Progress) -> Comparison:
-    if workers != 1:
-        refuse_inside_worker()  # before the folder is held, which the process that started this one does
     with held(out):
         return _compare_in(asked, reals, out, workers, progress)
 

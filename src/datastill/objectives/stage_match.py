@@ -104,7 +104,7 @@ class StageMatch:
         with torch.no_grad():
             features = torch.cat(
                 [
-                    network.embed(augmented(batch.x[k], batch.y[k] if self.siamese else k, context, record)).float()
+                    features_of(network, augmented(batch.x[k], batch.y[k] if self.siamese else k, context, record))
                     for k in torch.arange(len(batch), device=batch.x.device).split(size)
                 ]
             )
