@@ -45,8 +45,7 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="class")
-def short_protocols() -> Iterator[None]:
+def of_ten_passes() -> Iterator[None]:
     """Evaluations of ten passes, in this process: for tests of what stands around a training, not of its result."""
     from datastill.evaluation import protocols
 
@@ -55,6 +54,11 @@ def short_protocols() -> Iterator[None]:
             if type(protocol) is protocols.Protocol:
                 patch.setitem(protocols._REGISTERED, name, replace(protocol, passes=min(protocol.passes, 10)))
         yield
+
+
+# A module's own fixtures may evaluate too: of a narrower scope, it would come after them.
+short_protocols = pytest.fixture(of_ten_passes, scope="module", name="short_protocols")
+short_protocols_of_class = pytest.fixture(of_ten_passes, scope="class", name="short_protocols_of_class")
 
 
 @pytest.fixture(autouse=True)

@@ -141,7 +141,7 @@ def shortened(text: str, used: set[int]) -> str:
     return text
 
 
-@pytest.mark.usefixtures("short_protocols")
+@pytest.mark.usefixtures("short_protocols_of_class")
 class TestCode:
     """Every `python` and `bash` block runs, in the page's order; `sh` and `text` are not for running."""
 
