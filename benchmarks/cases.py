@@ -17,6 +17,7 @@ ALL = "color_crop_cutout_flip_scale_rotate"
 RESNET_MACS = 555.4e6  #: of ResNet-18 with the stem for small images, one image of 3 x 32 x 32
 NARROW_MACS = 13.7e6  #: of a ConvNet of width 64, one image of 3 x 32 x 32
 BLOCK = 100  #: images of a block in recovery
+REGRESSED, KERNEL = 1_000, 2_000  #: real images of a step of FRePo, and of KIP
 NET_IMAGES = 2_000  #: real images of IDC's network training per step
 
 
@@ -28,13 +29,14 @@ def names(kinds: list[str]) -> list[str]:
     every += [f"{kind} {data} ipc {ipc}" for kind in ("dc", "dsa") for data in SHAPES for ipc in (1, 10)]
     every += [f"{kind} {data} ipc 10" for kind in ("inner", "idc") for data in SHAPES]
     every += ["recover cifar10 sre2l", "recover cifar10 dwa", "stages cifar10 ipc 10"]
+    every += [f"{kind} cifar10 ipc {ipc}" for kind in ("frepo", "kip") for ipc in (1, 10)]
     return [n for n in every if n.split()[0] in kinds]
 
 
 def sides(name: str) -> tuple[str, ...]:
     """Which sides a case has."""
     both = ("literal", "literal, tuned", "datastill")
-    return both if name.startswith("augment") else (*both, "datastill bf16")
+    return both if name.startswith(("augment", "kip")) else (*both, "datastill bf16")
 
 
 def gflop(name: str) -> float:
@@ -45,6 +47,10 @@ def gflop(name: str) -> float:
         return 2e-9 * RESNET_MACS * 2 * BLOCK  # forward, and backward to the pixels
     if kind == "stages":
         return 2e-9 * NARROW_MACS * 3 * 4 * 10 * int(rest[1])  # of the synthetic side, which is all that ours has
+    if kind == "frepo":  # real images; support with its mirrored copies, forth and back; the network's update
+        return 2e-9 * macs * (REGRESSED + 3 * 20 * int(rest[1]) + 3 * 10 * int(rest[1]))
+    if kind == "kip":  # inner products and their gradient; roots and angles do not count
+        return 10 * 2e-9 * 3 * KERNEL * 10 * int(rest[1]) * SHAPES[data][0] * SHAPES[data][1] ** 2
     if kind == "dm":
         return 2e-9 * macs * (2560 + 3 * 10 * int(rest[1]))
     if kind == "eval":
@@ -77,6 +83,8 @@ def build(name: str, side: str, device: str) -> Callable[[], object]:
         "idc": idc,
         "recover": recover,
         "stages": stages,
+        "frepo": frepo,
+        "kip": kip,
     }
     if kind in ("dc", "dsa"):
         return gradient_match(data, [kind, *rest], side, device)
@@ -99,6 +107,24 @@ def stages(data: str, rest: list[str], side: str, device: str) -> Callable[[], o
         return naive.Stage(*images(data, 10_000), ipc, 128, 2, 64).step
     short = {"expert_count": 1, "expert_updates": 12, "statistics_images": 16}
     return stepping("stages", data, side, device, ipc=ipc, augment=ALL, **short)[0]
+
+
+def frepo(data: str, rest: list[str], side: str, device: str) -> Callable[[], object]:
+    """One image update on features of a network, and that network's; ours draws out of a pool of ten."""
+    ipc = int(rest[1])
+    if side.startswith("literal"):
+        return naive.Frepo(*images(data, 10_000), ipc, REGRESSED, mirror=True).step
+    return stepping("frepo", data, side, device, ipc=ipc, real_batch=REGRESSED // 10, mirror="on")[0]
+
+
+def kip(data: str, rest: list[str], side: str, device: str) -> Callable[[], object]:
+    """Ten image updates by the kernel of a dense network of infinite width."""
+    ipc = int(rest[1])
+    if side.startswith("literal"):
+        step: Callable[[], object] = naive.Kip(*images(data, 10_000), ipc, KERNEL).step
+    else:
+        step = stepping("kip", data, side, device, ipc=ipc, real_batch=KERNEL // 10)[0]
+    return lambda: [step() for _ in range(10)]
 
 
 def evaluation(data: str, rest: list[str], side: str, device: str) -> Callable[[], object]:

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from clock import steps_for
 
 from datastill import distill, evaluate, load_real
 from datastill.core.cost import environment
-from datastill.core.plan import Callback
 from datastill.data import RealSet
 from datastill.evaluation.protocols import get_protocol
 from datastill.store.files import write_json
@@ -40,29 +40,13 @@ ARMS = {
 STEP: dict[str, Any] = {"network": MADE_ON, "real_batch": 16}
 
 
-class Clock(Callback):
-    """CPU seconds at the end of every step."""
-
-    def __init__(self) -> None:
-        self.read: list[float] = []
-
-    def after_step(self, context: Any) -> None:
-        self.read.append(time.process_time())
-
-
-def steps_for(real: RealSet, codes: str, ipc: int, args: argparse.Namespace) -> int:
-    """How many steps take the CPU seconds."""
-    clock = Clock()
-    distill("dm", real, ipc=ipc, codes=codes, steps=6, callbacks=[clock], units=args.units, **STEP)
-    return max(1, round(args.seconds / ((clock.read[-1] - clock.read[0]) / 5)))
-
-
 def one_arm(real: RealSet, name: str, args: argparse.Namespace) -> dict[str, Any]:
     """An arm, and the same codes before any step."""
     codes, ipc = ARMS[name]
-    steps = steps_for(real, codes, ipc, args)
+    how: Any = {"ipc": ipc, "codes": codes, "units": args.units, **STEP}
+    steps = steps_for(args.seconds, lambda n, watched: distill("dm", real, steps=n, callbacks=watched, **how))
     begun = time.process_time()
-    made = distill("dm", real, ipc=ipc, codes=codes, steps=steps, units=args.units, **STEP)
+    made = distill("dm", real, steps=steps, **how)
     spent = time.process_time() - begun
     start = distill("random", real, ipc=ipc, codes=codes, units=args.units, network=MADE_ON)
     images = {key: leaf.shape[1:].numel() for key, leaf in made.codes.items()}

@@ -300,6 +300,82 @@ def test_pass(network: nn.Module, x: Tensor, y: Tensor) -> float:
     return right / len(y)
 
 
+class Frepo:
+    """FRePo's step as it is written down: regress a real batch on features of a network, then train that network."""
+
+    def __init__(self, x: Tensor, y: Tensor, ipc: int, batch: int, mirror: bool) -> None:
+        self.x, self.batch, self.mirror, self.generator = x, batch, mirror, torch.Generator().manual_seed(0)
+        self.y = F.one_hot(y).float() - 1 / (int(y.max()) + 1)
+        self.network = PlainConvNet(x.shape[1], self.y.shape[1], x.shape[2])
+        chosen = torch.cat([(y == c).nonzero().squeeze(1)[:ipc] for c in range(self.y.shape[1])])
+        self.images, self.labels = (t[chosen].clone().requires_grad_() for t in (x, self.y))
+        self.outer = torch.optim.Adam([self.images, self.labels], lr=3e-4)
+        self.inner = torch.optim.Adam(self.network.parameters(), lr=3e-4)
+
+    def step(self) -> float:
+        """One image update and one update of the network."""
+        index = torch.randint(len(self.x), (self.batch,), generator=self.generator)
+        images, labels = self.images, self.labels
+        if self.mirror:
+            images, labels = torch.cat([images, images.flip(-1)]), torch.cat([labels, labels])
+        support = self.network.embed(images)
+        with torch.no_grad():
+            target = self.network.embed(self.x[index])
+        loss = (
+            0.5 * (self.y[index] - regression(support @ support.T, target @ support.T, labels)).square().sum(1).mean()
+        )
+        self.outer.zero_grad()
+        loss.backward()
+        self.outer.step()
+        error = (self.network(self.images.detach()) - self.labels.detach()).square().sum(1).mean()
+        self.inner.zero_grad()
+        error.backward()
+        self.inner.step()
+        return loss.item()
+
+
+def regression(support: Tensor, cross: Tensor, labels: Tensor, ridge: float = 1e-6) -> Tensor:
+    """Kernel ridge regression in float64, its ridge in units of the mean diagonal."""
+    support, eye = support.double(), torch.eye(len(support), dtype=torch.float64)
+    return cross.double() @ torch.linalg.solve(support + ridge * support.trace() / len(support) * eye, labels.double())
+
+
+class Kip:
+    """KIP's step: both kernels of a dense network of infinite width by the formula, through autograd."""
+
+    def __init__(self, x: Tensor, y: Tensor, ipc: int, batch: int, depth: int = 3) -> None:
+        self.x, self.batch, self.depth, self.generator = x, batch, depth, torch.Generator().manual_seed(0)
+        self.y = F.one_hot(y).float() - 1 / (int(y.max()) + 1)
+        chosen = torch.cat([(y == c).nonzero().squeeze(1)[:ipc] for c in range(self.y.shape[1])])
+        self.images, self.labels = (t[chosen].clone().requires_grad_() for t in (x, self.y))
+        self.optimizer = torch.optim.Adam([self.images, self.labels], lr=0.01)
+
+    def kernel(self, a: Tensor, b: Tensor) -> Tensor:
+        """The NTK of images (m, ...) and (n, ...)."""
+        a, b = (t.double().flatten(1) for t in (a, b))
+        a, b = ((t - t.mean(1, keepdim=True)) / t.std(1, unbiased=False, keepdim=True) for t in (a, b))
+        s = t = 2 * a @ b.T / a.shape[1] + 0.01
+        left, right = (2 * r.square().mean(1) + 0.01 for r in (a, b))
+        for _ in range(self.depth):
+            scale = (left[:, None] * right).sqrt()
+            r = (s / scale).clamp(-1 + 1e-9, 1 - 1e-9)
+            angle = math.pi - r.acos()
+            s = scale * ((1 - r * r).sqrt() + r * angle) / math.pi + 0.01
+            t = s + t * angle / math.pi
+            left, right = left + 0.01, right + 0.01
+        return t
+
+    def step(self) -> float:
+        """One update of images and labels."""
+        index = torch.randint(len(self.x), (self.batch,), generator=self.generator)
+        support, cross = self.kernel(self.images, self.images), self.kernel(self.x[index], self.images)
+        loss = 0.5 * (self.y[index] - regression(support, cross, self.labels)).square().sum(1).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+
 class Recover:
     """The recovery loop as published: hooks on batch norm in training-style code, Adam, one shift for the batch.
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 SIDES = ("literal", "literal, tuned", "datastill", "datastill bf16")
-KINDS = ["dm", "eval", "augment", "dc", "dsa", "inner", "idc", "recover", "stages"]
+KINDS = ["dm", "eval", "augment", "dc", "dsa", "inner", "idc", "recover", "stages", "frepo", "kip"]
 
 
 def serve(side: str, device: str, threads: int, pipe: Any) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from clock import steps_for
 
 from datastill import distill, evaluate, load_real
 from datastill.core.allocator import keep_freed_memory
@@ -61,7 +62,7 @@ FACTORS: dict[str, dict[str, Any]] = {
 }
 
 
-def table() -> dict[str, dict[str, Any]]:
+def table(common: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Law of stages x moment x cross-entropy x where the real side comes from; weights between are always fresh."""
     found = {"start": START, "random": {"method": "random"}}
     laws, moments, alphas, reals = ("snapshots", "interpolated"), ("means", "cf"), (0.0, 0.1), ("amortized", "fresh")
@@ -80,9 +81,14 @@ def table() -> dict[str, dict[str, Any]]:
 def cell(real: RealSet, seed: int, args: argparse.Namespace, **hyper: Any) -> dict[str, Any]:
     """One set, its seconds, and its accuracy on `real.test`."""
     method = hyper.pop("method", "stages")
-    started = time.process_time()
     how: Any = {"precision": args.precision, "compile": args.compile}
-    made = distill(method, real, ipc=args.ipc, seed=seed, units=args.units, recipe="paper", **how, **hyper)
+    same: Any = {"ipc": args.ipc, "seed": seed, "units": args.units, "recipe": "paper", **how, **hyper}
+    if args.seconds and method == "stages":
+        same["steps"] = steps_for(
+            args.seconds, lambda n, watched: distill(method, real, callbacks=watched, **{**same, "steps": n})
+        )
+    started = time.process_time()
+    made = distill(method, real, **same)
     spent = time.process_time() - started
     score: Any = {"networks": args.networks, "network": args.network, "seed": seed, "random": False} | how
     result = evaluate(made, real, protocol="idc-quick-v1", **score)
@@ -91,6 +97,7 @@ def cell(real: RealSet, seed: int, args: argparse.Namespace, **hyper: Any) -> di
         "process_seconds": round(spent, 2),
         "prepare_seconds": cost["prepare_seconds"],
         "steps_seconds": cost["seconds"],
+        "steps": cost["steps"],
         "accuracies": result.distilled.accuracies.flatten().tolist(),
     }
 
@@ -100,7 +107,7 @@ def study(settings: dict[str, dict[str, Any]], tested: list[str], args: argparse
     whole = load_real(args.data)
     train, validation = whole.split(0.1)
     validating = dataclasses.replace(train, test=dataclasses.replace(validation, test=None))
-    about = {name: getattr(args, name) for name in ("data", "ipc", "network", "precision", "compile")}
+    about = {name: getattr(args, name) for name in ("data", "ipc", "network", "precision", "compile", "seconds")}
     fresh = {**about, "settings": settings, "cells": {}}
     record: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else fresh
     jobs = [("validation", validating, name) for name in settings] + [("test", whole, name) for name in tested]
@@ -139,6 +146,8 @@ def main() -> None:
     parser.add_argument("--network", default="convnet", help="that scores; a narrow one is cheap")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--compile", default="off")
+    parser.add_argument("--seconds", type=float, help="processor seconds of the steps of every set")
+    parser.add_argument("--width", type=int, help="of the networks that are matched on, in the table")
     parser.add_argument("--units", type=Path, default=Path("runs/stage-units"))
     parser.add_argument("--only", nargs="*", default=None, help="names of settings")
     parser.add_argument("--test", nargs="*", default=[], help="names of settings that are scored on test images too")
@@ -149,7 +158,7 @@ def main() -> None:
     if args.what == "show":
         show(args.path)
         return
-    settings = FACTORS if args.what == "factors" else table()
+    settings = FACTORS if args.what == "factors" else table({} if args.width is None else {"width": args.width})
     study({n: s for n, s in settings.items() if args.only is None or n in args.only}, args.test, args)
 
 

@@ -325,6 +325,11 @@ class TestRatesThatFit:
         assert positions == pytest.approx([-0.01, -0.02, -0.03])
         assert "0.000147 instead of 1" in stepper.note()
 
+    def test_a_method_may_know_a_lower_bound_but_no_higher_one(self) -> None:
+        for most, moved in ((0.25, -0.01), (0.35, -0.3), (2.0, -0.3)):
+            assert self.moved([0.3], Steady(Sgd(1.0), most=most))[0] == pytest.approx([moved]), most
+        assert self.moved([3.0], Steady(Sgd(1.0), most=5.0))[0] == pytest.approx([-0.01])
+
     def test_later_gradients_decide_nothing(self) -> None:
         positions, _ = self.moved([50.0] * 5 + [5.0], Steady(Sgd(1.0)))
         assert positions[-1] - positions[-2] == pytest.approx(-0.001, abs=1e-6)

@@ -177,6 +177,7 @@ class Steady:
 
     rule: Rated
     first: int = 5  #: gradients that decide
+    most: float = float("inf")  #: RMS of a first step above which the rate falls, where that is known to be lower
 
     def bind(self, leaf: Tensor) -> Stepper:
         """The rule with its own state for one leaf."""
@@ -190,13 +191,13 @@ class _SteadyStepper(_Wrapped):
         super().__init__(leaf, inner)
         self.measured = FirstGradients(rule.first)
         self.lasting = {*self.measured.names, *inner.lasting}
-        self.lr = rule.rule.lr
+        self.lr, self.most = rule.rule.lr, min(rule.most, _TOO_LARGE)
 
     @property
     def factor(self) -> float:
         """What the rate is multiplied by."""
         step = self.lr * self.measured.rms
-        return _HEALTHY / step if step > _TOO_LARGE else 1.0
+        return _HEALTHY / step if step > self.most else 1.0
 
     def before(self) -> None:
         self.inner.before()
