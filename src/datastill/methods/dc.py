@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 _TRAJECTORIES = 1_000
 #: RMS of the first steps of the pixels from which on the rate is another network's. The published rate makes steps of
-#: 0.005 to 0.2 on ConvNets; of 0.31, on a ResNet-18, sixty steps of DSA took FashionMNIST from 48 to 33 %, of 0.01 to 51.
+#: 0.005 to 0.2 on ConvNets; of 0.31, on a ResNet-18, sixty steps took FashionMNIST from 48 to 33 %, of 0.01 to 51.
 _TOO_LARGE = 0.25
 
 
