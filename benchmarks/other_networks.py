@@ -1,7 +1,7 @@
 """Do the defaults beat Random on networks other than the ConvNet? One image per class.
 
-    python benchmarks/other_networks.py --out results/other-networks-2.json
-    python benchmarks/other_networks.py --show results/other-networks-2.json
+    python benchmarks/other_networks.py --out results/other-networks-3.json
+    python benchmarks/other_networks.py --show results/other-networks-3.json
 
 DM, DSA and the method that is taken where none is named, on a ResNet18 with batch norm and on torchvision's, each with
 the published defaults but fewer steps and real images, so that a CPU is enough. Scored on the network itself and on a
@@ -29,8 +29,8 @@ NETWORKS = ("torchvision/resnet18", "resnet18:norm=batch")
 PROTOCOLS = {"digits": "dc-v1", "fashion_mnist": "dsa-quick-v1"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "random": {},
-    "dm": {"steps": 50, "real_batch": 32},
-    "dsa": {"steps": 30, "real_batch": 32},
+    "dm": {"steps": 200, "real_batch": 32},
+    "dsa": {"steps": 60, "real_batch": 32},
     "auto": {"budget": 30.0},
 }
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=[*SETTINGS])
     parser.add_argument("--networks", type=int, default=3, help="how many are trained on each set")
     parser.add_argument("--units", type=Path, default=Path("runs/other-units"))
-    parser.add_argument("--out", type=Path, default=Path("results/other-networks-2.json"))
+    parser.add_argument("--out", type=Path, default=Path("results/other-networks-3.json"))
     parser.add_argument("--show", type=Path, help="the file of a study")
     args = parser.parse_args()
     torch.set_num_threads(1)
