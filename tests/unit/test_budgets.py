@@ -28,6 +28,7 @@ from datastill.data import RealSet
 from datastill.distillation import budget as estimation
 from datastill.distillation.budget import within
 from datastill.distillation.job import Job, prepare_job
+from datastill.methods.ftd import FTD
 from datastill.methods.mtt import MTT
 from datastill.methods.sre2l import SRe2L
 from datastill.methods.tesla import TESLA
@@ -166,6 +167,14 @@ class TestScaling:
         assert Pace().of_experts == 1.0
         assert Pace(0.6).of_experts == Pace(0.7).of_experts == pytest.approx(2**-0.5)
         assert all(1.0 <= Pace(p).of_experts / p < 1.415 for p in (0.1, 0.33, 0.9, 1.1, 3.0))
+
+    def test_a_short_run_of_ftd_averages_its_last_steps_without_the_start(self, digits: RealSet) -> None:
+        task, published = task_of(digits, "convnet:width=64,depth=2"), FTD(ema=0.9999, ema_start=True)
+        for found in (published.scaled(task, 60.0), published.at_pace(task, 60.0, 1.0, 2.0)):
+            assert found.steps < published.steps
+            assert not found.ema_start
+            assert found.ema**found.steps < 0.01 < found.ema ** (found.steps // 5)
+        assert published.scaled(task, 1e9) == published
 
     def test_given_steps_leave_the_experts_to_the_clock(self, digits: RealSet) -> None:
         task, method = task_of(digits, "convnet:width=64,depth=2"), MTT(steps=7, image_lr=100.0, lr_kind="raw")

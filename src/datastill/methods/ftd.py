@@ -12,15 +12,21 @@ is an exponential moving average of the images.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datastill.core.ranges import Momentum
 from datastill.core.registry import method
 from datastill.methods._own_experts import OwnExperts
+from datastill.surrogates.expert_cost import SETTLED
 
 if TYPE_CHECKING:
-    from datastill.core.plan import UpdateRule
+    from typing import Self
+
+    from datastill.core.plan import Task, UpdateRule
+
+#: Of a run that is cut short, what the average is mostly over.
+_LAST = 0.2
 
 
 @method("ftd", paper="arXiv:2211.11004", family="trajectory")
@@ -29,11 +35,26 @@ class FTD(OwnExperts):
     """Lead a student along flat trajectories, and keep the mean of the images on the way."""
 
     paper_values: ClassVar[dict[str, Any]] = {"ema_start": True}
+    settled_by_budget: ClassVar[frozenset[str]] = SETTLED | {"ema", "ema_start"}
 
     ema: Momentum = 0.999  #: decay of the moving average of the images that is kept; 0 keeps the last images
     ema_start: bool = False  #: the average begins with the initial images, as published, instead of the first step's
     #: how experts are trained: "gsam", with numbers as in gsam:alpha=0.3, or another policy
     expert_policy: str = "gsam"
+
+    def scaled(self, task: Task, seconds: float) -> Self:
+        """As MTT, with an average that a short run fills."""
+        return self._followed(super().scaled(task, seconds))
+
+    def at_pace(self, task: Task, seconds: float, preparation: float, step: float) -> Self:
+        """As MTT, with an average that a short run fills."""
+        return self._followed(super().at_pace(task, seconds, preparation, step))
+
+    def _followed(self, other: Self) -> Self:
+        """Another setting, whose average leaves the start behind: published ones are made for thousands of steps."""
+        if other.steps >= self.steps:
+            return other
+        return replace(other, ema=min(self.ema, max(0.0, 1 - 1 / (_LAST * other.steps))), ema_start=False)
 
     def _rules(self, rate: Any) -> dict[str, UpdateRule]:
         from datastill.core.wrapped import Ema
