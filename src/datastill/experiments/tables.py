@@ -92,13 +92,23 @@ def caption(comparison: Comparison) -> str:
     if config.get("optimizer"):
         text += f" Networks were trained by {usual(config['optimizer']).called}, not by the protocol's optimizer."
     if config.get("scores"):
-        told = meaning(config["scores"])
-        text += f" LRS and ARS say {told[0].lower()}{told[1:]}"
+        text += f" {_scores(config['scores'], rows)}"
+        took = [f"{duration(seconds)} ({data})" for data, seconds in comparison.whole_set_seconds.items()]
+        text += f" Once besides, a network on the whole real set took {', '.join(took)}." if took else ""
     if config.get("budget"):
         text += f" Distillation was given {duration(config['budget'])} per set."
     if comparison.missing:
         text += f" {plural(len(comparison.missing), 'cell')} of {_all(comparison)} have no result."
     return text
+
+
+def _scores(arithmetic: str, rows: Sequence[Row]) -> str:
+    """What LRS and ARS say, and which data have no ARS."""
+    scored = [row for row in rows if row.robustness is not None]
+    without = dict.fromkeys(row.data for row in scored if row.robustness is not None and row.robustness.ars is None)
+    some = not scored or len(without) < len({row.data for row in scored})
+    told = meaning(arithmetic, some, " and ".join(without) if some else "")
+    return f"{'LRS and ARS say' if some else 'LRS says'} {told[0].lower()}{told[1:]}"
 
 
 def _rates(rows: Sequence[Row]) -> str:
