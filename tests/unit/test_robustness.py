@@ -16,11 +16,13 @@ import torch.nn.functional as F
 import datastill
 from datastill.cli import main
 from datastill.core.errors import InputError
+from datastill.core.registry import NOMINAL_STEP_SECONDS
 from datastill.core.rng import Rng
 from datastill.data.real import RealSet
 from datastill.evaluation import Evaluation, Robustness, evaluate, evaluate_robustness
+from datastill.evaluation.ceiling import ceiling_seconds
 from datastill.evaluation.protocols import Protocol, get_protocol
-from datastill.evaluation.robustness import score
+from datastill.evaluation.robustness import apart_seconds, score
 from datastill.experiments.ledger import read_ledger
 from datastill.experiments.page import write_comparison_report
 from datastill.report.reproduce import evaluate_call
@@ -244,9 +246,32 @@ def test_the_command_prints_the_parts_and_keeps_them(tmp_path: Path, capsys: pyt
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Without the help of labels and augmentation" in page
     assert "(LRS)" in (tmp_path / "run" / "README.md").read_text()
-    assert main([*args, "--scores", "fractions", "--no-random"]) == 2
-    assert "leave --no-random" in capsys.readouterr().err
-    assert main([*args, "--scores", "fractions", "--regimes", "hard"]) == 2
+    for more, told in ((["--no-random"], "leave --no-random"), (["--regimes", "hard"], "leave --scores or --regimes")):
+        assert main([*args, "--scores", "fractions", *more, "--data", str(tmp_path / "nowhere")]) == 2
+        assert told in capsys.readouterr().err, "before data are looked for"
+
+
+def test_what_the_scores_take_is_told_before(
+    squares: RealSet, pair: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trainings by hand: both arms without augmentation, hard labels where the set has others, and the whole set."""
+
+    def steps(made: list[Any], protocol: Protocol, networks: int = 2, labels: str = "auto") -> int:
+        seconds = apart_seconds(made, squares, protocol, NET, networks, labels, "cpu")
+        return round(seconds / NOMINAL_STEP_SECONDS)  # the arithmetic of such networks is far below a step
+
+    assert steps(pair, DSA) == 2 * 2 * 2 * 4  # arms, sets, networks, passes of one step
+    assert steps(pair, DSA, networks=1) == 2 * 2 * 4
+    assert steps(pair, SOFT) == 2 * 3 * 2 * 2 + 2 * 3 * 2, "without a teacher too"
+    assert steps(pair, SOFT, labels="hard") == 2 * 3 * 2 * 2
+    assert apart_seconds(pair, digits(), QUICK, NET, 2, "auto", "cpu") == 0
+    whole = ceiling_seconds(squares, datastill.models.resolve_network(NET, **squares.network_shape), "cpu")
+    assert whole == pytest.approx(get_protocol("ceiling-v1").passes * NOMINAL_STEP_SECONDS, rel=0.2)
+
+    datastill.distill("random", "digits", ipc=1, network=NET, out=tmp_path / "run")
+    args = ["evaluate", str(tmp_path / "run"), "--networks", "1", "--protocol", "dsa-quick-v1", "--scores"]
+    assert main([*args, "fractions"]) == 0
+    assert "The whole real set takes about 1 second more" in capsys.readouterr().err
 
 
 def test_a_comparison_puts_the_same_scores_together_from_its_cells(squares: RealSet, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ _NO_FLIP = ("mnist", "svhn", "digits", "usps", "emnist", "kmnist", "omniglot", "
 
 
 def strategy_for(name: str, shape: tuple[int, int, int]) -> str:
-    """The DSA strategy for a data set: none below `AUGMENTED_SIDE` pixels, no flip for digits and letters, else all operations."""
+    """The DSA strategy for a data set: none for small images, no flip for digits and letters, else all operations."""
     if min(shape[1:]) < AUGMENTED_SIDE:
         return "none"
     plain = name.split(":")[0].split("/")[-1].lower().replace("-", "_")

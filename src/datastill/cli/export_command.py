@@ -19,8 +19,8 @@ class ExportOptions:
 
     folder: tyro.conf.Positional[Path]  #: folder of a distilled set
     target: tyro.conf.Positional[Path]  #: folder to write
-    #: imagefolder (PNG), parquet (as the Hub takes it), tensors (exact), encoded (a distilled set in fewer bytes), or
-    #: hub (what `datastill push` publishes)
+    #: imagefolder (PNG; of pairs with a captions file), parquet (as the Hub takes it), tensors (exact), encoded (a
+    #: distilled set in fewer bytes), or hub (what `datastill push` publishes)
     to: Literal["imagefolder", "parquet", "tensors", "encoded", "hub"] = "imagefolder"
     bits: Bits = 8  #: of a value, with --to encoded
     most: Amount = 0  #: bytes that encoded images may take, with as many bits as fit, up to --bits; 0 sets no limit
@@ -74,6 +74,8 @@ def write(options: ExportOptions) -> int:
             f"Pixels were {changed} and {100 * done.clipped_fraction:.1f} % of them clipped to the valid range "
             f"(largest change {done.max_pixel_error:.3f} of the range)."
         )
+        if options.to == "imagefolder" and distilled.label_kind == "pairs":
+            display.say("Each sentence is the training caption nearest to its vector; --to parquet keeps the vectors.")
         if options.score:
             try:
                 real = real_for(distilled, options.data)
@@ -97,8 +99,8 @@ def write(options: ExportOptions) -> int:
                 before, after = (r.mean for r in results)
                 record.update(accuracy_stored=before, accuracy_exported=after, protocol=results[0].protocol)
                 display.say(
-                    f"Test accuracy {100 * before:.1f} % as stored, {100 * after:.1f} % as exported "
-                    f"({results[0].protocol}, {options.networks} networks)."
+                    f"{results[0].measure.capitalize()} {100 * before:.1f} % as stored, {100 * after:.1f} % as "
+                    f"exported ({results[0].protocol}, {options.networks} networks)."
                 )
     if options.json:
         print(json.dumps(record, indent=2))
