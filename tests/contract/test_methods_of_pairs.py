@@ -197,6 +197,7 @@ def test_a_comparison_is_under_the_protocol_of_pairs(real: RealSet, tmp_path: Pa
     )
     assert table.config["protocol"]["name"] == "vl-v1"
     assert {row.method for row in table.rows} == {"random", "vl-moments"}
+    assert "Mean recall under protocol vl-v1" in table.table()
     assert all(0 < cell["accuracy"] < 1 for row in table.rows for cell in row.cells.values())
     assert estimate("vl-moments", real, ipc=4, network=NETWORK).seconds_per_step > 0
 

@@ -171,6 +171,11 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture)
     assert "does not exist" in capsys.readouterr().err
 
 
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["distill", "--config", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert f"name the file of options in it, such as {tmp_path / 'run.toml'}" in capsys.readouterr().err
+
+
 def test_what_options_cannot_say_is_not_written(tmp_path: Path) -> None:
     real = load_real("digits").with_weights(torch.rand(899, generator=torch.Generator().manual_seed(0)))
     distill("random", real, ipc=1, network=NETWORK, out=tmp_path / "x")

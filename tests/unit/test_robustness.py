@@ -246,8 +246,14 @@ def test_the_command_prints_the_parts_and_keeps_them(tmp_path: Path, capsys: pyt
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Without the help of labels and augmentation" in page
     assert "(LRS)" in (tmp_path / "run" / "README.md").read_text()
-    for more, told in ((["--no-random"], "leave --no-random"), (["--regimes", "hard"], "leave --scores or --regimes")):
-        assert main([*args, "--scores", "fractions", *more, "--data", str(tmp_path / "nowhere")]) == 2
+    for more, told in (
+        (["--scores", "fractions", "--no-random"], "leave --no-random"),
+        (["--scores", "fractions", "--regimes", "hard"], "leave --scores or --regimes"),
+        (["--scores", "fractions", "--protocol", "krr-v1"], "krr-v1 trains"),
+        (["--regimes", "hard", "--labels", "hard"], "leave --labels out"),
+        (["--labels", "hard"], "trains on the labels of the set"),
+    ):
+        assert main([*args, *more, "--data", str(tmp_path / "nowhere")]) == 2
         assert told in capsys.readouterr().err, "before data are looked for"
 
 

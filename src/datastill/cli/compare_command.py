@@ -230,10 +230,10 @@ def comparison_table(result: Comparison, data: str) -> Table:
     """Methods by size, on one data set."""
     from rich.table import Table
 
-    from datastill.experiments.tables import cells, score_cells, scores_in
+    from datastill.experiments.tables import cells, measure, score_cells, scores_in
 
     table, scores = Table(title=f"{data}: protocol {result.protocol}", title_justify="left"), scores_in(result)
-    for column in ("ipc", "method", "test accuracy %", "against Random", "to distill", "to evaluate", *scores):
+    for column in ("ipc", "method", f"{measure(result)} %", "against Random", "to distill", "to evaluate", *scores):
         table.add_column(column, justify="left" if column == "method" else "right")
     for (name, ipc), rows in result.groups().items():
         best = max(row.mean for row in rows)

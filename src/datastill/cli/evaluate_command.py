@@ -57,7 +57,9 @@ class EvaluateOptions(RuntimeOptions):
     #: robustness scores with their parts (LRS, ARS): fractions keeps them in [0, 1]; released counts as DD-Ranking's
     #: package. Trains on the whole real set too, on hard labels, and without augmentation
     scores: Literal["none", "fractions", "released"] = "none"
-    ceiling: bool = False  #: train on the whole real set too (30 passes; its cost is told first, the result cached)
+    ceiling: bool = (
+        False  #: train on the whole real set too (30 passes, of pairs 50; its cost is told first, the result cached)
+    )
     random: bool = True  #: put Random beside it, from the same initial subsets
     out: Path | None = None  #: a JSON file for the result; none keeps it beside the first set
     quiet: bool = False  #: print the table only
@@ -90,7 +92,7 @@ def score(options: EvaluateOptions) -> int:
         refuse_void(options.data, of_data, "without --data: the set says how its real data are read")
     display = Display(options.quiet or options.json)
     sets = [load_distilled(folder) for folder in options.sets]
-    _refuse_unfit(options, sets[0])
+    _refuse_unfit(options, sets)
     target = _target(options)
     source = options.data.data or sets[0].record.data.source
     if target is not None:
@@ -143,7 +145,7 @@ def _keep(target: Path | None, record: dict[str, Any], where: str, display: Disp
     display.say(f"Written to {target}{where}.")
 
 
-def _refuse_unfit(options: EvaluateOptions, first: DistilledSet) -> None:
+def _refuse_unfit(options: EvaluateOptions, sets: list[DistilledSet]) -> None:
     """Refuse options that do not go together, or not with the sets, before any data are read.
 
     Raises:
@@ -151,10 +153,13 @@ def _refuse_unfit(options: EvaluateOptions, first: DistilledSet) -> None:
     """
     from datastill.core.errors import InputError
     from datastill.evaluation.robustness import refuse_unscored
-    from datastill.evaluation.settled import protocol_of
+    from datastill.evaluation.settled import Variation, check_labels, protocol_of
 
     if options.regimes and options.labels != "auto":
         raise InputError("Name the kinds of labels in --regimes alone; leave --labels out.")
+    first, protocol = sets[0], protocol_of(sets[0], options.protocol)
+    if not options.regimes:
+        check_labels(sets, protocol, Variation(options.labels, options.teacher, options.teacher_network))
     if options.scores == "none":
         return
     if options.regimes:
@@ -164,7 +169,7 @@ def _refuse_unfit(options: EvaluateOptions, first: DistilledSet) -> None:
             "The scores need Random, and train with and without augmentation; leave --no-random, --no-augmented and "
             "--training out."
         )
-    refuse_unscored(first.label_kind, first.name, protocol_of(first, options.protocol))
+    refuse_unscored(first.label_kind, first.name, protocol)
 
 
 def _for_scores(options: EvaluateOptions, settings: dict[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def write(options: ExportOptions) -> int:
     from datastill.evaluation.inputs import real_for
     from datastill.exchange.export import export
     from datastill.report.card import CARD
+    from datastill.report.words import plural
     from datastill.store.artifact import load_distilled
 
     _refuse_void(options)
@@ -100,7 +101,7 @@ def write(options: ExportOptions) -> int:
                 record.update(accuracy_stored=before, accuracy_exported=after, protocol=results[0].protocol)
                 display.say(
                     f"{results[0].measure.capitalize()} {100 * before:.1f} % as stored, {100 * after:.1f} % as "
-                    f"exported ({results[0].protocol}, {options.networks} networks)."
+                    f"exported ({results[0].protocol}, {plural(options.networks, 'network')})."
                 )
     if options.json:
         print(json.dumps(record, indent=2))

@@ -149,7 +149,9 @@ def refuse_unscored(label_kind: str, name: str, protocol: Protocol) -> None:
         InputError: there are no scores of such.
     """
     if label_kind not in ("classes", "probabilities", "logits"):
-        raise InputError(f"LRS and ARS are scores of classes; the labels of {name} are {label_kind}.")
+        raise InputError(
+            f"LRS and ARS are scores of classes; the labels of {name} are {label_kind}; leave --scores out."
+        )
     protocol.check_own_way("its augmentation")
 
 

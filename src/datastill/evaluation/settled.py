@@ -128,7 +128,7 @@ def settle(
     training = DebiasedTraining.parse(variation.training)
     if training is not None:
         recipe.check_debiased()
-    _check_labels(sets, recipe, variation)
+    check_labels(sets, recipe, variation)
     optimizer = _optimizer(recipe, variation)
     extras = [
         Extras(
@@ -206,8 +206,12 @@ def protocol_of(first: DistilledSet, protocol: str | Protocol) -> Protocol:
     return get_protocol(protocol) if isinstance(protocol, str) else protocol
 
 
-def _check_labels(sets: Sequence[DistilledSet], protocol: Protocol, variation: Variation) -> None:
-    """Labels are of a kind that the protocol trains on, and asked for as it has them."""
+def check_labels(sets: Sequence[DistilledSet], protocol: Protocol, variation: Variation) -> None:
+    """Labels are of a kind that the protocol trains on, and asked for as it has them.
+
+    Raises:
+        InputError: they are not.
+    """
     if variation.labels not in ("auto", *REGIMES):
         raise InputError(
             f"Labels are auto, hard, soft (one for each image) or teacher (at training time), not {variation.labels!r} "

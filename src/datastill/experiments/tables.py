@@ -48,6 +48,11 @@ def html(comparison: Comparison) -> str:
     return table(("data", "ipc", *COLUMNS, *scores), rows, caption(comparison))
 
 
+def measure(comparison: Comparison) -> str:
+    """What networks are scored by, as `Evaluation.measure`."""
+    return "mean recall" if "pairs" in comparison.config["protocol"].get("accepts", ()) else "test accuracy"
+
+
 def scores_in(comparison: Comparison) -> list[str]:
     """Names of the columns of scores, where they were asked for."""
     return ["LRS", "ARS"] if comparison.config.get("scores") else []
@@ -83,7 +88,7 @@ def caption(comparison: Comparison) -> str:
     sets = plural(many, "set") if few == many else f"{few} to {many} sets"
     over = " or ".join(sorted({row.interval_over for row in rows})) or "sets"
     text = (
-        f"Test accuracy under protocol {comparison.protocol}: mean over {sets} (seeds) × "
+        f"{measure(comparison).capitalize()} under protocol {comparison.protocol}: mean over {sets} (seeds) × "
         f"{plural(config['networks'], 'network')}; ± is the half-width of a 95 % t-interval over {over}. "
         "Differences are paired: a method and the Random of its seed share the networks' weights and orders. "
         "Times are means per set, on one thread; the time to distill includes what methods prepare once and share."
