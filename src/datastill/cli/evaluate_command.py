@@ -57,9 +57,8 @@ class EvaluateOptions(RuntimeOptions):
     #: robustness scores with their parts (LRS, ARS): fractions keeps them in [0, 1]; released counts as DD-Ranking's
     #: package. Trains on the whole real set too, on hard labels, and without augmentation
     scores: Literal["none", "fractions", "released"] = "none"
-    ceiling: bool = (
-        False  #: train on the whole real set too (30 passes, of pairs 50; its cost is told first, the result cached)
-    )
+    #: train on the whole real set too (30 passes, of pairs 50; its cost is told first, the result cached)
+    ceiling: bool = False
     random: bool = True  #: put Random beside it, from the same initial subsets
     out: Path | None = None  #: a JSON file for the result; none keeps it beside the first set
     quiet: bool = False  #: print the table only
