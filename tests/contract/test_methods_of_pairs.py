@@ -9,12 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import load_dataset
 
 from datastill import distill, evaluate, load_distilled, load_pairs, load_real, methods
 from datastill.core.errors import InputError
 from datastill.core.plan import Callback
 from datastill.core.registry import field_docs, get_method
+from datastill.core.rng import Rng
+from datastill.core.runtime import Runtime
 from datastill.data import RealSet
+from datastill.evaluation.ceiling import whole_set
+from datastill.evaluation.metrics import TestSplit
+from datastill.evaluation.protocols import get_protocol
+from datastill.evaluation.retrieval import Retrieval
+from datastill.models import resolve_network
+from datastill.training.contrastive import Contrastive
+from datastill.training.trainers import Labeled
 
 METHODS = sorted(name for name, info in methods().items() if "pairs" in info.cls.takes)
 LEARNING = [name for name in METHODS if get_method(name).cls().steps]
@@ -187,15 +197,66 @@ def test_a_comparison_is_under_the_protocol_of_pairs(real: RealSet, tmp_path: Pa
     )
     assert table.config["protocol"]["name"] == "vl-v1"
     assert {row.method for row in table.rows} == {"random", "vl-moments"}
+    assert "Mean recall under protocol vl-v1" in table.table()
     assert all(0 < cell["accuracy"] < 1 for row in table.rows for cell in row.cells.values())
     assert estimate("vl-moments", real, ipc=4, network=NETWORK).seconds_per_step > 0
 
 
-def test_what_is_of_classes_alone_is_refused_in_a_sentence(real: RealSet, tmp_path: Path) -> None:
+def test_the_whole_real_set_stands_beside_the_pairs(real: RealSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The towers that `vl-v1` trains on all pairs, scored by retrieval; the second time they are not trained again."""
     one = made("random", real)
-    with pytest.raises(InputError, match="trained on as classes; leave ceiling"):
-        evaluate(one, real, networks=1, ceiling=True)
-    for kind in ("imagefolder", "parquet"):
-        with pytest.raises(InputError, match=f"{kind} holds classes, and these are pairs"):
-            one.export(tmp_path / kind, kind)
+    found = evaluate(one, real, networks=1, ceiling=True).ceiling
+    assert found is not None
+    schedule = get_protocol("vl-v1").schedule(real.name, real.shape)
+    factory = resolve_network(NETWORK, **real.network_shape)
+    rng = Rng(0).child("evaluation", 0, 0)
+    towers = factory(rng.derive("network"))
+    every = Labeled(real.batch(torch.arange(len(real))).x, real.captions.vectors)
+    Contrastive(schedule, schedule.lr)._train(towers, every, rng, Runtime.of("cpu"))
+    score = Retrieval().score(towers, TestSplit.of(real), Runtime.of("cpu"))
+    assert found.recalls == pytest.approx(score.recalls)
+    assert found.mean == pytest.approx(score.accuracy)
+    monkeypatch.setattr(Contrastive, "_train", lambda *given: pytest.fail("it was kept"))
+    factory = resolve_network(NETWORK, **real.network_shape)
+    again = whole_set(real, factory, 0, Runtime.of("cpu"))
+    assert (again.recalls, again.mean) == (found.recalls, found.mean)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # `datasets` leaves files open
+@pytest.mark.parametrize("name", METHODS)
+def test_pairs_become_a_folder_of_captioned_images(name: str, real: RealSet, tmp_path: Path) -> None:
+    one = made(name, real)
+    done = one.export(tmp_path / "folder", "imagefolder")
+    back = load_pairs(tmp_path / "folder", text="hashed:dim=32", holdout=0, space=one.space)
+    assert list(back.captions.texts) == one.record.captions
+    assert torch.equal(back.batch(torch.arange(6)).x, done.distilled.images)
+    assert torch.allclose(back.captions.vectors, done.distilled.labels)
+    learned = one.record.cost.steps > 0
+    assert torch.allclose(done.distilled.labels, one.labels, atol=1e-6) != learned
+    assert any("nearest to its vector" in note for note in done.distilled.record.notes) == learned
+    assert done.max_pixel_error < 1
+    assert "load_pairs(" in (tmp_path / "folder" / "README.md").read_text()
+    rows = load_dataset("imagefolder", data_dir=str(tmp_path / "folder"), split="train", cache_dir=str(tmp_path / "c"))
+    assert rows["caption"] == one.record.captions
+
+    exported = one.export(tmp_path / "parquet", "parquet")
+    assert torch.equal(exported.distilled.labels, one.labels)
+    (row, *_) = load_dataset(str(tmp_path / "parquet"), split="train", cache_dir=str(tmp_path / "c"))
+    assert row["caption"] == one.record.captions[0]
+    assert row["pairs"] == one.labels[0].tolist()
+    assert evaluate([done.distilled], real, networks=1, random=False).mean > 0
+
+
+def test_captions_that_a_folder_cannot_say(real: RealSet, tmp_path: Path) -> None:
+    one = made("random", real)
+    without = dataclasses.replace(one, manifest={**one.manifest, "captions": []})
+    with pytest.raises(InputError, match=r"names no caption for each of its 6 images.*'parquet' or 'tensors'"):
+        without.export(tmp_path / "x", "imagefolder")
+    assert not (tmp_path / "x").exists()
+    captions = {**one.manifest["data"]["captions"], "encoder": "MyOwn"}
+    own = dataclasses.replace(one, manifest={**one.manifest, "data": {**one.manifest["data"], "captions": captions}})
+    done = own.export(tmp_path / "own", "imagefolder")
+    assert not done.lossless
+    assert torch.equal(done.distilled.labels, one.labels)
+    assert any("text encoder is not at hand" in note for note in done.distilled.record.notes)
     assert one.export(tmp_path / "tensors", "tensors").lossless

@@ -68,6 +68,7 @@ def test_a_line_for_every_cell_and_a_failure(
     args += ["--set", "dm.steps=40", "dm.image_lr=1e38", "--out", tmp_path, "--protocol", "dsa-quick-v1"]
     code, out, err = run(["compare", *args], capsys)
     assert code == 3
+    assert f"2 cells (random, dm) in {tmp_path}. A finished one is kept" in err
     assert "[1/2] digits, random, ipc 1, seed 0:" in err
     assert re.search(r"\[2/2\] digits, dm, ipc 1, seed 0: failed: .*finite", err)
     assert "1 of 2 units failed" in err
@@ -87,12 +88,16 @@ def test_a_line_for_every_cell_and_a_failure(
         (["--methods", "dm", "--data", "./nowhere"], "nowhere"),
         (["--methods", "dm", "--sets", "x"], "one of the two"),
         (["--sets", "./nowhere"], "no distilled set"),
+        (["--methods", "dm", "--protocol", "rded-v1"], "come without a teacher"),
+        (["--methods", "dm", "--set", "dm.stepz=3"], "stepz"),
+        (["--methods", "vl-moments"], "vl-moments"),
     ],
 )
 def test_bad_input(args: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(["compare", *args, "--out", tmp_path / "out"], capsys)
     assert code == 2
     assert words in err
+    assert "cells (" not in err, "told of before it was refused"
     assert "Traceback" not in err
 
 

@@ -183,5 +183,5 @@ def test_a_comparison_from_before_is_not_mixed_with(asked: dict[str, Any], tmp_p
     stored = json.loads((tmp_path / "plan.json").read_text())
     del stored["config"]["rates"]
     (tmp_path / "plan.json").write_text(json.dumps(stored))
-    with pytest.raises(InputError, match="its rates is None"):
+    with pytest.raises(InputError, match="it names no rates"):
         compare("random", "digits", out=tmp_path, **small)

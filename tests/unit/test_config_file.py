@@ -15,6 +15,7 @@ from datastill.cli import main
 from datastill.cli.config_file import Config
 from datastill.cli.distill_command import RunOptions
 from datastill.core import registry
+from datastill.core.overrides import overrides
 from datastill.distillation.runfile import RUN_FILE, as_toml
 from datastill.store.artifact import TENSORS
 from datastill.store.opening import sha256_of
@@ -78,6 +79,20 @@ def test_a_network_and_a_teacher_of_the_users_are_found_from_another_folder(
     monkeypatch.chdir(tmp_path / "other")
     again = made(["--config", str(first / RUN_FILE)], tmp_path / "y")
     assert sha256_of(again / TENSORS) == sha256_of(first / TENSORS)
+
+
+def test_a_generator_is_named_as_from_any_folder_where_it_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of generators that are no folders stay names, whatever lies beside them."""
+    for name in ("model", "tiny", "5"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    placed = overrides()["codes"].placed
+    assert placed("ld3m:steps=5,generator=model,lr=0.0") == f"ld3m:steps=5,generator={tmp_path / 'model'},lr=0.0"
+    same = f"ld3m:generator={tmp_path / 'model'}"
+    for text in ("ld3m:steps=5,generator=tiny", "ld3m:generator=absent", "glad:generator=model", "method", "dct", same):
+        assert placed(text) == text
 
 
 def test_a_file_of_another_method_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -154,6 +169,11 @@ def test_what_a_file_cannot_say(text: str, words: str, tmp_path: Path, capsys: p
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["distill", "dm", "--config", str(tmp_path / "no.toml"), "--out", str(tmp_path / "out")]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["distill", "--config", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert f"name the file of options in it, such as {tmp_path / 'run.toml'}" in capsys.readouterr().err
 
 
 def test_what_options_cannot_say_is_not_written(tmp_path: Path) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from datastill import distill, load_real
+from datastill import distill, load_distilled, load_real
+from datastill.core.errors import InputError
 from datastill.core.plan import Task
 from datastill.core.rng import Rng
 from datastill.data import RealSet
 from datastill.decoders.contrast import Contrast
 from datastill.methods.dm_fast import DMFast
 from datastill.models import resolve_network
+from datastill.store.rendering import decoder_of
 
 NORMED = "convnet:width=8,depth=2,norm=batch"
 
@@ -110,3 +115,15 @@ def test_a_run_says_what_stands_in() -> None:
     assert any("has batch norm" in note and "brightness and contrast" in note for note in made.manifest["notes"])
     plain = distill("dm-fast", "digits", ipc=1, steps=1, network="convnet:width=8,depth=2", compile="off")
     assert not any("batch norm" in note for note in plain.manifest["notes"])
+
+
+def test_a_set_tells_that_its_contrast_is_that_of_real_images(digits: RealSet, tmp_path: Path) -> None:
+    """And is read back without real images; a plain set tells nothing of it."""
+    asked = {"ipc": 1, "steps": 2, "real_batch": 8, "network": NORMED}
+    made = distill("dm-fast", digits, **asked, out=tmp_path / "x")
+    assert made.manifest["decoder"] == {"decoder": "pixels", "clamp": False, "contrast": "real"}
+    assert torch.equal(load_distilled(tmp_path / "x").images, made.images)
+    assert json.loads((tmp_path / "x" / "config.json").read_text())["decoder"]["contrast"] == "real"
+    assert "contrast" not in distill("random", digits, ipc=1).manifest["decoder"]
+    with pytest.raises(InputError, match="contrast of real images or none, not 3"):
+        decoder_of({"decoder": "pixels", "clamp": False, "contrast": 3})

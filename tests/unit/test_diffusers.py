@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
 import datastill
+from datastill.cli import main
 from datastill.core.errors import InputError, MissingExtra
 from datastill.core.rng import isolated
 from datastill.decoders.diffusion_latents import DiffusionLatents
 from datastill.models.generators.diffusers_ldm import DiffusersLDM, diffusers, from_folder
+from datastill.store.artifact import TENSORS
+from datastill.store.opening import sha256_of
 
 NET = "convnet:width=8,depth=1"
 
@@ -71,6 +75,20 @@ def test_a_set_carries_its_model_into_another_process(folder: Path, tmp_path: Pa
     script = "import sys, torch, datastill; torch.save(datastill.load_distilled(sys.argv[1]).images, sys.argv[2])"
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "run"), str(tmp_path / "x.pt")], check=True)
     assert torch.equal(torch.load(tmp_path / "x.pt", weights_only=True), made.images)
+
+
+def test_a_run_is_repeated_from_any_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generator's folder is named from where the run was made; where it is repeated none lies under that name."""
+    monkeypatch.chdir(folder.parent)
+    words = ["dm", "--steps", "2", "--real-batch", "4", "--ipc", "1", "--network", NET, "--quiet"]
+    words += ["--codes", f"ld3m:steps=2,generator={folder.name}"]
+    assert main(["distill", *words, "--out", str(tmp_path / "x")]) == 0
+    assert tomllib.loads((tmp_path / "x" / "run.toml").read_text())["codes"].count(str(folder)) == 1
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["distill", "--config", str(tmp_path / "x" / "run.toml"), "--out", str(tmp_path / "y"), "--quiet"]) == 0
+    assert sha256_of(tmp_path / "y" / TENSORS) == sha256_of(tmp_path / "x" / TENSORS)
+    assert (tmp_path / "y" / "run.toml").read_text() == (tmp_path / "x" / "run.toml").read_text()
 
 
 def test_what_is_no_such_model_is_told(folder: Path, tmp_path: Path) -> None:

@@ -382,7 +382,7 @@ class TestTraining:
         assert sums(tmp_path / "bf16") == sums(
             train_experts(real, network, tmp_path / "again", precision="bf16", **FAST).path
         )
-        with pytest.raises(InputError, match="its precision is None"):
+        with pytest.raises(InputError, match="it names no precision"):
             train_experts(real, network, made, precision="bf16", **FAST)
         with pytest.raises(InputError, match="no precision 'fp8'"):
             make_job(real, network, tmp_path, precision="fp8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,17 @@ import torch.nn.functional as F
 import datastill
 from datastill.cli import main
 from datastill.core.errors import InputError
+from datastill.core.registry import NOMINAL_STEP_SECONDS
 from datastill.core.rng import Rng
 from datastill.data.real import RealSet
 from datastill.evaluation import Evaluation, Robustness, evaluate, evaluate_robustness
+from datastill.evaluation.ceiling import ceiling_seconds
 from datastill.evaluation.protocols import Protocol, get_protocol
-from datastill.evaluation.robustness import score
+from datastill.evaluation.robustness import apart_seconds, score
 from datastill.experiments.ledger import read_ledger
+from datastill.experiments.page import write_comparison_report
 from datastill.report.reproduce import evaluate_call
+from datastill.report.words import duration
 from datastill.training.hard import Schedule, train
 from datastill.training.optimizers import OPTIMIZERS, soft_by, unaugmented
 from datastill.training.soft import SOFT_RECIPES
@@ -241,9 +246,38 @@ def test_the_command_prints_the_parts_and_keeps_them(tmp_path: Path, capsys: pyt
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Without the help of labels and augmentation" in page
     assert "(LRS)" in (tmp_path / "run" / "README.md").read_text()
-    assert main([*args, "--scores", "fractions", "--no-random"]) == 2
-    assert "leave --no-random" in capsys.readouterr().err
-    assert main([*args, "--scores", "fractions", "--regimes", "hard"]) == 2
+    for more, told in (
+        (["--scores", "fractions", "--no-random"], "leave --no-random"),
+        (["--scores", "fractions", "--regimes", "hard"], "leave --scores or --regimes"),
+        (["--scores", "fractions", "--protocol", "krr-v1"], "krr-v1 trains"),
+        (["--regimes", "hard", "--labels", "hard"], "leave --labels out"),
+        (["--labels", "hard"], "trains on the labels of the set"),
+    ):
+        assert main([*args, *more, "--data", str(tmp_path / "nowhere")]) == 2
+        assert told in capsys.readouterr().err, "before data are looked for"
+
+
+def test_what_the_scores_take_is_told_before(
+    squares: RealSet, pair: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trainings by hand: both arms without augmentation, hard labels where the set has others, and the whole set."""
+
+    def steps(made: list[Any], protocol: Protocol, networks: int = 2, labels: str = "auto") -> int:
+        seconds = apart_seconds(made, squares, protocol, NET, networks, labels, "cpu")
+        return round(seconds / NOMINAL_STEP_SECONDS)  # the arithmetic of such networks is far below a step
+
+    assert steps(pair, DSA) == 2 * 2 * 2 * 4  # arms, sets, networks, passes of one step
+    assert steps(pair, DSA, networks=1) == 2 * 2 * 4
+    assert steps(pair, SOFT) == 2 * 3 * 2 * 2 + 2 * 3 * 2, "without a teacher too"
+    assert steps(pair, SOFT, labels="hard") == 2 * 3 * 2 * 2
+    assert apart_seconds(pair, digits(), QUICK, NET, 2, "auto", "cpu") == 0
+    whole = ceiling_seconds(squares, datastill.models.resolve_network(NET, **squares.network_shape), "cpu")
+    assert whole == pytest.approx(get_protocol("ceiling-v1").passes * NOMINAL_STEP_SECONDS, rel=0.2)
+
+    datastill.distill("random", "digits", ipc=1, network=NET, out=tmp_path / "run")
+    args = ["evaluate", str(tmp_path / "run"), "--networks", "1", "--protocol", "dsa-quick-v1", "--scores"]
+    assert main([*args, "fractions"]) == 0
+    assert "The whole real set takes about 1 second more" in capsys.readouterr().err
 
 
 def test_a_comparison_puts_the_same_scores_together_from_its_cells(squares: RealSet, tmp_path: Path) -> None:
@@ -269,6 +303,51 @@ def test_a_comparison_puts_the_same_scores_together_from_its_cells(squares: Real
         datastill.compare(["dm"], squares, **asked, out=tmp_path / "a")
     entries = read_ledger(tmp_path / "a" / "results").entries
     assert {one.protocol for one in entries} == {"dsa-quick-v1, Adam"}
+
+
+def test_a_comparison_says_what_it_was_scored_by_and_all_that_it_took(squares: RealSet, tmp_path: Path) -> None:
+    """Of images too small to be augmented: no ARS, and why; the optimizer that trained; the whole set's time."""
+    asked = {"ipc": 1, "seeds": 1, "network": NET, "networks": 2, "protocol": "dsa-quick-v1", "scores": "fractions"}
+    small = datastill.compare(["random"], "digits", **asked, optimizer="adamw", out=tmp_path / "a")
+    assert "There is no ARS: images of fewer than 16 pixels a side are not augmented." in small.table()
+    assert "LRS says what is left" in small.table()
+    assert "ARS weighs" not in small.table()
+    cost = small.row("random").cells[0]["cost"]
+    (whole,) = small.whole_set_seconds.values()
+    assert whole > 0
+    own = ("distillation_seconds", "evaluation_seconds", "scores_seconds")
+    assert small.seconds == pytest.approx(whole + sum(cost[name] for name in own))
+    assert f"on the whole real set took {duration(whole)} (digits)" in small.table()
+    text = write_comparison_report(tmp_path / "a.html", small).read_text()
+    assert f"{duration(whole)} of it on the whole real set" in text
+    (told,) = re.findall(r"<td>(dsa-quick-v1: .*)</td>", text)
+    assert "optimizer AdamW, lr 0.001, weight_decay 0.01," in told
+    assert not re.search(r"[, ]momentum 0|lr 0\.01\b", told), "what SGD has"
+
+    both = datastill.compare(["random"], ["digits", squares], **asked, out=tmp_path / "b")
+    assert "LRS and ARS say" in both.table()
+    assert "There is no ARS of digits:" in both.table()
+    assert sum(both.whole_set_seconds.values()) == pytest.approx(both.seconds - sum(
+        row.cost(name) for row in both.rows for name in own
+    ))  # fmt: skip
+    alone = datastill.compare(["random"], squares, **asked, out=tmp_path / "c")
+    assert alone.row("random").cost("scores_seconds") > 0, "without augmentation too"
+    assert "There is no ARS" not in alone.table()
+    assert "ARS weighs" in alone.table()
+
+
+def test_what_is_prepared_counts_once(tmp_path: Path) -> None:
+    asked = {"ipc": 1, "seeds": 1, "network": NET, "networks": 1, "settings": {"herding": {"feature_passes": 1}}}
+    one = datastill.compare(["herding"], "digits", **asked, out=tmp_path / "a")
+    two = datastill.compare(["herding", "kcenter"], "digits", **asked | {"settings": {
+        name: {"feature_passes": 1} for name in ("herding", "kcenter")
+    }}, out=tmp_path / "b")  # fmt: skip
+    for found in (one, two):
+        shared = found.row("herding").cost("prepare_seconds")
+        own = [row.cost(name) for row in found.rows for name in ("distillation_seconds", "evaluation_seconds")]
+        assert shared > 0
+        assert found.seconds == pytest.approx(shared + sum(own))
+    assert two.row("kcenter").cost("prepare_seconds") == two.row("herding").cost("prepare_seconds")
 
 
 def test_a_comparison_has_no_scores_of_other_arithmetic(squares: RealSet) -> None:

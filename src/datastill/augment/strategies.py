@@ -6,13 +6,15 @@ from datastill.augment.dsa import Dsa, without_flip
 
 ALL = "color_crop_cutout_flip_scale_rotate"
 
+#: Images of at least so many pixels a side are augmented by "auto".
+AUGMENTED_SIDE = 16
 #: Sets whose meaning a mirror image changes: digits, letters, signs.
 _NO_FLIP = ("mnist", "svhn", "digits", "usps", "emnist", "kmnist", "omniglot", "gtsrb", "cmnist")
 
 
 def strategy_for(name: str, shape: tuple[int, int, int]) -> str:
-    """The DSA strategy for a data set: none below 16 pixels, no flip for digits and letters, else all operations."""
-    if min(shape[1:]) < 16:
+    """The DSA strategy for a data set: none for small images, no flip for digits and letters, else all operations."""
+    if min(shape[1:]) < AUGMENTED_SIDE:
         return "none"
     plain = name.split(":")[0].split("/")[-1].lower().replace("-", "_")
     mirrored = plain in _NO_FLIP

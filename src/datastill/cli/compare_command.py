@@ -21,11 +21,14 @@ from datastill.core.errors import InputError
 from datastill.core.ranges import Count, Few, Processes, Seed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
     from datastill.cli.progress import Display
     from datastill.data.real import RealSet
     from datastill.experiments import Comparison
+    from datastill.experiments.cells import Cell
     from datastill.launch import Done
 
 
@@ -114,8 +117,6 @@ def run(options: CompareOptions, changes: dict[str, str]) -> int:
     display = Display(options.quiet or options.json)
     out = options.out or Path("runs/compare")
     refuse_comparison(out, list(options.data.data))
-    if options.methods:
-        display.say(_announcement(options, out))
     failed = None
     try:
         with display.bars():
@@ -136,6 +137,7 @@ def run(options: CompareOptions, changes: dict[str, str]) -> int:
                 workers=options.workers,
                 **options.engine,
                 progress=teller(display),
+                started=lambda cells: display.say(_announcement(cells, out)),
                 **changes,
             )
     except CellsFailed as error:
@@ -149,12 +151,11 @@ def run(options: CompareOptions, changes: dict[str, str]) -> int:
     return 0
 
 
-def _announcement(options: CompareOptions, out: Path) -> str:
-    methods = list(dict.fromkeys(["random", *options.methods]))
-    sets = len(options.data.data or ("digits",)) * len(options.ipc or (1,)) * (len(options.seed_list) or options.seeds)
+def _announcement(cells: Sequence[Cell], out: Path) -> str:
+    methods = dict.fromkeys(cell.method for cell in cells)
     return (
-        f"{len(methods) * sets} cells ({', '.join(methods)}) in {out}. A finished one is kept: stop at any time, and "
-        "run the same command to go on."
+        f"{len(cells)} cells ({', '.join(methods)}) in {out}. A finished one is kept: stop at any time, and run the "
+        "same command to go on."
     )
 
 
@@ -229,10 +230,10 @@ def comparison_table(result: Comparison, data: str) -> Table:
     """Methods by size, on one data set."""
     from rich.table import Table
 
-    from datastill.experiments.tables import cells, score_cells, scores_in
+    from datastill.experiments.tables import cells, measure, score_cells, scores_in
 
     table, scores = Table(title=f"{data}: protocol {result.protocol}", title_justify="left"), scores_in(result)
-    for column in ("ipc", "method", "test accuracy %", "against Random", "to distill", "to evaluate", *scores):
+    for column in ("ipc", "method", f"{measure(result)} %", "against Random", "to distill", "to evaluate", *scores):
         table.add_column(column, justify="left" if column == "method" else "right")
     for (name, ipc), rows in result.groups().items():
         best = max(row.mean for row in rows)

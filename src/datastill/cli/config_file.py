@@ -86,6 +86,8 @@ def config_of(args: Sequence[str]) -> Config:
         return Config(None, {})
     from datastill.store.opening import read_small, sound_path
 
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name the file of options in it, such as {path / 'run.toml'} (--config).")
     stored = read_small(sound_path(path), _LARGEST)
     try:
         found = tomllib.loads(stored.decode("utf-8-sig"))

@@ -57,7 +57,8 @@ class EvaluateOptions(RuntimeOptions):
     #: robustness scores with their parts (LRS, ARS): fractions keeps them in [0, 1]; released counts as DD-Ranking's
     #: package. Trains on the whole real set too, on hard labels, and without augmentation
     scores: Literal["none", "fractions", "released"] = "none"
-    ceiling: bool = False  #: train on the whole real set too (30 passes; its cost is told first, the result cached)
+    #: train on the whole real set too (30 passes, of pairs 50; its cost is told first, the result cached)
+    ceiling: bool = False
     random: bool = True  #: put Random beside it, from the same initial subsets
     out: Path | None = None  #: a JSON file for the result; none keeps it beside the first set
     quiet: bool = False  #: print the table only
@@ -90,6 +91,7 @@ def score(options: EvaluateOptions) -> int:
         refuse_void(options.data, of_data, "without --data: the set says how its real data are read")
     display = Display(options.quiet or options.json)
     sets = [load_distilled(folder) for folder in options.sets]
+    _refuse_unfit(options, sets)
     target = _target(options)
     source = options.data.data or sets[0].record.data.source
     if target is not None:
@@ -98,7 +100,7 @@ def score(options: EvaluateOptions) -> int:
     if options.data.data is None:
         display.say(f"Real data: {real.source}, which the set names.")
     if options.ceiling or options.scores != "none":
-        _say_ceiling(options, sets[0], real, display)
+        _foretell(options, sets, real, display)
     names: tuple[str, ...] = ("protocol", "networks", "network", "seed", "random", "ceiling")
     names += ("labels", "teacher", "teacher_network", "training", "optimizer", "augmented")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
@@ -142,19 +144,35 @@ def _keep(target: Path | None, record: dict[str, Any], where: str, display: Disp
     display.say(f"Written to {target}{where}.")
 
 
-def _for_scores(options: EvaluateOptions, settings: dict[str, Any]) -> dict[str, Any]:
-    """What `evaluate_robustness` takes.
+def _refuse_unfit(options: EvaluateOptions, sets: list[DistilledSet]) -> None:
+    """Refuse options that do not go together, or not with the sets, before any data are read.
 
     Raises:
-        InputError: an option that the scores settle themselves.
+        InputError: the first of them.
     """
     from datastill.core.errors import InputError
+    from datastill.evaluation.robustness import refuse_unscored
+    from datastill.evaluation.settled import Variation, check_labels, protocol_of
 
+    if options.regimes and options.labels != "auto":
+        raise InputError("Name the kinds of labels in --regimes alone; leave --labels out.")
+    first, protocol = sets[0], protocol_of(sets[0], options.protocol)
+    if not options.regimes:
+        check_labels(sets, protocol, Variation(options.labels, options.teacher, options.teacher_network))
+    if options.scores == "none":
+        return
+    if options.regimes:
+        raise InputError("The scores have their own kinds of labels; leave --scores or --regimes out.")
     if not options.random or not options.augmented or options.training != "plain":
         raise InputError(
             "The scores need Random, and train with and without augmentation; leave --no-random, --no-augmented and "
             "--training out."
         )
+    refuse_unscored(first.label_kind, first.name, protocol)
+
+
+def _for_scores(options: EvaluateOptions, settings: dict[str, Any]) -> dict[str, Any]:
+    """What `evaluate_robustness` takes, which settles the others itself."""
     settled = ("random", "ceiling", "augmented", "training")
     return {"arithmetic": options.scores} | {name: value for name, value in settings.items() if name not in settled}
 
@@ -169,13 +187,9 @@ def _score_regimes(
 ) -> int:
     """The sets under several kinds of labels: one table, one file."""
     from datastill.cli.tables import regimes_table
-    from datastill.core.errors import InputError
     from datastill.evaluation import evaluate_regimes
 
-    if options.scores != "none":
-        raise InputError("The scores have their own kinds of labels; leave --scores or --regimes out.")
-    if settings.pop("labels") != "auto":
-        raise InputError("Name the kinds of labels in --regimes alone; leave --labels out.")
+    del settings["labels"]
     with display.bars():
         found = evaluate_regimes(sets, real, regimes=options.regimes, **settings, progress=display.update)
     record = {
@@ -194,16 +208,27 @@ def _score_regimes(
     return 0
 
 
-def _say_ceiling(options: EvaluateOptions, one: DistilledSet, real: RealSet, display: Display) -> None:
-    """What the whole real set costs."""
+def _foretell(options: EvaluateOptions, sets: list[DistilledSet], real: RealSet, display: Display) -> None:
+    """What the whole real set takes, and the trainings that scores ask for besides."""
     from datastill.core.cost import describe_seconds, pick_device
-    from datastill.core.registry import nominal_seconds
-    from datastill.evaluation.ceiling import ceiling_macs
+    from datastill.evaluation.ceiling import ceiling_seconds
     from datastill.evaluation.inputs import network_for
+    from datastill.evaluation.robustness import apart_seconds
+    from datastill.evaluation.settled import protocol_of
 
-    macs = ceiling_macs(real, network_for(one, real, options.network))
-    seconds = nominal_seconds(macs, pick_device(options.device).type)
-    display.say(f"The whole real set takes about {describe_seconds(seconds)} more, unless it is cached.")
+    device = pick_device(options.device).type
+    whole = ceiling_seconds(real, network_for(sets[0], real, options.network), device)
+    apart = 0.0
+    if options.scores != "none":
+        how = protocol_of(sets[0], options.protocol)
+        apart = apart_seconds(sets, real, how, options.network, options.networks, options.labels, device)
+    if not apart:
+        display.say(f"The whole real set takes about {describe_seconds(max(whole, 1))} more, unless it is cached.")
+        return
+    display.say(
+        f"The trainings that scores need besides take about {describe_seconds(max(whole + apart, 1))} more; "
+        f"{describe_seconds(max(whole, 1))} of it on the whole real set, unless that is cached."
+    )
 
 
 def _print(result: Evaluation, class_names: Sequence[str], display: Display) -> None:

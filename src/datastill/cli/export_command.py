@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from datastill.cli.options import parse, plain_warnings, refuse_void
 from datastill.core.ranges import Amount, Bits, Few
+
+if TYPE_CHECKING:
+    from datastill.cli.progress import Display
+    from datastill.store.artifact import DistilledSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +23,8 @@ class ExportOptions:
 
     folder: tyro.conf.Positional[Path]  #: folder of a distilled set
     target: tyro.conf.Positional[Path]  #: folder to write
-    #: imagefolder (PNG), parquet (as the Hub takes it), tensors (exact), encoded (a distilled set in fewer bytes), or
-    #: hub (what `datastill push` publishes)
+    #: imagefolder (PNG; of pairs with a captions file), parquet (as the Hub takes it), tensors (exact), encoded (a
+    #: distilled set in fewer bytes), or hub (what `datastill push` publishes)
     to: Literal["imagefolder", "parquet", "tensors", "encoded", "hub"] = "imagefolder"
     bits: Bits = 8  #: of a value, with --to encoded
     most: Amount = 0  #: bytes that encoded images may take, with as many bits as fit, up to --bits; 0 sets no limit
@@ -46,9 +50,6 @@ def main(args: list[str]) -> int:
 def write(options: ExportOptions) -> int:
     """Export, then score what was written if it lost precision."""
     from datastill.cli.progress import Display
-    from datastill.core.errors import InputError
-    from datastill.evaluation import evaluate
-    from datastill.evaluation.inputs import real_for
     from datastill.exchange.export import export
     from datastill.report.card import CARD
     from datastill.store.artifact import load_distilled
@@ -74,35 +75,41 @@ def write(options: ExportOptions) -> int:
             f"Pixels were {changed} and {100 * done.clipped_fraction:.1f} % of them clipped to the valid range "
             f"(largest change {done.max_pixel_error:.3f} of the range)."
         )
+        if options.to == "imagefolder" and distilled.label_kind == "pairs":
+            display.say("Each sentence is the training caption nearest to its vector; --to parquet keeps the vectors.")
         if options.score:
-            try:
-                real = real_for(distilled, options.data)
-                if options.data is None:
-                    display.say(f"Real data: {real.source}, which the set names.")
-                with display.bars():
-                    results = [
-                        evaluate(
-                            one,
-                            real,
-                            network=options.network,
-                            networks=options.networks,
-                            random=False,
-                            progress=display.update,
-                        )
-                        for one in (distilled, done.distilled)
-                    ]
-            except InputError as error:
-                display.say(f"Not scored: {error}")
-            else:
-                before, after = (r.mean for r in results)
-                record.update(accuracy_stored=before, accuracy_exported=after, protocol=results[0].protocol)
-                display.say(
-                    f"Test accuracy {100 * before:.1f} % as stored, {100 * after:.1f} % as exported "
-                    f"({results[0].protocol}, {options.networks} networks)."
-                )
+            record |= _scored(options, distilled, done.distilled, display)
     if options.json:
         print(json.dumps(record, indent=2))
     return 0
+
+
+def _scored(
+    options: ExportOptions, distilled: DistilledSet, exported: DistilledSet, display: Display
+) -> dict[str, Any]:
+    """Scores of the set as it is and as it was written, told and for the record; none where it cannot be scored."""
+    from datastill.core.errors import InputError
+    from datastill.evaluation import evaluate
+    from datastill.evaluation.inputs import real_for
+    from datastill.report.words import plural
+
+    how: dict[str, Any] = {"network": options.network, "networks": options.networks, "random": False}
+    try:
+        real = real_for(distilled, options.data)
+        if options.data is None:
+            display.say(f"Real data: {real.source}, which the set names.")
+        with display.bars():
+            results = [evaluate(one, real, **how, progress=display.update) for one in (distilled, exported)]
+    except InputError as error:
+        display.say(f"Not scored: {error}")
+        return {}
+    before, after = (result.mean for result in results)
+    protocol = results[0].protocol
+    display.say(
+        f"{results[0].measure.capitalize()} {100 * before:.1f} % as stored, {100 * after:.1f} % as exported "
+        f"({protocol}, {plural(options.networks, 'network')})."
+    )
+    return {"accuracy_stored": before, "accuracy_exported": after, "protocol": protocol}
 
 
 def _refuse_void(options: ExportOptions) -> None:

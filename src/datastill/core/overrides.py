@@ -88,6 +88,11 @@ class Override:
         raise NotImplementedError
 
     @classmethod
+    def placed(cls, text: str) -> str:
+        """The option's text with files that it names from the folder of this process named as from any."""
+        return text
+
+    @classmethod
     def phrase(cls, record: Mapping[str, Any]) -> tuple[str, str]:
         """The same as a part of a sentence after "made by METHOD on NETWORK", and the text that asked for it."""
         what, how = cls.told(record)

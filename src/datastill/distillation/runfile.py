@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from datastill._version import __version__
+from datastill.core.overrides import overrides
 from datastill.core.registry import Method
 from datastill.report.reproduce import options_of
 from datastill.store.files import write_text
@@ -46,6 +47,8 @@ def write_run_file(folder: Path, method: Method, record: Manifest) -> None:
 
 def _placed(name: str, value: Any) -> Any:
     """A text that names files of the user's from the folder of this process, as it names them from any."""
+    if name in overrides():
+        return overrides()[name].placed(value)
     if name not in _OF_FILES or not isinstance(value, str):
         return value
     return "+".join(map(_absolute, value.split("+") if name == "backbones" else [value]))

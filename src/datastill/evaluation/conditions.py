@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from datastill.core import compilation
+from datastill.core.registry import NOMINAL_STEP_SECONDS, nominal_speed
 from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
 from datastill.core.usercode import blaming
@@ -18,6 +20,7 @@ from datastill.evaluation.scores import Arm, Groups
 from datastill.training.trainers import Labeled, Trained, Trainer
 
 if TYPE_CHECKING:
+    from datastill.evaluation.protocols import Protocol
     from datastill.models.factory import NetworkFactory
 
 
@@ -99,3 +102,17 @@ def macs_of(sizes: Sequence[int], test: int, passes: int, networks: int, macs: f
         macs: multiply-accumulates of one image through one network.
     """
     return macs * networks * sum(3.0 * passes * size + test for size in sizes)
+
+
+def nominal_training(
+    protocol: Protocol, sizes: Sequence[int], test: int, networks: int, macs: float, device: str
+) -> float:
+    """Seconds of training and scoring at the nominal speed of a device, small networks one by one.
+
+    Args:
+        protocol: that networks are trained under.
+        sizes, test, networks, macs: as for `macs_of`.
+        device: its type.
+    """
+    steps = networks * sum(protocol.passes * math.ceil(size / protocol.batch) for size in sizes)
+    return NOMINAL_STEP_SECONDS * steps + macs_of(sizes, test, protocol.passes, networks, macs) / nominal_speed(device)

@@ -15,12 +15,15 @@ from torch import Tensor
 
 from datastill.core.errors import InputError
 from datastill.core.ranges import Probability, checked
+from datastill.evaluation.conditions import nominal_training
 from datastill.evaluation.evaluate import evaluate
-from datastill.evaluation.inputs import Distilled, load_sets, real_for
-from datastill.evaluation.protocols import Protocol, get_protocol
+from datastill.evaluation.inputs import Distilled, load_sets, network_for, real_for
+from datastill.evaluation.protocols import Protocol
 from datastill.evaluation.scores import spread_over, t_interval
+from datastill.evaluation.settled import protocol_of, regime_of
 
 if TYPE_CHECKING:
+    from datastill.data.real import RealSet
     from datastill.evaluation.scores import Evaluation
     from datastill.store.artifact import DistilledSet
 
@@ -128,8 +131,7 @@ def evaluate_robustness(
     if fixed:
         raise InputError(f"The scores settle {fixed[0]} themselves; leave it out.")
     sets = load_sets(distilled)
-    asked = sets[0].record.student.protocol if protocol == "auto" else protocol
-    known = get_protocol(asked) if isinstance(asked, str) else asked
+    known = protocol_of(sets[0], protocol)
     refuse_unscored(sets[0].label_kind, sets[0].name, known)
     data = real_for(sets[0], real)
 
@@ -147,8 +149,38 @@ def refuse_unscored(label_kind: str, name: str, protocol: Protocol) -> None:
         InputError: there are no scores of such.
     """
     if label_kind not in ("classes", "probabilities", "logits"):
-        raise InputError(f"LRS and ARS are scores of classes; the labels of {name} are {label_kind}.")
+        raise InputError(
+            f"LRS and ARS are scores of classes; the labels of {name} are {label_kind}; leave --scores out."
+        )
     protocol.check_own_way("its augmentation")
+
+
+def apart_seconds(
+    sets: Sequence[DistilledSet],
+    real: RealSet,
+    protocol: Protocol,
+    network: Any,
+    networks: int,
+    labels: str,
+    device: str,
+) -> float:
+    """What scores take besides the evaluation and the whole real set, at the nominal speed of a device.
+
+    Args:
+        sets, real, protocol, network, networks, labels: as for `evaluate`, the protocol itself.
+        device: its type.
+    """
+    factory = network_for(sets[0], real, network)
+    test = 0 if real.test is None else len(real.test)
+    mine, random = [len(one.targets) for one in sets], [len(one.labels) for one in sets]
+    sizes = [] if regime_of(sets[0], protocol, labels) == "hard" else mine
+    if protocol.augments(real) or _with_dsa(protocol).augments(real):
+        sizes = [*sizes, *mine, *random]
+    return nominal_training(protocol, sizes, test, networks, factory.macs, device)
+
+
+def _with_dsa(protocol: Protocol) -> Protocol:
+    return replace(protocol, name=f"{protocol.name} with DSA", augment="auto")
 
 
 @dataclass(frozen=True)
@@ -209,7 +241,7 @@ def measure_apart(
     pair: tuple[Evaluation | None, Evaluation | None] = (None, None)
     if protocol.augments(real):
         pair = main, evaluate(sets, real, protocol=protocol, **settings, augmented=False)
-    elif (with_dsa := replace(protocol, name=f"{protocol.name} with DSA", augment="auto")).augments(real):
+    elif (with_dsa := _with_dsa(protocol)).augments(real):
         pair = evaluate(sets, real, protocol=with_dsa, **settings), main
     found = Apart(main.distilled.accuracies, hard, *(_accuracies(one, "distilled") for one in pair))
     if main.random is None:

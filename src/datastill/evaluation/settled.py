@@ -122,13 +122,13 @@ def settle(
     check_alike(sets)
     for one in sets:
         check_fit(one, data)
-    recipe = _protocol(first, protocol)
+    recipe = protocol_of(first, protocol)
     factory = network_for(first, data, network)
     rates = rates_of(sets, recipe)
     training = DebiasedTraining.parse(variation.training)
     if training is not None:
         recipe.check_debiased()
-    _check_labels(sets, recipe, variation)
+    check_labels(sets, recipe, variation)
     optimizer = _optimizer(recipe, variation)
     extras = [
         Extras(
@@ -153,15 +153,30 @@ def settle(
         extras = [replace(one, labeler=labeler, bank=bank, fixed=who.fixed) for one, labeler, bank in by_set]
         notes = who.notes
     return Settled(
-        sets, data, recipe, factory, rates, extras, notes, training, _regime(first, recipe, variation), optimizer
+        sets,
+        data,
+        recipe,
+        factory,
+        rates,
+        extras,
+        notes,
+        training,
+        regime_of(first, recipe, variation.labels),
+        optimizer,
     )
 
 
-def _regime(first: DistilledSet, protocol: Protocol, variation: Variation) -> str:
-    """What kind of labels networks are trained on."""
+def regime_of(first: DistilledSet, protocol: Protocol, labels: str) -> str:
+    """What kind of labels networks are trained on: one of `REGIMES`.
+
+    Args:
+        first: of the sets.
+        protocol: that they are trained on under.
+        labels: what was asked for, see `Variation`.
+    """
     if not protocol.soft:
         return "hard" if first.label_kind == "classes" else "soft"
-    return "teacher" if variation.labels == "auto" else variation.labels
+    return "teacher" if labels == "auto" else labels
 
 
 def _optimizer(protocol: Protocol, variation: Variation) -> str:
@@ -184,15 +199,19 @@ def _trained_on(one: DistilledSet) -> Tensor:
     return one.targets.softmax(1) if one.label_kind == "logits" else one.targets
 
 
-def _protocol(first: DistilledSet, protocol: str | Protocol) -> Protocol:
+def protocol_of(first: DistilledSet, protocol: str | Protocol) -> Protocol:
     """The protocol itself; "auto" takes the one that the set asks for."""
     if protocol == "auto":
         protocol = first.record.student.protocol
     return get_protocol(protocol) if isinstance(protocol, str) else protocol
 
 
-def _check_labels(sets: Sequence[DistilledSet], protocol: Protocol, variation: Variation) -> None:
-    """Labels are of a kind that the protocol trains on, and asked for as it has them."""
+def check_labels(sets: Sequence[DistilledSet], protocol: Protocol, variation: Variation) -> None:
+    """Labels are of a kind that the protocol trains on, and asked for as it has them.
+
+    Raises:
+        InputError: they are not.
+    """
     if variation.labels not in ("auto", *REGIMES):
         raise InputError(
             f"Labels are auto, hard, soft (one for each image) or teacher (at training time), not {variation.labels!r} "

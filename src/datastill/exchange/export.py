@@ -16,6 +16,7 @@ from datastill.core.errors import InputError, nearest
 from datastill.core.ranges import Amount, Bits, checked
 from datastill.data.places import places_of
 from datastill.decoders.pixels import Pixels
+from datastill.exchange.captioned import as_captioned, refuse_no_captions, write_captioned
 from datastill.exchange.encode import encode
 from datastill.exchange.parquet import in_bytes, png_of, refuse_no_pictures, write_parquet
 from datastill.exchange.repository import write_repository
@@ -28,7 +29,7 @@ from datastill.store.outputs import refuse_out
 
 #: Pixels that come back this close are the same: what a Space's arithmetic loses in float32.
 SAME = 1e-6
-TENSORS, ENCODED, HUB = "images.safetensors", "encoded", "hub"
+TENSORS, FOLDER, ENCODED, HUB = "images.safetensors", "imagefolder", "encoded", "hub"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Exported:
     Attributes:
         path: the folder.
         format: "imagefolder", "parquet", "tensors", "encoded" or "hub".
-        lossless: the images come back as they were, up to rounding of float32 arithmetic.
+        lossless: images and labels come back as they were, up to rounding of float32 arithmetic.
         max_pixel_error: largest change of a pixel, in units of the range [0, 1].
         clipped_fraction: fraction of pixel values that lay outside [0, 1] and were clipped.
         distilled: the set as somebody who reads the export has it; `evaluate` it to see what was lost.
@@ -67,6 +68,8 @@ def export(
 
     "imagefolder" is `train/<class name>/0000.png`, "parquet" is `data/train-00000-of-00001.parquet` with
     the features of Hugging Face `datasets`; both round pixels to 8 bits after clamping them to [0, 1].
+    Pairs have their captions in the place of classes: "imagefolder" is `images/00000.png` and `metadata.csv`, and
+    "parquet" has the vectors of sentences too.
     "tensors" is `images.safetensors` with float32 `images` in the Space and `labels`. "encoded" is a distilled set
     again, in fewer bits (see `exchange.encode`). "hub" is what `push_to_hub` publishes: the set as it is, with a view
     as parquet beside it. Each has a README.md.
@@ -82,15 +85,14 @@ def export(
 
     Raises:
         InputError: unknown format; a folder that is not empty or cannot be written; soft labels as image
-            folders; images that are neither gray nor color as image files.
+            folders; pairs without captions as one; images that are neither gray nor color as image files.
     """
     known = (*_WRITERS, ENCODED, HUB)
     if format not in known:
         raise InputError(f"There is no export format {format!r}. {nearest(format, known)}")
-    if distilled.label_kind == "pairs" and format not in (ENCODED, HUB, "tensors"):
-        raise InputError(
-            f"{format} holds classes, and these are pairs with vectors of sentences; export them as tensors."
-        )
+    captioned = format == FOLDER and distilled.label_kind == "pairs"
+    if captioned:
+        refuse_no_captions(distilled)
     target = Path(folder).resolve()
     refuse_taken(target)
     refuse_out(target, places_of(distilled.record.data.source))
@@ -102,13 +104,15 @@ def export(
         return Exported(target, HUB, True, 0.0, 0.0, load_distilled(target))
     images, labels = distilled.images.detach().cpu(), distilled.targets.detach().cpu()
     if format != "tensors":
-        _refuse_unfit(images, labels, format)
+        _refuse_unfit(images, labels, format, distilled.label_kind)
     read_back, stored, error, clipped = _as_read(distilled, images, format)
     again = _rewrap(distilled, read_back, labels, format, error)
+    again, told = as_captioned(again) if captioned else (again, True)
     with whole_folder(target) as temporary:
-        _WRITERS[format](temporary, again, stored, labels)
-        _write_card(temporary, again, format)
-    return Exported(target, format, error <= SAME, error, clipped, again)
+        write = write_captioned if captioned else _WRITERS[format]
+        write(temporary, again, stored, labels)
+        _write_card(temporary, again, "captioned" if captioned else format)
+    return Exported(target, format, told and error <= SAME, error, clipped, again)
 
 
 def safe_names(names: Sequence[str]) -> list[str]:
@@ -130,9 +134,9 @@ def safe_names(names: Sequence[str]) -> list[str]:
     return made
 
 
-def _refuse_unfit(images: Tensor, labels: Tensor, format: str) -> None:
+def _refuse_unfit(images: Tensor, labels: Tensor, format: str, kind: str) -> None:
     refuse_no_pictures(images)
-    if format == "imagefolder" and labels.ndim != 1:
+    if format == FOLDER and labels.ndim != 1 and kind != "pairs":
         raise InputError("A folder per class cannot hold soft labels; export the set as 'parquet' or 'tensors'.")
 
 
@@ -196,7 +200,7 @@ def _write_encoded(target: Path, distilled: DistilledSet, again: DistilledSet) -
 
 
 _WRITERS: dict[str, Callable[[Path, DistilledSet, Tensor, Tensor], None]] = {
-    "imagefolder": _write_folders,
+    FOLDER: _write_folders,
     "parquet": write_parquet,
     "tensors": _write_tensors,
 }
@@ -204,7 +208,7 @@ _WRITERS: dict[str, Callable[[Path, DistilledSet, Tensor, Tensor], None]] = {
 
 def _write_card(folder: Path, distilled: DistilledSet, format: str) -> None:
     notes = []
-    if format == "imagefolder":
+    if format == FOLDER:
         renamed = zip(distilled.class_names, safe_names(distilled.class_names))
         notes = [f"The folder {safe!r} holds the class {name!r}." for name, safe in renamed if name != safe]
     told = replace(distilled, manifest=without_paths(distilled.manifest))

@@ -22,7 +22,7 @@ from datastill.evaluation import Evaluation, evaluate
 from datastill.experiments.rates import FOLDER as RATES_FOLDER
 from datastill.experiments.rates import protocol_of
 from datastill.experiments.robust import FOLDER as WHOLE
-from datastill.experiments.robust import scored_apart
+from datastill.experiments.robust import scored_apart, seconds_of_whole
 from datastill.experiments.settings import BASELINE, Settings
 from datastill.experiments.sources import RealSets
 from datastill.store.artifact import DistilledSet
@@ -213,14 +213,18 @@ def run_cell(work: Work, cell: Cell, target: Path) -> None:
     same = ("networks", "device", "precision", "compile", "optimizer")
     asked = {name: vars(work.settings)[name] for name in same} | {"network": job.task.network, "seed": cell.seed}
     result = evaluate(distilled, work.reals.get(cell.data), protocol=protocol, random=False, **asked)
+    scoring = Stopwatch()
     apart = scored_apart(work, cell, distilled, result, protocol, asked)
+    prepared = {path.name: round(_seconds_of(path), 3) for path in prepared_units(job)}
     spent = distilled.record.cost
     cost = {
         "steps": spent.steps,
         # of a run that was taken up again, this process saw the last part only
         "distillation_seconds": round(max(made["seconds"], spent.seconds), 3),
-        "prepare_seconds": round(sum(_seconds_of(path) for path in prepared_units(job)), 3),
+        "prepare_seconds": round(sum(prepared.values()), 3),
+        "prepared": prepared,
         "evaluation_seconds": round(result.distilled.seconds, 3),
+        **({"scores_seconds": scoring.read()["seconds"], **seconds_of_whole(work, cell)} if apart else {}),
         "compile": {"distillation": spent.compile, "evaluation": result.distilled.compiled},
         "cpu_seconds": watch.read()["cpu_seconds"],
         "peak_memory_bytes": peak_memory_bytes(job.task.device),

@@ -12,7 +12,7 @@ from datastill.core.errors import InputError, Interrupted
 from datastill.core.ranges import Few, Processes, Seconds, checked
 from datastill.data.places import places_of
 from datastill.evaluation.protocols import Protocol
-from datastill.experiments.cells import perform, readable
+from datastill.experiments.cells import Cell, perform, readable
 from datastill.experiments.grid import lay_out, units_of
 from datastill.experiments.result import Comparison, load_comparison
 from datastill.experiments.settings import Settings, make_settings
@@ -36,10 +36,16 @@ ERRORS = "errors"
 
 #: Told what has ended, and how far all is.
 Progress = Callable[[Done], object]
+#: Told of all cells, once nothing is left that could be refused.
+Started = Callable[[Sequence[Cell]], object]
 
 
 def silent(done: Done) -> None:
     """No progress."""
+
+
+def unannounced(cells: Sequence[Cell]) -> None:
+    """Nothing is said of what is to come."""
 
 
 class CellsFailed(UnitsFailed):
@@ -71,6 +77,7 @@ def compare(
     optimizer: str = "auto",
     scores: str = "none",
     progress: Progress = silent,
+    started: Started = unannounced,
     **changes: str,
 ) -> Comparison:
     """Distill with every method at every size from every seed, and score all under one protocol.
@@ -102,6 +109,7 @@ def compare(
         scores: "fractions" or "released" gives LRS and ARS with their parts too, see `evaluate_robustness`: networks
             are trained on the whole real set, on hard labels, and with and without augmentation. "none" does not.
         progress: told after every unit.
+        started: told of all cells before the first is run, and after all that could be refused.
         **changes: what runs of all methods but Random change, as `distill` takes it: debias="kde", surrogates="dfa".
 
     Raises:
@@ -125,10 +133,10 @@ def compare(
             raise InputError("Workers build the network by its name; give network= as a name, or workers=1.")
         reals.check_references()
     if out is not None:
-        return _compare(asked, reals, Path(out), workers, progress)
+        return _compare(asked, reals, Path(out), workers, progress, started)
     try:
         with tempfile.TemporaryDirectory(prefix="datastill-compare-") as folder:
-            return _compare(asked, reals, Path(folder), workers, progress)
+            return _compare(asked, reals, Path(folder), workers, progress, started)
     except Interrupted as stop:
         raise Interrupted("Stopped; nothing is kept, since no folder was given (out=...).") from stop
 
@@ -141,15 +149,20 @@ def refuse_comparison(out: Path, real: Any) -> None:
     refuse_out(out, [place for source in sources for place in places_of(source)], COMPARISON)
 
 
-def _compare(asked: Settings, reals: RealSets, out: Path, workers: int | str, progress: Progress) -> Comparison:
+def _compare(
+    asked: Settings, reals: RealSets, out: Path, workers: int | str, progress: Progress, started: Started
+) -> Comparison:
     with held(out):
-        return _compare_in(asked, reals, out, workers, progress)
+        return _compare_in(asked, reals, out, workers, progress, started)
 
 
-def _compare_in(asked: Settings, reals: RealSets, out: Path, workers: int | str, progress: Progress) -> Comparison:
+def _compare_in(
+    asked: Settings, reals: RealSets, out: Path, workers: int | str, progress: Progress, started: Started
+) -> Comparison:
     with one_thread():
         work, cells = lay_out(asked, reals, out)
         units = units_of(work, cells)
+    started(cells)
     failures: list[Failure] = []
     try:
         run_units(perform, units, workers=workers, on_done=progress)

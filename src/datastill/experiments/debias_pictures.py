@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from datastill.experiments.debias_rows import NAMES, described
+from datastill.report.plotting import plotting
 from datastill.store.artifact import DistilledSet, load_distilled
 from datastill.store.files import member, write_bytes
 
@@ -49,15 +50,13 @@ def write_pictures(records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[
 
 def sheet(panels: Sequence[tuple[str, DistilledSet]]) -> bytes:
     """Sets side by side, each under its name: a row of images for every class. PNG."""
-    import matplotlib.figure
-
     across = min(PANELS, len(panels))
     down = math.ceil(len(panels) / across)
     tiles = [tiled(one) for _, one in panels]
     height, width = tiles[0].shape[-2:]
     side = min(3.2, 3.2 * width / height)
     size = (across * max(2.4, side), down * (side * height / width + 0.3))
-    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    figure = plotting().figure.Figure(figsize=size, layout="constrained")
     axes = figure.subplots(down, across, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
@@ -82,9 +81,7 @@ def tiled(one: DistilledSet) -> Tensor:
 
 def accuracy_chart(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Accuracy of every row, of all, of aligned and of conflicting test images, percent. PNG."""
-    import matplotlib.figure
-
-    figure = matplotlib.figure.Figure(figsize=(8.0, 0.8 + 0.42 * len(rows)), layout="constrained")
+    figure = plotting().figure.Figure(figsize=(8.0, 0.8 + 0.42 * len(rows)), layout="constrained")
     axis = figure.subplots()
     for k, (name, label, color) in enumerate(_BARS):
         error = [0.0 if name != "accuracy" or math.isnan(r["interval"]) else r["interval"] for r in rows]

@@ -19,7 +19,7 @@ from datastill.report.html import render
 from datastill.report.reproduce import literal
 from datastill.store.files import write_text
 from datastill.store.sizes import bytes_in_words
-from datastill.training.optimizers import usual
+from datastill.training.optimizers import usual, values_by
 from datastill.training.soft_schedule import optimizer_of
 
 if TYPE_CHECKING:
@@ -109,14 +109,15 @@ def _tiles(comparison: Comparison) -> list[tuple[str, str, str, str]]:
         where = f"{data}, ipc {ipc:,}" if len(comparison.config["data"]) > 1 else f"ipc {ipc:,}"
         beside = f"; Random {words.percent(other.mean)}" if other is not None and other is not best else ""
         tiles.append(("main", words.percent(best.mean), "%", f"{best.method} at {where}{beside}"))
-    seconds = sum(
-        cell["cost"]["distillation_seconds"] + cell["cost"]["evaluation_seconds"]
-        for row in comparison.rows
-        for cell in row.cells.values()
-    )
-    number, _, unit = words.duration(seconds).partition(" ")
-    tiles.append(("plain", number, unit, "on one thread, to distill and score everything"))
+    number, _, unit = words.duration(comparison.seconds).partition(" ")
+    tiles.append(("plain", number, unit, f"on one thread, to distill and score {_everything(comparison)}"))
     return tiles
+
+
+def _everything(comparison: Comparison) -> str:
+    """With what a network on the whole real set took of it, where scores asked for one."""
+    whole = sum(comparison.whole_set_seconds.values())
+    return "everything" + (f", {words.duration(whole)} of it on the whole real set" if whole else "")
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,8 @@ def _machine(rows: Sequence[Row]) -> list[tuple[str, str]]:
 def _settings(comparison: Comparison) -> list[tuple[str, str]]:
     config = comparison.config
     first = {row.data: next(iter(row.cells.values())) for row in comparison.rows}
-    protocol = ", ".join(f"{k} {words.value(v)}" for k, v in config["protocol"].items() if k not in ("name", "summary"))
+    used = values_by(config.get("optimizer", "auto"), config["protocol"])
+    protocol = ", ".join(f"{k} {words.value(v)}" for k, v in used.items() if k not in ("name", "summary"))
     described = {words.describe_network(cell["network"]) for cell in first.values()}
     soft = str(config["protocol"].get("soft", ""))
     found = [

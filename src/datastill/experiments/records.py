@@ -39,6 +39,9 @@ class CellCost(Record):
     distillation_seconds: Seconds
     prepare_seconds: Seconds
     evaluation_seconds: Seconds
+    scores_seconds: Seconds = 0.0  #: of the trainings that scores ask for, the whole real set's apart
+    whole_set_seconds: Seconds = 0.0  #: of a network on the whole real set, which all cells of the data share
+    prepared: dict[Text, Seconds] = Field(default_factory=dict)  #: what it shares, by the name of its file
     cpu_seconds: Seconds | None = None
     peak_memory_bytes: Number | None = None
 
@@ -57,6 +60,7 @@ class WholeRecord(Record):
     """The accuracy of a network on the whole real set."""
 
     accuracy: Fraction
+    seconds: Seconds
 
 
 class CellRecord(Changed):

@@ -106,8 +106,8 @@ class Row:
         return f"{self.data}, ipc {self.ipc}, {self.method}: {self.paired.verdict}" if self.paired else None
 
     def cost(self, name: str) -> float:
-        """A cost, averaged over seeds."""
-        return sum(cell["cost"][name] for cell in self.cells.values()) / len(self.cells)
+        """A cost, averaged over seeds; 0 where there was none."""
+        return sum(cell["cost"].get(name, 0.0) for cell in self.cells.values()) / len(self.cells)
 
     @property
     def distillation_seconds(self) -> float:
@@ -116,8 +116,8 @@ class Row:
 
     @property
     def evaluation_seconds(self) -> float:
-        """To train and score the networks of one set."""
-        return self.cost("evaluation_seconds")
+        """To train and score the networks of one set, those that its LRS and ARS need included."""
+        return self.cost("evaluation_seconds") + self.cost("scores_seconds")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, NaN as None."""
@@ -172,6 +172,21 @@ class Comparison:
         return str(self.config["protocol"]["name"])
 
     @property
+    def whole_set_seconds(self) -> dict[str, float]:
+        """By data set, what the network on the whole real set took; nothing where no scores were asked for."""
+        took = [(row.data, row.cost("whole_set_seconds")) for row in self.rows]
+        return {data: seconds for data, seconds in took if seconds}
+
+    @property
+    def seconds(self) -> float:
+        """To distill and score everything, on one thread; what cells share is counted once."""
+        costs = [cell["cost"] for row in self.rows for cell in row.cells.values()]
+        own = ("distillation_seconds", "evaluation_seconds", "scores_seconds")
+        shared = {name: seconds for cost in costs for name, seconds in cost.get("prepared", {}).items()}
+        total = sum(cost.get(name, 0.0) for cost in costs for name in own)
+        return total + sum(shared.values()) + sum(self.whole_set_seconds.values())
+
+    @property
     def verdicts(self) -> list[str]:
         """One sentence for every row but Random's."""
         return [row.verdict for row in self.rows if row.verdict]
@@ -219,6 +234,8 @@ class Comparison:
             "command": self.command,
             "rows": [row.to_dict() for row in self.rows],
             "verdicts": self.verdicts,
+            "seconds": round(self.seconds, 3),
+            **({"whole_set_seconds": whole} if (whole := self.whole_set_seconds) else {}),
             "missing": list(self.missing),
             "settled": dict(self.settled),
             "cells": [cell["cell"] for row in self.rows for cell in row.cells.values()],

@@ -57,6 +57,11 @@ def scored_apart(
     return {"apart": {"arithmetic": work.settings.scores, "whole_set": whole, **numbers}}
 
 
+def seconds_of_whole(work: Work, cell: Cell) -> dict[str, float]:
+    """For a cell's cost: what the network on the whole real set took, now or when it was trained."""
+    return {"whole_set_seconds": round(read_sealed(work.whole(cell), WholeRecord)["seconds"], 3)}
+
+
 def _plain(values: Tensor | None) -> list[float] | None:
     return None if values is None else [round(v, 6) for v in values[0].tolist()]
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from datastill.augment.strategies import AUGMENTED_SIDE
 from datastill.core.cost import pick_device
 from datastill.core.errors import InputError, nearest
 from datastill.core.overrides import overrides, taken_from
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 BASELINE = "random"
 #: Options of `load_real` that the command line has too.
 _DATA_FLAGS = ("size", "mode", "skip_bad", "space", "follow_links", "train", "test", "val")
-#: Images of at least so many pixels a side can be augmented, so "auto" trains with augmentation.
-_AUGMENTED_SIDE = 16
 
 
 @dataclass(frozen=True)
@@ -219,7 +218,7 @@ def pick_protocol(protocol: str | Protocol, shapes: Iterable[tuple[int, ...]], k
         return get_protocol(protocol)
     if "pairs" in kinds:
         return get_protocol("vl-v1")
-    large = any(min(shape[1:]) >= _AUGMENTED_SIDE for shape in shapes)
+    large = any(min(shape[1:]) >= AUGMENTED_SIDE for shape in shapes)
     return get_protocol("dsa-quick-v1" if large else "dc-v1")
 
 

@@ -48,6 +48,11 @@ def html(comparison: Comparison) -> str:
     return table(("data", "ipc", *COLUMNS, *scores), rows, caption(comparison))
 
 
+def measure(comparison: Comparison) -> str:
+    """What networks are scored by, as `Evaluation.measure`."""
+    return "mean recall" if "pairs" in comparison.config["protocol"].get("accepts", ()) else "test accuracy"
+
+
 def scores_in(comparison: Comparison) -> list[str]:
     """Names of the columns of scores, where they were asked for."""
     return ["LRS", "ARS"] if comparison.config.get("scores") else []
@@ -83,7 +88,7 @@ def caption(comparison: Comparison) -> str:
     sets = plural(many, "set") if few == many else f"{few} to {many} sets"
     over = " or ".join(sorted({row.interval_over for row in rows})) or "sets"
     text = (
-        f"Test accuracy under protocol {comparison.protocol}: mean over {sets} (seeds) × "
+        f"{measure(comparison).capitalize()} under protocol {comparison.protocol}: mean over {sets} (seeds) × "
         f"{plural(config['networks'], 'network')}; ± is the half-width of a 95 % t-interval over {over}. "
         "Differences are paired: a method and the Random of its seed share the networks' weights and orders. "
         "Times are means per set, on one thread; the time to distill includes what methods prepare once and share."
@@ -92,13 +97,23 @@ def caption(comparison: Comparison) -> str:
     if config.get("optimizer"):
         text += f" Networks were trained by {usual(config['optimizer']).called}, not by the protocol's optimizer."
     if config.get("scores"):
-        told = meaning(config["scores"])
-        text += f" LRS and ARS say {told[0].lower()}{told[1:]}"
+        text += f" {_scores(config['scores'], rows)}"
+        took = [f"{duration(seconds)} ({data})" for data, seconds in comparison.whole_set_seconds.items()]
+        text += f" Once besides, a network on the whole real set took {', '.join(took)}." if took else ""
     if config.get("budget"):
         text += f" Distillation was given {duration(config['budget'])} per set."
     if comparison.missing:
         text += f" {plural(len(comparison.missing), 'cell')} of {_all(comparison)} have no result."
     return text
+
+
+def _scores(arithmetic: str, rows: Sequence[Row]) -> str:
+    """What LRS and ARS say, and which data have no ARS."""
+    scored = [row for row in rows if row.robustness is not None]
+    without = dict.fromkeys(row.data for row in scored if row.robustness is not None and row.robustness.ars is None)
+    some = not scored or len(without) < len({row.data for row in scored})
+    told = meaning(arithmetic, some, " and ".join(without) if some else "")
+    return f"{'LRS and ARS say' if some else 'LRS says'} {told[0].lower()}{told[1:]}"
 
 
 def _rates(rows: Sequence[Row]) -> str:

@@ -100,6 +100,11 @@ class DiffusionCodes(Codes):
     lr_c: RateOrAuto = 0.0  #: of the conditions
     train: Count = 900  #: steps of the small model's training
 
+    @property
+    def folder(self) -> str:
+        """That of diffusers, where the generator is one."""
+        return self.generator if self.generator != "tiny" and Path(self.generator).is_dir() else ""
+
     def apply(self, plan: Plan, method: str, task: Task) -> Plan:
         """The plan with latents as its codes, started from real images."""
         from datastill.decoders.diffusion_latents import DiffusionLatents
@@ -110,7 +115,7 @@ class DiffusionCodes(Codes):
         whole_images(plan, method)
         own = self.generator == "tiny"
         chain = (self.steps, self.guidance, self.skip, self.skip_on, self.noise)
-        weights, model = _of_folder(self.generator) if not own and Path(self.generator).is_dir() else (None, None)
+        weights, model = _of_folder(self.folder) if self.folder else (None, None)
         if model is None and not own:
             model = named(self.generator)
         decoder = DiffusionLatents(task.real.shape, task.real.classes, *chain, model)

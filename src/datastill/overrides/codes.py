@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from datastill.core.errors import InputError, nearest
@@ -71,6 +72,18 @@ class Codes(Override):
         """ "dct:kept=64,instances=16"."""
         options = ",".join(f"{name}={value}" for name, value in record.items() if name != "how" and value != "")
         return f"{record['how']}:{options}"
+
+    @property
+    def folder(self) -> str:
+        """A folder of the user's that the options name; "" where there is none."""
+        return ""
+
+    @classmethod
+    def placed(cls, text: str) -> str:
+        """See `Override`."""
+        made = cls.parse(text)
+        folder = "" if made is None else made.folder
+        return text.replace(f"={folder}", f"={Path(folder).resolve()}") if folder else text
 
     @classmethod
     def phrase(cls, record: Mapping[str, Any]) -> tuple[str, str]:

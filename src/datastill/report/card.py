@@ -114,7 +114,7 @@ def _front(distilled: DistilledSet, layout: str, count: int, license: str) -> st
         f"pretty_name: {json.dumps(distilled.name)}",
         *_license(layout, license),
         "task_categories:",
-        "- image-classification",
+        "- image-to-text" if distilled.label_kind == "pairs" else "- image-classification",
         "tags:",
         *(f"- {tag}" for tag in dict.fromkeys(tags) if tag),
         "size_categories:",
@@ -123,7 +123,7 @@ def _front(distilled: DistilledSet, layout: str, count: int, license: str) -> st
     if layout in ("parquet", "hub"):
         lines += ["configs:", "- config_name: default", "  data_files:", "  - split: train"]
         lines += ["    path: data/train-*"]
-    elif layout != "imagefolder":
+    elif layout not in ("imagefolder", "captioned"):
         lines.append("viewer: false")
     return "\n".join([*lines, "---"])
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from datastill.report.plotting import plotting
+
 if TYPE_CHECKING:
     from datastill.evaluation.scores import Evaluation
 
@@ -122,7 +124,7 @@ def spans(losses: Tensor | Sequence[float]) -> bool:
 
 def draw(panels: Sequence[Panel], *, format: str = "svg", dark: bool = False) -> bytes:
     """Panels side by side, on a clear ground, as SVG or PNG; equal input gives equal bytes."""
-    import matplotlib
+    matplotlib = plotting()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import singledispatch
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from markupsafe import Markup
 
@@ -15,6 +15,7 @@ from datastill.evaluation.scores import Arm, Evaluation
 from datastill.report import words
 from datastill.report.charts import loss_curve, spans
 from datastill.report.pictures import grid, png, preview
+from datastill.report.plotting import plotting
 from datastill.report.progress import CELL, ipython
 from datastill.report.section import data_uri
 from datastill.store.artifact import DistilledSet
@@ -191,11 +192,10 @@ def _pictured(picture: Image.Image) -> Figure:
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure, so many inches large, that notebooks draw as it is."""
-    from matplotlib.figure import Figure
-
+    kind = plotting().figure.Figure
     if (shell := ipython()) is not None:
-        _let_draw(shell, Figure)
-    return Figure(figsize=(width, max(1.0, height)), layout="constrained")
+        _let_draw(shell, kind)
+    return cast("Figure", kind(figsize=(width, max(1.0, height)), layout="constrained"))
 
 
 def _let_draw(shell: Any, kind: type) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from datastill.core.errors import InputError
+from datastill.report.plotting import plotting
 from datastill.report.snapshots import Snapshots, Timeline, chosen
 from datastill.store.artifact import DistilledSet
 
@@ -72,12 +73,11 @@ def scaled(image: Image.Image, smallest: int = SMALLEST, largest: int = LARGEST)
 @lru_cache(maxsize=16)
 def font(size: int, bold: bool = False) -> Any:
     """DejaVu Sans as matplotlib ships it, so that pictures look alike on every machine."""
-    import matplotlib
     from PIL import ImageFont
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     try:
-        return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+        return ImageFont.truetype(str(Path(plotting("matplotlib").get_data_path()) / "fonts" / "ttf" / name), size)
     except OSError:
         return ImageFont.load_default(size)
 

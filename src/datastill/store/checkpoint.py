@@ -162,9 +162,10 @@ def refuse_other(config: Mapping[str, Any], stored: Mapping[str, Any], path: Pat
         if isinstance(mine, dict) and isinstance(theirs, dict):
             inner = next(k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k))
             name, mine, theirs = f"{name}.{inner}", mine.get(inner), theirs.get(inner)
+        there = f"it names no {name}" if theirs is None else f"its {name} is {theirs!r}"
+        here = "this run names none" if mine is None else f"this run's is {mine!r}"
         raise InputError(
-            f"{path} belongs to another run: its {name} is {theirs!r}, this run's is {mine!r}; "
-            "use the same settings to resume, or another --out."
+            f"{path} belongs to another run: {there}, {here}; use the same settings to resume, or another --out."
         )
 
 

@@ -6,7 +6,7 @@ s = kappa f(x) g(e)^T with unit rows;  loss = (CE(s, diagonal) + CE(s^T, diagona
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -80,10 +80,17 @@ def same_images(data: Labeled) -> Tensor:
 
 @dataclass(frozen=True)
 class Contrastive:
-    """SGD on the contrastive loss of pairs, with a learning rate for each tower."""
+    """SGD on the contrastive loss of pairs, with a learning rate for each tower.
+
+    Attributes:
+        schedule: of the images' tower, with its rate.
+        lr_text: rate of the sentences' tower.
+        same: which image each pair shows, (n,); None looks at the images.
+    """
 
     schedule: Schedule
     lr_text: float
+    same: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def lr(self) -> float:
@@ -104,7 +111,8 @@ class Contrastive:
         towers, schedule = cast("Towers", network.to(runtime.device).train()), self.schedule
         training, watch = TrainingData(data.x, data.y, None, runtime.device), LossWatch()
         training.couples = True  # a batch of a single pair has no negatives
-        optimizer, same = towers_sgd(network, schedule, self.lr_text), same_images(data).to(runtime.device)
+        optimizer = towers_sgd(network, schedule, self.lr_text)
+        same = (same_images(data) if self.same is None else self.same).to(runtime.device)
         with isolated(rng.derive("dropout")):
             for p in range(schedule.passes):
                 total = torch.zeros((), device=runtime.device)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datastill.core.errors import InputError, nearest
 
@@ -52,6 +53,15 @@ def hard_by(name: str, schedule: Schedule) -> Schedule:
         return schedule
     found = usual(name)
     return replace(schedule, optimizer=name, lr=found.lr[0], weight_decay=found.decay[0])  # type: ignore[arg-type]
+
+
+def values_by(name: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """What `hard_by` makes of a protocol's values, by name; momentum is left out where the optimizer takes none."""
+    if name == "auto":
+        return dict(protocol)
+    found = usual(name)
+    own = {"optimizer": found.called, "lr": found.lr[0], "weight_decay": found.decay[0], "learned_lr": False}
+    return own | {k: v for k, v in protocol.items() if k not in own and (name == "sgd" or k != "momentum")}
 
 
 def soft_by(name: str, schedule: SoftSchedule) -> SoftSchedule:

@@ -21,6 +21,13 @@ dataset = distilled.as_dataset()  # a torch Dataset; pixels=True gives images in
 data = load_dataset("imagefolder", data_dir="path/of/this/folder", split="train")
 # or datastill.load_real("path/of/this/folder", holdout=0), or torchvision's ImageFolder on train/""",
     ),
+    "captioned": (
+        "python",
+        """from datasets import load_dataset
+
+data = load_dataset("imagefolder", data_dir="path/of/this/folder", split="train")
+# or datastill.load_pairs("path/of/this/folder", holdout=0)""",
+    ),
     "parquet": (
         "python",
         """from datasets import load_dataset

@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from datastill.augment.strategies import AUGMENTED_SIDE
 from datastill.evaluation.robustness import Robustness
 from datastill.evaluation.scores import spread_over, t_interval
 from datastill.report.section import Paragraph, Reading, Section, Shown, Table
@@ -21,14 +22,10 @@ _ROWS = (
     ("ior_augmented", "  improvement over Random, augmented, points", "points"),
     ("ior_plain", "  improvement over Random, as they are, points", "points"),
 )
-_TOLD = (
-    "What is left of the accuracy when labels and augmentation help Random as much. LRS weighs the improvement over "
-    "Random against what hard labels leave missing to the whole real set; ARS weighs the improvement with "
-    "augmentation against that without. "
-)
-_BOUNDED = "Both lie in [0, 1]; 0.27 stands where gains and losses cancel."
-_RELEASED = "They are counted in percentage points, as the released DD-Ranking package does, and lie in no range."
-_NO_ARS = " There is no ARS: images of this kind are not augmented."
+_LRS = "LRS weighs the improvement over Random against what hard labels leave missing to the whole real set"
+_ARS = "ARS weighs the improvement with augmentation against that without"
+_BOUNDED = "Scores lie in [0, 1]; 0.27 stands where gains and losses cancel."
+_RELEASED = "Scores are counted in percentage points, as the released DD-Ranking package does, and lie in no range."
 
 
 class RobustnessSection(Section):
@@ -43,16 +40,28 @@ class RobustnessSection(Section):
             return None
         parts = found.parts()
         rows = [[text, *_cells(parts[name], kind)] for name, text, kind in _ROWS if name in parts]
-        told = meaning(found.arithmetic)
+        told = meaning(found.arithmetic, "ars" in parts)
         table = Table(["", "mean", "± 95 %"], rows)
         weights = f" The weight of the first part is {found.weight:g}."
         return Shown("Without the help of labels and augmentation",
-                     [table, Paragraph(told + weights + ("" if "ars" in parts else _NO_ARS))])  # fmt: skip
+                     [table, Paragraph(told + weights)])  # fmt: skip
 
 
-def meaning(arithmetic: str) -> str:
-    """What the scores say, in a few sentences."""
-    return _TOLD + (_BOUNDED if arithmetic == "fractions" else _RELEASED)
+def meaning(arithmetic: str, ars: bool, without: str = "") -> str:
+    """What the scores say, in a few sentences.
+
+    Args:
+        arithmetic: "fractions" or "released".
+        ars: whether any of the images have an ARS.
+        without: where some have one, names of the data that have none.
+    """
+    helps, both = ("labels and augmentation help", f"{_LRS}; {_ARS}") if ars else ("labels help", _LRS)
+    told = f"What is left of the accuracy when {helps} Random as much. {both}. "
+    told += _BOUNDED if arithmetic == "fractions" else _RELEASED
+    if ars and not without:
+        return told
+    lacking = f" of {without}" if without else ""
+    return f"{told} There is no ARS{lacking}: images of fewer than {AUGMENTED_SIDE} pixels a side are not augmented."
 
 
 def numbers(found: Robustness) -> dict[str, str]:
