@@ -30,7 +30,7 @@ PROTOCOLS = {"digits": "dc-v1", "fashion_mnist": "dsa-quick-v1"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "random": {},
     "dm": {"steps": 200, "real_batch": 32},
-    "dsa": {"steps": 60, "real_batch": 32},
+    "dsa": {"steps": 100, "real_batch": 32},
     "auto": {"budget": 30.0},
 }
 

@@ -129,11 +129,62 @@ def test_values_are_refined_at_the_bits_that_fit_alone(made: DistilledSet, monke
     assert len(found.codes["blob"].flatten()) <= limit
 
 
-def test_what_is_no_image_of_pixels_is_refused(real: RealSet, made: DistilledSet) -> None:
-    codes = datastill.distill("random", real, ipc=1, network=NET, codes="dct")
-    for one in (codes, encode(made, 2)):
-        with pytest.raises(InputError, match="Only stored pixels can be encoded"):
-            encode(one, 2)
+def test_what_is_encoded_already_is_refused(made: DistilledSet) -> None:
+    with pytest.raises(InputError, match="Only stored pixels or frequencies can be encoded"):
+        encode(encode(made, 2), 2)
+
+
+@pytest.fixture(scope="module")
+def frequencies(real: RealSet) -> DistilledSet:
+    return datastill.distill("random", real, ipc=3, network=NET, codes="dct:kept=16,instances=4")
+
+
+def test_frequencies_in_fewer_bits_are_rendered_as_they_were(frequencies: DistilledSet, tmp_path: Path) -> None:
+    sizes, errors = [], []
+    for bits in (8, 4, 2, 1):
+        done = datastill.export(frequencies, tmp_path / f"{bits}", "encoded", bits=bits)
+        again = datastill.load_distilled(tmp_path / f"{bits}")
+        assert torch.equal(again.images, done.distilled.images)
+        assert torch.equal(again.targets, frequencies.targets)
+        sizes.append(again.manifest["decoder"]["length"])
+        errors.append(float((again.images - frequencies.images).square().mean()))
+    assert sizes == sorted(sizes, reverse=True)
+    assert errors == sorted(errors)
+    assert errors[0] < 1e-3 * float(frequencies.images.square().mean())
+
+
+@pytest.mark.parametrize("bits", [2, 4, 6])
+def test_frequencies_share_a_step_that_takes_the_bits_on_average(frequencies: DistilledSet, bits: int) -> None:
+    z, small = frequencies.codes["coefficients"], encode(frequencies, bits).manifest["decoder"]
+    step = min(small["step"])
+    size = z.abs().amax(dim=(0, 1))
+    taken = (2 * size / (size / 127).clamp_min(step) + 1).log2().mean()
+    assert taken <= bits  # sizes of groups are above those of their members
+    assert taken > bits - 0.5
+    assert small["low"] == pytest.approx([-127 * s for s in small["step"]])
+    again = Encoded(**{k: v for k, v in small.items() if k != "decoder"})
+    back = again.decode(encode(frequencies, bits).codes, frequencies.labels).x
+    assert float((back - frequencies.images).square().mean()) <= (max(small["step"]) / 2) ** 2 * 16 / 64
+
+
+def test_one_step_for_all_loses_less_than_a_step_for_each_in_as_many_bytes(real: RealSet) -> None:
+    many = datastill.distill("random", real, ipc=25, network=NET, codes="dct:kept=16,instances=4")
+    z, small = many.codes["coefficients"], encode(many, 4)
+    size = z.abs().amax(dim=(0, 1), keepdim=True)
+    own = (z / size * 7.5 + 7.5).round()  # 16 values for each frequency
+    error = float(((own - 7.5) * size / 7.5 - z).square().sum())
+    assert float((small.images - many.images).square().sum()) < 0.9 * error
+    assert small.manifest["decoder"]["length"] < 1.03 * len(stream_of(None, own.to(torch.uint8)))
+
+
+def test_frequencies_can_be_refined_and_fitted_too(frequencies: DistilledSet) -> None:
+    fine = encode(frequencies, 2, refine=5)
+    apart = Encoded(**{k: v for k, v in fine.manifest["decoder"].items() if k != "decoder"})
+    back = apart.decode(fine.codes, fine.labels).x - frequencies.images
+    assert "refined in 5 steps" in fine.manifest["notes"][-1]
+    assert float(back.square().sum()) <= frequencies.codes["coefficients"].numel() * max(apart.step) ** 2
+    with pytest.raises(InputError, match="9 bytes are too few for 30 images"):
+        encode(frequencies, 8, most=9)
 
 
 def test_damaged_streams_are_refused() -> None:

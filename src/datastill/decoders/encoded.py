@@ -1,8 +1,8 @@
 """Stored images in fewer bits: patches on a few scales, and all of it through an entropy coder.
 
 Every patch of an image, all channels together, belongs to a group, and x = low_g + step_g q with q of `bits` bits
-(after arXiv:2603.13346). With 8 bits and one group on [0, 1] these are 8-bit pixels, exactly. Group numbers and q go
-through LZMA, whose range coder is near their entropy.
+(after arXiv:2603.13346). With 8 bits and one group on [0, 1] these are 8-bit pixels, exactly. Of frequency codes every
+frequency of every channel is a patch. Group numbers and q go through LZMA, whose range coder is near their entropy.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from torch import Tensor
 from datastill.core.context import Context
 from datastill.core.errors import InputError
 from datastill.core.plan import Codes, Synthetic
+from datastill.decoders.dct import Dct
 from datastill.decoders.multi_formation import MultiFormation
 from datastill.decoders.pixels import Pixels
 
-INNER = {"pixels": Pixels, "multi_formation": MultiFormation}
+#: Decoders of what can be encoded, and the leaf that each has.
+INNER = {"pixels": Pixels, "multi_formation": MultiFormation, "dct": Dct}
+LEAVES = {"pixels": "images", "multi_formation": "images", "dct": "coefficients"}
 _FILTERS = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0, "pb": 0}]
 
 
@@ -35,7 +38,8 @@ class Encoded:
         InputError: an option that is none of an encoding; when decoding, a stream that is damaged.
     """
 
-    shape: Sequence[int]  #: of a stored image: channels, height, width
+    #: of a stored image: channels, height, width; of frequency codes: instances, channels, frequencies
+    shape: Sequence[int]
     low: Sequence[float]  #: of each group: the least value
     step: Sequence[float]  #: of each group: the distance of two values
     length: int  #: bytes of the stream
@@ -73,7 +77,7 @@ class Encoded:
         if self.mean is not None and self.std is not None:
             mean, std = (torch.tensor(v, device=blob.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
             images = (images - mean) / std
-        return self._inner().decode({"images": images}, y)
+        return self._inner().decode({self._leaf: images}, y)
 
     def backward(self, codes: Codes, y: Tensor, record: Any, grads: Tensor) -> Codes:
         """There is no gradient of bytes."""
@@ -88,7 +92,7 @@ class Encoded:
         found = tuple(shapes.get("blob", ()))
         if len(found) != 2 or 0 in found or math.prod(found) < self.length:
             raise InputError(f"The stream of an encoding is {list(found)}, and {self.length} bytes are needed.")
-        return self._inner().rendered({"images": (found[0], *self.shape)}, ipc, classes)
+        return self._inner().rendered({self._leaf: (found[0], *self.shape)}, ipc, classes)
 
     def project(self, codes: Codes, context: Context, when: str) -> None:
         """Nothing moves."""
@@ -99,7 +103,11 @@ class Encoded:
         lists = {name: None if value is None else list(value) for name, value in values.items()}
         return {"decoder": "encoded", **lists, "length": self.length, "patch": self.patch, "inner": self.inner}
 
-    def _inner(self) -> Pixels | MultiFormation:
+    @property
+    def _leaf(self) -> str:
+        return LEAVES[str((self.inner or {}).get("decoder", "pixels"))]
+
+    def _inner(self) -> Pixels | MultiFormation | Dct:
         record = dict(self.inner or {"decoder": "pixels"})
         kind = INNER.get(str(record.pop("decoder", "")))
         if kind is None:
