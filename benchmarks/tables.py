@@ -167,7 +167,7 @@ def scores(row: str, one: Any, real: RealSet, args: argparse.Namespace, table: T
     """Accuracies by every column that goes with the row."""
     found: dict[str, Any] = {}
     for column, asked in table.columns.items():
-        settings = {"network": table.network, "networks": args.networks, "random": False, "compile": "off", **asked}
+        settings = {"network": table.network, "networks": args.networks, "random": False, **asked}
         if settings.get("labels") in ("soft", "teacher"):
             settings["teacher"] = teacher_of(real, args, table.network)
         if (row, column) not in table.unscored:

@@ -1,7 +1,7 @@
 """A stand-in for the Hugging Face Hub: its HTTP interface as far as `huggingface_hub` and `datasets` use it here.
 
-Data sets alone, one branch, no history but the commits' names. Small texts travel in the commit, all else as objects of
-large file storage, as on the Hub.
+Data sets, and models to be read, with one branch and no history but the commits' names. Small texts travel in the
+commit, all else as objects of large file storage, as on the Hub.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
 
 TOKEN = "hf_standin"
 LARGE = (".safetensors", ".parquet", ".png", ".npy")
@@ -289,6 +292,11 @@ ROUTES = [
     (rf"/api/datasets/{NAME}/commit/{REVISION}", Handler.commit),
     (rf"/datasets/{NAME}\.git/info/lfs/objects/batch", Handler.batch),
     (rf"/datasets/{NAME}/resolve/{REVISION}/(?P<file>.+)", Handler.resolve),
+    (rf"/api/models/{NAME}/revision/{REVISION}", Handler.info),
+    (rf"/api/models/{NAME}/tree/{REVISION}(?P<inside>/.*)?", lambda self, body, inside=None, **more: self.tree(
+        body, inside=inside or "", **more
+    )),
+    (rf"/{NAME}/resolve/{REVISION}/(?P<file>.+)", Handler.resolve),
 ]  # fmt: skip
 
 
@@ -307,3 +315,19 @@ def serving() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def point_to(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clients ask this address, and keep what they get in this folder."""
+    import datasets
+    import huggingface_hub.constants as known
+
+    for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(known, "ENDPOINT", url)
+    monkeypatch.setattr(known, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(known, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(known, "HF_TOKEN_PATH", str(cache / "no token"))
+    monkeypatch.setattr(known, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(known, "HF_HUB_DISABLE_XET", True, raising=False)  # the stand-in has Git LFS alone
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", url)

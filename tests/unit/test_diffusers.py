@@ -16,9 +16,10 @@ from datastill.cli import main
 from datastill.core.errors import InputError, MissingExtra
 from datastill.core.rng import isolated
 from datastill.decoders.diffusion_latents import DiffusionLatents
-from datastill.models.generators.diffusers_ldm import DiffusersLDM, diffusers, from_folder
+from datastill.models.generators.diffusers_ldm import DiffusersLDM, diffusers, from_folder, of_hub
 from datastill.store.artifact import TENSORS
 from datastill.store.opening import sha256_of
+from hub_server import point_to, serving
 
 NET = "convnet:width=8,depth=1"
 
@@ -89,6 +90,32 @@ def test_a_run_is_repeated_from_any_folder(folder: Path, tmp_path: Path, monkeyp
     assert main(["distill", "--config", str(tmp_path / "x" / "run.toml"), "--out", str(tmp_path / "y"), "--quiet"]) == 0
     assert sha256_of(tmp_path / "y" / TENSORS) == sha256_of(tmp_path / "x" / TENSORS)
     assert (tmp_path / "y" / "run.toml").read_text() == (tmp_path / "x" / "run.toml").read_text()
+
+
+def test_a_model_of_the_hub_is_as_its_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetched are configurations and safetensors alone; a second run, without a network, has the copy."""
+    settings = {"ipc": 1, "network": NET, "steps": 2, "real_batch": 4}
+    wanted = datastill.distill("dm", "digits", codes=f"ld3m:steps=2,generator={folder}", **settings)
+    files = {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    with serving() as hub:
+        point_to(hub.url, tmp_path / "cache", monkeypatch)
+        hub.put("me/ldm", {**files, "README.md": b"#", "unet/diffusion_pytorch_model.bin": b"pickle"})
+        hub.put("me/text", {"README.md": b"#"})
+        codes = "ld3m:steps=2,generator=hub:me/ldm"
+        made = datastill.distill("dm", "digits", codes=codes, **settings)
+        assert {name.rpartition("/")[2] for name in hub.fetched()} == {
+            "config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors",
+        }  # fmt: skip
+        for name, words in (("me/text", r"no unet/config\.json"), ("me/none", "no data set or model me/none")):
+            with pytest.raises(InputError, match=words):
+                of_hub(f"hub:{name}")
+        with pytest.raises(InputError, match="NAME/SET"):
+            of_hub("hub:ldm")
+    again = datastill.distill("dm", "digits", codes=codes, **settings)
+    for one in (made, again):
+        assert torch.equal(one.images, wanted.images)
+    with pytest.raises(InputError, match="no copy of hub:me/other"):
+        of_hub("hub:me/other")
 
 
 def test_what_is_no_such_model_is_told(folder: Path, tmp_path: Path) -> None:

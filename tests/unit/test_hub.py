@@ -30,7 +30,7 @@ from datastill.store.files import write_json
 from datastill.store.manifest import checksum_of
 from datastill.store.opening import sha256_of
 from decoupled_data import digits, teacher
-from hub_server import TOKEN, Hub, serving
+from hub_server import TOKEN, Hub, point_to, serving
 
 NAME = "me/digits-dm-ipc2"
 NETWORK = "convnet:width=8,depth=1"
@@ -44,18 +44,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         point_to(served.url, tmp_path / "cache", monkeypatch)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield served
-
-
-def point_to(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(known, "ENDPOINT", url)
-    monkeypatch.setattr(known, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(known, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(known, "HF_TOKEN_PATH", str(cache / "no token"))
-    monkeypatch.setattr(known, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(known, "HF_HUB_DISABLE_XET", True, raising=False)  # the stand-in has Git LFS alone
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", url)
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +253,7 @@ def test_tokens(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(InputError, match="no token of the Hub on this machine"):
         push_to_hub(small(), NAME, overwrite=True)
-    with pytest.raises(InputError, match="no data set me/digits-dm-ipc2 that you may read"):
+    with pytest.raises(InputError, match="no data set or model me/digits-dm-ipc2 that you may read"):
         load_distilled(f"hub:{NAME}")
 
 
@@ -317,7 +305,7 @@ def test_repositories_that_hold_no_set_of_ours(hub: Hub, tmp_path: Path) -> None
     hub.put("me/csv", {"data.csv": b"1,2"})
     with pytest.raises(InputError, match="hub:me/csv is no distilled set of datastill"):
         load_distilled("hub:me/csv")
-    with pytest.raises(InputError, match="no data set me/nothing that you may read"):
+    with pytest.raises(InputError, match="no data set or model me/nothing that you may read"):
         load_distilled("hub:me/nothing")
     push_to_hub(small(), NAME)
     files = files_of(hub)

@@ -95,7 +95,8 @@ class DiffusionCodes(Codes):
     skip: Literal["latent", "noisy", "none"] = "latent"  #: what every step has mixed in, less and less of it
     skip_on: Literal["x0", "prev"] = "x0"  #: where
     noise: Literal["per-iteration", "fixed", "fresh"] = "per-iteration"  #: how long a draw of it lasts
-    generator: str = "tiny"  #: the small one that is trained here, a registered one, or a folder of diffusers
+    #: the small one that is trained here, a registered one, a folder of diffusers, or one on the Hub (hub:OWNER/NAME)
+    generator: str = "tiny"
     lr: RateOrAuto = 0.0  #: of the latents; 0 follows from the first gradients
     lr_c: RateOrAuto = 0.0  #: of the conditions
     train: Count = 900  #: steps of the small model's training
@@ -115,7 +116,7 @@ class DiffusionCodes(Codes):
         whole_images(plan, method)
         own = self.generator == "tiny"
         chain = (self.steps, self.guidance, self.skip, self.skip_on, self.noise)
-        weights, model = _of_folder(self.folder) if self.folder else (None, None)
+        weights, model = self._of_diffusers()
         if model is None and not own:
             model = named(self.generator)
         decoder = DiffusionLatents(task.real.shape, task.real.classes, *chain, model)
@@ -127,8 +128,18 @@ class DiffusionCodes(Codes):
         units = (TinyLdmUnit(steps=self.train),) if own else ()
         return replace(with_latents(plan, decoder, rules, units), init=RandomReal())
 
+    def _of_diffusers(self) -> tuple[Mapping[str, Tensor] | None, dict[str, Any] | None]:
+        """The weights of a model of diffusers, and what a manifest says of it, where the generator is one."""
+        from datastill.store.hub import SCHEME
 
-def _of_folder(folder: str) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+        if self.generator.startswith(SCHEME):
+            from datastill.models.generators.diffusers_ldm import of_hub
+
+            return _of_folder(of_hub(self.generator))
+        return _of_folder(self.folder) if self.folder else (None, None)
+
+
+def _of_folder(folder: str | Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     """The weights of a diffusers model, and what a manifest says of it."""
     from datastill.models.generators.diffusers_ldm import from_folder
     from datastill.store.files import digest

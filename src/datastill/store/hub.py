@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,14 +164,23 @@ def _wanted(name: str, listed: Listed, also: tuple[str, ...]) -> list[str]:
             f"alone: --data {name}"
         )
     wanted = [file for file in listed.sizes if is_of_set(file) or file in also]
-    unknown = next((file for file in wanted if listed.sizes[file] is None), None)
-    if unknown is not None:
-        raise InputError(f"The Hub does not say how large {unknown} of {where} is, so it is not fetched.")
+    refuse_sizes(where, listed, wanted)
     _refuse_large(f"{MANIFEST} of {where}", listed.sizes[MANIFEST] or 0, LARGEST_JSON)
-    _refuse_large(where, sum(listed.sizes[file] or 0 for file in wanted), MOST_BYTES)
     manifest = hf_hub_download(name, MANIFEST, repo_type="dataset", revision=listed.commit)
     refuse_other_format(read_json(Path(manifest)), f"{MANIFEST} of {where}")
     return wanted
+
+
+def refuse_sizes(where: str, listed: Listed, wanted: Collection[str]) -> None:
+    """Refuse files that the Hub does not tell the size of, or that are too large together.
+
+    Raises:
+        InputError: one of the two.
+    """
+    unknown = next((file for file in wanted if listed.sizes[file] is None), None)
+    if unknown is not None:
+        raise InputError(f"The Hub does not say how large {unknown} of {where} is, so it is not fetched.")
+    _refuse_large(where, sum(listed.sizes[file] or 0 for file in wanted), MOST_BYTES)
 
 
 def _refuse_large(what: str, size: int, most: int) -> None:
@@ -179,11 +188,12 @@ def _refuse_large(what: str, size: int, most: int) -> None:
         raise InputError(f"{what} has {size / 1e6:,.0f} MB, and at most {most / 1e6:,.0f} MB are fetched.")
 
 
-def listing(name: str, revision: str = "main") -> Listed:
-    """What a data set of the Hub holds, without fetching any of it."""
+def listing(name: str, revision: str = "main", model: bool = False) -> Listed:
+    """What a data set or a model of the Hub holds, without fetching any of it."""
     from huggingface_hub import HfApi
 
-    found = HfApi().dataset_info(name, revision=revision, files_metadata=True)
+    ask = HfApi().model_info if model else HfApi().dataset_info
+    found = ask(name, revision=revision, files_metadata=True)
     sizes = {one.rfilename: one.size for one in found.siblings or ()}
     return Listed(str(found.sha), sizes, bool(found.private))
 
@@ -256,8 +266,8 @@ def _told(name: str, error: Exception) -> InputError | None:
     where = f"{SCHEME}{name}"
     if isinstance(error, RepositoryNotFoundError):
         return InputError(
-            f"The Hub has no data set {name} that you may read; check the name, or sign in with `hf auth login` where "
-            "it is private."
+            f"The Hub has no data set or model {name} that you may read; check the name, or sign in with "
+            "`hf auth login` where it is private."
         )
     if isinstance(error, RevisionNotFoundError):
         return InputError(f"{where} has no such state: {str(error).splitlines()[0][:120]}")

@@ -1,8 +1,9 @@
-"""Latent diffusion models of `diffusers`, from a local folder in that library's own format; nothing is downloaded."""
+"""Latent diffusion models of `diffusers`, in that library's own format: from a folder, or by name from the Hub."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from datastill.core.errors import InputError, MissingExtra
 from datastill.core.torchvision import import_torchvision
 from datastill.store.files import read_json, read_tensors
+from datastill.store.hub import hub_errors, hub_name, listing, reachable, refuse_sizes, silent_bars, unreachable
 from datastill.store.schema import WEIGHTS
 
 #: The classes that are built, by name, and where a folder holds each part.
@@ -23,6 +25,8 @@ _KNOWN = {
 }
 _FOLDERS = {"unet": ("unet",), "vae": ("vae", "vqvae"), "scheduler": ("scheduler",)}
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
+#: What is fetched of a model of the Hub.
+_FILES = re.compile(rf"(unet|vae|vqvae)/(config\.json|{re.escape(_WEIGHTS)})|scheduler/scheduler_config\.json")
 #: Bounds on what a configuration may say: built before any weight is read.
 _LARGEST, _LONGEST, _LAYERS = 8192, 16, 16
 
@@ -144,6 +148,33 @@ class DiffusersLDM(nn.Module):
         if "quantize" not in dict(self.vae.named_children()):
             return z
         return self.vae.quantize(z / self.scaling)[0] * self.scaling
+
+
+def of_hub(source: str) -> Path:
+    """The folder where a model of the Hub is kept; configurations and safetensors are fetched, where it answers.
+
+    Args:
+        source: "hub:OWNER/NAME", with "@REVISION" behind it or not.
+
+    Raises:
+        InputError: there is no such model, or it cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import LocalEntryNotFoundError
+
+    name, _, revision = str(hub_name(source)).partition("@")
+    revision = revision or "main"
+    with hub_errors(name), silent_bars():
+        if not reachable():
+            with contextlib.suppress(LocalEntryNotFoundError):
+                return Path(snapshot_download(name, revision=revision, local_files_only=True))
+            raise unreachable(f", and there is no copy of {source} here")
+        listed = listing(name, revision, model=True)
+        wanted = [file for file in listed.sizes if _FILES.fullmatch(file)]
+        refuse_sizes(source, listed, wanted)
+        if not wanted:
+            raise InputError(f"{source} is no latent diffusion model of diffusers: it has no unet/config.json.")
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
 
 
 def from_folder(folder: str | Path) -> tuple[DiffusersLDM, dict[str, Any]]:
