@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,8 @@ _KNOWN = {
 _FOLDERS = {"unet": ("unet",), "vae": ("vae", "vqvae"), "scheduler": ("scheduler",)}
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 #: What is fetched of a model of the Hub.
-_FILES = re.compile(rf"(unet|vae|vqvae)/(config\.json|{re.escape(_WEIGHTS)})|scheduler/scheduler_config\.json")
+_FILES = [f"{part}/{file}" for part in ("unet", "vae", "vqvae") for file in ("config.json", _WEIGHTS)]
+_FILES.append("scheduler/scheduler_config.json")
 #: Bounds on what a configuration may say: built before any weight is read.
 _LARGEST, _LONGEST, _LAYERS = 8192, 16, 16
 
@@ -167,14 +167,14 @@ def of_hub(source: str) -> Path:
     with hub_errors(name), silent_bars():
         if not reachable():
             with contextlib.suppress(LocalEntryNotFoundError):
-                return Path(snapshot_download(name, revision=revision, local_files_only=True))
+                return Path(snapshot_download(name, allow_patterns=_FILES, revision=revision, local_files_only=True))
             raise unreachable(f", and there is no copy of {source} here")
         listed = listing(name, revision, model=True)
-        wanted = [file for file in listed.sizes if _FILES.fullmatch(file)]
+        wanted = [file for file in _FILES if file in listed.sizes]
         refuse_sizes(source, listed, wanted)
         if not wanted:
             raise InputError(f"{source} is no latent diffusion model of diffusers: it has no unet/config.json.")
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(name, allow_patterns=wanted, revision=revision))
 
 
 def from_folder(folder: str | Path) -> tuple[DiffusersLDM, dict[str, Any]]:
