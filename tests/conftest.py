@@ -48,10 +48,11 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def of_ten_passes() -> Iterator[None]:
     """Evaluations of ten passes, in this process: for tests of what stands around a training, not of its result."""
     from datastill.evaluation import protocols
+    from datastill.evaluation.pair_protocols import TrainsTowers
 
     with pytest.MonkeyPatch.context() as patch:
         for name, protocol in protocols.protocols().items():
-            if type(protocol) is protocols.Protocol:
+            if type(protocol) in (protocols.Protocol, TrainsTowers):
                 patch.setitem(protocols._REGISTERED, name, replace(protocol, passes=min(protocol.passes, 10)))
         yield
 

@@ -26,6 +26,8 @@ from datastill.models import resolve_network
 from datastill.training.contrastive import Contrastive
 from datastill.training.trainers import Labeled
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 METHODS = sorted(name for name, info in methods().items() if "pairs" in info.cls.takes)
 LEARNING = [name for name in METHODS if get_method(name).cls().steps]
 ROOT = Path(__file__).resolve().parents[2]
