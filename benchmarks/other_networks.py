@@ -56,10 +56,10 @@ def study(args: argparse.Namespace) -> None:
         key = f"{data}|{network}|{method}"
         if key not in record["cells"]:
             real = first(load_real(data), 1000)
-            made = distill(method, real, ipc=1, network=network, seed=0, units=args.units, **SETTINGS[method])
+            made = distill(method, real, ipc=1, network=network, seed=0, units=args.units, **args.settings[method])
             one = {"method": made.manifest["method"], "cost": made.manifest["cost"]}
             record["cells"][key] = one | {"accuracies": scored(made, real, network, args)}
-            record["environment"], record["settings"] = environment(torch.device("cpu")), SETTINGS
+            record["environment"], record["settings"] = environment(torch.device("cpu")), args.settings
             write_json(args.out, record)
             print(key, record["cells"][key], flush=True)
 
@@ -78,11 +78,14 @@ def main() -> None:
     parser.add_argument("--data", nargs="*", default=["digits", "fashion_mnist"])
     parser.add_argument("--on", nargs="*", default=NETWORKS, help="the networks")
     parser.add_argument("--methods", nargs="*", default=[*SETTINGS])
+    parser.add_argument("--steps", nargs="*", default=[], help="other steps of a method: dm=50")
     parser.add_argument("--networks", type=int, default=3, help="how many are trained on each set")
     parser.add_argument("--units", type=Path, default=Path("runs/other-units"))
     parser.add_argument("--out", type=Path, default=Path("results/other-networks-3.json"))
     parser.add_argument("--show", type=Path, help="the file of a study")
     args = parser.parse_args()
+    given = {name: {"steps": int(steps)} for name, steps in (one.split("=") for one in args.steps)}
+    args.settings = {name: {**own, **given.get(name, {})} for name, own in SETTINGS.items()}
     torch.set_num_threads(1)
     if args.show:
         show(args.show)

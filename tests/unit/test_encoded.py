@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from datastill.decoders.encoded import Encoded, patches_of, stream_of
 from datastill.exchange.encode import PATCH, encode
 from datastill.exchange.refine import rounded
 from datastill.models import resolve_network
-from datastill.store.artifact import DistilledSet
+from datastill.store.artifact import DistilledSet, load_distilled
 
 NET = "convnet:width=4,depth=1"
 
@@ -130,7 +131,7 @@ def test_values_are_refined_at_the_bits_that_fit_alone(made: DistilledSet, monke
 
 
 def test_what_is_encoded_already_is_refused(made: DistilledSet) -> None:
-    with pytest.raises(InputError, match="Only stored pixels or frequencies can be encoded"):
+    with pytest.raises(InputError, match="encoded already"):
         encode(encode(made, 2), 2)
 
 
@@ -216,7 +217,30 @@ def test_the_command_scores_what_was_read_back(real: RealSet, tmp_path: Path, ca
     told = json.loads(capsys.readouterr().out)
     assert 0 < told["accuracy_exported"] <= 1
     files = [path for path in (tmp_path / "small").rglob("*") if path.is_file()]
-    assert "README.md" in {path.name for path in files}
-    assert told["bytes"] == sum(path.stat().st_size for path in files if path.name != "README.md")
+    shown = {"README.md", "preview.png"}
+    assert shown < {path.name for path in files}
+    assert told["bytes"] == sum(path.stat().st_size for path in files if path.name not in shown)
+    assert load_distilled(tmp_path / "small").extra == {}, "positions in the real set take more than the images"
+    assert (
+        main(
+            ["export", str(tmp_path / "run"), str(tmp_path / "least"), "--to", "encoded", "--most", "150", "--no-score"]
+        )
+        == 0
+    )
+    assert re.search(r"Images encoded with \d bits? a value, in \d+ bytes", capsys.readouterr().err)
+
+
+def test_what_clipping_loses_is_told(real: RealSet, tmp_path: Path) -> None:
+    """Pixels that a method moved out of the valid range come back inside it."""
+    one = datastill.distill("random", real, ipc=1, network=NET)
+    one.codes["images"][0] += 4.0
+    lost = one.space.decode(one.images)[0].max() - 1
+    done = datastill.export(one, tmp_path / "x", "encoded", bits=8)
+    assert done.max_pixel_error == pytest.approx(float(lost), abs=1e-5)
+    assert done.clipped_fraction > 0
+
+
+def test_options_of_other_formats_are_refused(real: RealSet, tmp_path: Path, capsys) -> None:
+    datastill.distill("random", real, ipc=1, network=NET, out=tmp_path / "run")
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "png"), "--bits", "2"]) == 2
     assert "--bits changes nothing with --to imagefolder" in capsys.readouterr().err

@@ -28,9 +28,8 @@ class ExportOptions:
     to: Literal["imagefolder", "parquet", "tensors", "encoded", "hub"] = "imagefolder"
     bits: Bits = 8  #: of a value, with --to encoded
     most: Amount = 0  #: bytes that encoded images may take, with as many bits as fit, up to --bits; 0 sets no limit
-    refine: Amount = (
-        0  #: steps to round encoded values so that networks see less of it; 300 are enough, 0 is the nearest
-    )
+    #: steps to round encoded values so that networks see less of it; 300 are enough, 0 is the nearest
+    refine: Amount = 0
     data_license: str = ""  #: with --to hub, license of the real images, such as cc-by-4.0; else unknown
     score: bool = True  #: where pixels are rounded, score the set before and after
     data: str | None = None  #: real data to score on; none takes the source that the set names
@@ -51,7 +50,7 @@ def write(options: ExportOptions) -> int:
     """Export, then score what was written if it lost precision."""
     from datastill.cli.progress import Display
     from datastill.exchange.export import export
-    from datastill.report.card import CARD
+    from datastill.report.card import CARD, PICTURE
     from datastill.store.artifact import load_distilled
 
     _refuse_void(options)
@@ -66,14 +65,17 @@ def write(options: ExportOptions) -> int:
         "lossless": done.lossless,
         "max_pixel_error": done.max_pixel_error,
         "clipped_fraction": done.clipped_fraction,
-        "bytes": sum(f.stat().st_size for f in done.path.rglob("*") if f.is_file() and f.name != CARD),
+        "bytes": sum(f.stat().st_size for f in done.path.rglob("*") if f.is_file() and f.name not in (CARD, PICTURE)),
     }
     display.say(f"Written to {done.path}: {record['bytes']:,} bytes, not counting the card.")
     if not done.lossless:
-        changed = "encoded" if options.to == "encoded" else "rounded to 8 bits"
+        changed = "Pixels were rounded to 8 bits"
+        if options.to == "encoded":
+            changed = done.distilled.record.notes[-1].capitalize()
+        clipped = f"; {100 * done.clipped_fraction:.1f} % of pixels were clipped to the valid range"
         display.say(
-            f"Pixels were {changed} and {100 * done.clipped_fraction:.1f} % of them clipped to the valid range "
-            f"(largest change {done.max_pixel_error:.3f} of the range)."
+            f"{changed}{clipped if done.clipped_fraction >= 0.0005 else ''} (largest change of a pixel "
+            f"{done.max_pixel_error:.3f} of the range)."
         )
         if options.to == "imagefolder" and distilled.label_kind == "pairs":
             display.say("Each sentence is the training caption nearest to its vector; --to parquet keeps the vectors.")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datastill.core.errors import InputError
 from datastill.core.ranges import Amount, Bits, checked
+from datastill.core.rng import undisturbed
 from datastill.decoders.encoded import INNER, LEAVES, Encoded, patches_of, per_pixel, stream_of
 from datastill.exchange.refine import rounded
 from datastill.store.artifact import DistilledSet
@@ -77,6 +78,8 @@ def _stored(distilled: DistilledSet) -> tuple[Tensor, dict[str, Any]]:
     """Stored images as pixels in [0, 1], and what the decoder normalizes them by; or frequencies, as they are."""
     record = distilled.record.decoder.plain()
     if record["decoder"] not in INNER:
+        if record["decoder"] == "encoded":
+            raise InputError("This set is encoded already; export the one that it was made of.")
         raise InputError(f"Only stored pixels or frequencies can be encoded, and this set stores {record['decoder']}.")
     images, space = distilled.codes[LEAVES[record["decoder"]]].detach().cpu().float(), distilled.space
     if not bool(torch.isfinite(images).all()):
@@ -122,10 +125,13 @@ def _encoded(
     manifest = copy.deepcopy(distilled.manifest)
     took = f"{len(stream):,} bytes, {8 * len(stream) / values.numel():.2f} bits a value"
     how = f", refined in {refine} steps" if refine else ""
-    note = f"images encoded with {bits} bits a value{how}, in {took} once compressed"
+    note = f"images encoded with {bits} bit{'s' * (bits > 1)} a value{how}, in {took} once compressed"
     manifest.update(decoder=decoder.describe(), notes=[*distilled.record.notes, note])
     leaf = torch.from_numpy(blob).view(len(values), rows)
-    return DistilledSet({"blob": leaf}, distilled.labels, distilled.space, manifest, dict(distilled.extra))
+    extra = {
+        name: one for name, one in distilled.extra.items() if name == "classes"
+    }  # positions of the start weigh more
+    return DistilledSet({"blob": leaf}, distilled.labels, distilled.space, manifest, extra)
 
 
 def _refined(
@@ -178,7 +184,8 @@ def _frequencies(values: Tensor) -> _Groups:
 
 def _alike(features: Tensor) -> Tensor:
     """Groups by k-means, (n,) from 0 on, none of them empty."""
-    from sklearn.cluster import KMeans
+    with undisturbed():  # importing it draws from Python's own generator
+        from sklearn.cluster import KMeans
 
     groups = min(GROUPS, len(features.unique(dim=0)))
     found = KMeans(n_clusters=groups, n_init=1, random_state=0).fit_predict(features.double().numpy())

@@ -20,7 +20,7 @@ from datastill.exchange.captioned import as_captioned, refuse_no_captions, write
 from datastill.exchange.encode import encode
 from datastill.exchange.parquet import in_bytes, png_of, refuse_no_pictures, write_parquet
 from datastill.exchange.repository import write_repository
-from datastill.report.card import CARD, card
+from datastill.report.card import CARD, card, write_card_and_preview
 from datastill.report.words import without_paths
 from datastill.store.artifact import DistilledSet, load_distilled
 from datastill.store.files import write_tensors
@@ -189,12 +189,12 @@ def _write_tensors(folder: Path, distilled: DistilledSet, stored: Tensor, labels
 def _write_encoded(target: Path, distilled: DistilledSet, again: DistilledSet) -> Exported:
     """A distilled set in fewer bits."""
     before, after = (one.space.decode(one.images.detach().cpu()) for one in (distilled, again))
-    error = float((before.clamp(0, 1) - after).abs().max())
+    error = float((before - after).abs().max())
     clipped = float(((before < -SAME) | (before > 1 + SAME)).double().mean())
     again.manifest = without_paths(again.manifest)
     with whole_folder(target) as temporary:
         again.save(temporary)
-        (temporary / CARD).write_text(card(again), encoding="utf-8")
+        write_card_and_preview(again, temporary)
     again.folder = target
     return Exported(target, ENCODED, error <= SAME and not clipped, error, clipped, again)
 
