@@ -85,7 +85,7 @@ def test_a_result_is_printed_though_its_file_cannot_be_written(
         ({"protocol": "nope"}, "no protocol 'nope'"),
         ({"hyper": {"nope": 3}}, "hyper-parameter 'nope'"),
         ({"hyper": {"random": {"nope": 3}}}, "hyper-parameter 'nope'"),
-        ({"hyper": {"dm": {"steps": 3}}}, "'dm', which is not compared"),
+        ({"hyper": {"dm": {"steps": 3}}}, "'dm', which is no method here"),
         ({"hyper": {"image_lr": 3}, "methods": ("random", "herding")}, "hyper-parameter 'image_lr'"),
         ({"networks": 0}, "networks"),
         ({"seeds": 0}, "seeds"),

@@ -17,7 +17,7 @@ from PIL import Image
 
 from datastill import load_distilled
 from datastill.cli import COMMANDS, main, options
-from datastill.cli.compare_command import parse_settings
+from datastill.cli.options import parse_settings
 from datastill.cli.study_command import parse_values
 from datastill.core.rng import Rng
 from datastill.distillation.job import prepare_job

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from datastill.cli import main
-from datastill.cli.compare_command import parse_settings
+from datastill.cli.options import parse_settings
 from datastill.core.errors import InputError
 from datastill.store.files import write_json
 

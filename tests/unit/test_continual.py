@@ -93,7 +93,7 @@ class TestExtended:
 
 
 def settings(**more: Any) -> dict[str, Any]:
-    return {"network": NETWORK, "settings": {"steps": 20, "real_batch": 32}, **more}
+    return {"network": NETWORK, "settings": {"dm": {"steps": 20, "real_batch": 32}}, **more}
 
 
 def test_memory_stays_and_grows(digits: RealSet, tmp_path: Path) -> None:
@@ -154,6 +154,6 @@ def test_distilled_memory_beats_random(digits: RealSet) -> None:
     """By three points over two orders, five steps of two classes."""
     found = continual(
         digits, ["random", "dm"], Stream(steps=5, ipc=5, orders=2, networks=2, protocol="dsa-quick-v1"),
-        settings={"steps": 100, "real_batch": 32}, network="convnet:width=32,depth=2",
+        settings={"dm": {"steps": 100, "real_batch": 32}}, network="convnet:width=32,depth=2",
     )  # fmt: skip
     assert found.means("dm")[-1] - found.means("random")[-1] >= 0.03

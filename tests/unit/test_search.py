@@ -15,7 +15,8 @@ from scipy import stats
 from datastill import load_real
 from datastill.apps.search.grid import grid
 from datastill.apps.search.ranks import agreement
-from datastill.apps.search.run import EARLY, WHOLE, Search, search
+from datastill.apps.search.run import Search, search
+from datastill.apps.search.trainings import EARLY, WHOLE
 from datastill.cli import main
 from datastill.core.errors import InputError
 from datastill.data import RealSet
@@ -53,6 +54,18 @@ def test_networks_are_what_their_names_say(name: str) -> None:
     network = resolve_network(name, channels=3, classes=10, size=(32, 32))(0)
     assert sum(p.numel() for p in network.parameters()) == wanted
     assert name in grid("whole", (32, 32))
+
+
+def test_heavy_networks_are_left_out_before_the_draw() -> None:
+    light = grid("whole", (32, 32), heaviest=1.0)
+    wide = {"convnet:width=32,depth=1,norm=none,activation=relu,pool=max",
+            "convnet:width=256,depth=4,norm=none,activation=relu,pool=none"}  # fmt: skip
+    assert wide & set(light) == {min(wide, key=lambda name: "256" in name)}
+    for name in light[::5]:
+        assert resolve_network(name, channels=3, classes=10, size=(32, 32)).macs <= 1e6
+    assert set(grid("whole", (32, 32), sample=4, heaviest=1.0)) <= set(light)
+    with pytest.raises(InputError, match="0 networks of at most"):
+        grid("whole", (32, 32), heaviest=0.001)
 
 
 def test_grids_that_do_not_fit_are_refused() -> None:
@@ -105,6 +118,22 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_accuracies(digits: RealSe
         search(digits, out=tmp_path, **settings(asked=Search(sample=3, ipc=3, passes=3, whole_passes=1)))
 
 
+def test_processes_change_no_accuracy_and_a_proxy_is_made_once(digits: RealSet, tmp_path: Path) -> None:
+    """Two processes and one agree; a proxy that is there is read, not made again: another set in its place counts."""
+    few = Search(sample=2, ipc=2, passes=3, whole_passes=1, images=300)
+    one = search(digits, out=tmp_path / "one", **settings(asked=few))
+    two = search(digits, out=tmp_path / "two", workers=2, **settings(asked=few))
+    assert {k: c["accuracy"] for k, c in one.cells.items()} == {k: c["accuracy"] for k, c in two.cells.items()}
+    other = search(digits, out=tmp_path / "other", seed=1, **settings(asked=few))
+    (tmp_path / "three").mkdir()
+    (tmp_path / "other" / "proxies").rename(tmp_path / "three" / "proxies")
+    three = search(digits, out=tmp_path / "three", **settings(asked=few))
+    assert three.accuracies("random") not in (one.accuracies("random"), other.accuracies("random"))
+    assert three.accuracies(WHOLE) == one.accuracies(WHOLE)
+    with pytest.raises(InputError, match="take fewer"):
+        search(digits, **settings(asked=Search(images=10**6)))
+
+
 def test_the_command_writes_numbers_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["nas", "random", "--data", "digits", "--sample", "3", "--ipc", "1", "--passes", "2", "--whole-passes", "1",
             "--out", str(tmp_path / "n")]  # fmt: skip
@@ -122,12 +151,12 @@ def test_a_distilled_set_ranks_networks_and_shuffled_labels_do_not(digits: RealS
     shared = {"network": "convnet:width=16,depth=2"}
     found = search(
         digits, ["dm"], Search(sample=12, ipc=10, passes=30, whole_passes=5),
-        settings={"steps": 50, "real_batch": 32}, **shared,
+        settings={"dm": {"steps": 50, "real_batch": 32}}, **shared,
     )  # fmt: skip
     shuffled = digits.labels[torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))]
     control = search(
         dataclasses.replace(digits, labels=shuffled), ["dm"], Search(sample=12, ipc=10, passes=30, whole_passes=1),
-        settings={"steps": 5, "real_batch": 32}, **shared,
+        settings={"dm": {"steps": 5, "real_batch": 32}}, **shared,
     )  # fmt: skip
     spearman = agreement(control.accuracies("dm"), found.accuracies(WHOLE)).spearman
     assert found.agreement("dm").spearman > 0.3

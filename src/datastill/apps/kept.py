@@ -1,12 +1,14 @@
-"""Cells of a run that were computed before it was stopped."""
+"""Runs of applications that go on where they were stopped, and what their methods are given."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datastill.core.errors import InputError
+from datastill.core.registry import get_method
+from datastill.experiments.settings import settings_of
 from datastill.store.files import read_json
 from datastill.store.schema import Record, Text
 
@@ -34,3 +36,31 @@ def kept_cells(path: Path | None, config: Mapping[str, Any]) -> dict[str, Any]:
             "another folder (--out)."
         )
     return dict(kept["cells"])
+
+
+def plain(method: str) -> str:
+    """A method's name as the name of a file."""
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in method)
+
+
+def arguments_of(
+    methods: Sequence[str], settings: Mapping[str, Mapping[str, Any]] | None, budget: float | None
+) -> dict[str, dict[str, Any]]:
+    """What `distill` is given for each method: its own settings, and the budget where these do not decide the steps.
+
+    Args:
+        methods: by name or file.
+        settings: hyper-parameters by method, {"dm": {"steps": 60}}.
+        budget: seconds of each method that takes steps; None leaves its recipe alone.
+
+    Raises:
+        InputError: an unknown method, settings for one that is not there, or values that it does not take.
+    """
+    named = {get_method(name).name: name for name in methods}
+    checked = settings_of(settings or {}, named)
+    found = {}
+    for known, name in named.items():
+        own = dict(checked.get(known, {}))
+        takes = budget is not None and "steps" in get_method(name).cls.__dataclass_fields__ and "steps" not in own
+        found[name] = own | ({"budget": budget} if takes else {})
+    return found

@@ -9,8 +9,8 @@ from typing import Literal
 
 import tyro
 
-from datastill.cli.options import DataOptions, parse, plain_warnings
-from datastill.core.ranges import Count, Few, Seed
+from datastill.cli.options import DataOptions, parse, parse_settings, plain_warnings
+from datastill.core.ranges import Count, Few, Seconds, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,8 @@ class AttributeOptions:
     #: classes with commas, families with slashes (or |), as in cat,dog/car,truck; auto knows some data sets
     families: str = "auto"
     ipc: Few = 1  #: distilled images of each family; attributions against several are averaged
-    budget: float = 60.0  #: seconds of the distillation
+    budget: Seconds = 60.0  #: seconds of the distillation, where its steps are not set
+    set: tuple[str, ...] = ()  #: hyper-parameters of the method, such as dm.steps=200
     network: str | None = None  #: that is explained, and distilled with; a ConvNet that fits if none
     images: Count = 100  #: test images at most
     steps: Few = 50  #: nodes of the integral
@@ -46,6 +47,7 @@ def run(options: AttributeOptions) -> int:
     """Distill, train, explain, print, write."""
     from datastill.apps.attribution.attribute import ATTRIBUTION, HEADS, attribute
     from datastill.apps.attribution.page import write_attributions
+    from datastill.apps.kept import arguments_of
     from datastill.cli.progress import Display, LoopProgress
     from datastill.cli.tables import laid_out
     from datastill.data.places import places_of
@@ -70,7 +72,7 @@ def run(options: AttributeOptions) -> int:
             seed=options.seed,
             progress=display.update,
             callbacks=[LoopProgress(display)],
-            budget=options.budget,
+            **arguments_of([options.method], parse_settings(options.set), options.budget)[options.method],
         )
     if options.json:
         print(json.dumps(found.to_dict(), indent=2))

@@ -10,9 +10,9 @@ from typing import Literal
 
 import tyro
 
-from datastill.cli.options import DataOptions, parse, plain_warnings
+from datastill.cli.options import DataOptions, parse, parse_settings, plain_warnings
 from datastill.core.errors import InputError
-from datastill.core.ranges import Amount, Count, Few, Seed, Share
+from datastill.core.ranges import Amount, Count, Few, Seconds, Seed, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,8 @@ class BackdoorOptions:
     every: Count = 10  #: steps between two updates of a trigger that is learned
     clamp: bool = True  #: keep the trigger in the pixels' range; as published it leaves it
     ipc: Count = 10  #: images per class
-    budget: float = 60.0  #: seconds of each of the two distillations
+    budget: Seconds = 60.0  #: seconds of each of the two distillations, where its steps are not set
+    set: tuple[str, ...] = ()  #: hyper-parameters of the method, such as dm.steps=200
     network: str | None = None  #: to distill with and to train; a ConvNet that fits if none
     networks: Few = 3  #: fresh networks that are trained on each set
     protocol: str = "auto"  #: how they are trained; auto takes what the set asks for
@@ -52,6 +53,7 @@ def run(options: BackdoorOptions) -> int:
     from datastill.apps.backdoor.attack import BACKDOOR, HEADS, backdoor
     from datastill.apps.backdoor.page import write_backdoor
     from datastill.apps.backdoor.signature import LEAST, signature
+    from datastill.apps.kept import arguments_of
     from datastill.cli.progress import Display, LoopProgress
     from datastill.cli.tables import laid_out
     from datastill.data.places import places_of
@@ -79,7 +81,7 @@ def run(options: BackdoorOptions) -> int:
             seed=options.seed,
             progress=display.update,
             callbacks=[LoopProgress(display)],
-            budget=options.budget,
+            **arguments_of([options.method], parse_settings(options.set), options.budget)[options.method],
         )
     signs = {}
     with contextlib.suppress(InputError):  # a hint beside the result; sets without one have none

@@ -13,11 +13,10 @@ from datastill.cli.options import (
     RuntimeOptions,
     override_options,
     parse,
+    parse_settings,
     plain_warnings,
     refuse_void,
-    value_of,
 )
-from datastill.core.errors import InputError
 from datastill.core.ranges import Count, Few, Processes, Seed
 
 if TYPE_CHECKING:
@@ -157,18 +156,6 @@ def _announcement(cells: Sequence[Cell], out: Path) -> str:
         f"{len(cells)} cells ({', '.join(methods)}) in {out}. A finished one is kept: stop at any time, and run the "
         "same command to go on."
     )
-
-
-def parse_settings(given: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Settings by method out of "dm.steps=60"; values as JSON, else as words."""
-    settings: dict[str, dict[str, Any]] = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        method, dot, name = key.strip().rpartition(".")
-        if not (equals and dot and method and name):
-            raise InputError(f"Cannot read --set {text!r}; write it as METHOD.NAME=VALUE, such as dm.steps=60.")
-        settings.setdefault(method, {})[name.replace("-", "_")] = value_of(value)
-    return settings
 
 
 def teller(display: Display) -> Any:

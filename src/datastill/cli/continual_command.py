@@ -8,8 +8,8 @@ from pathlib import Path
 
 import tyro
 
-from datastill.cli.options import DataOptions, parse, plain_warnings
-from datastill.core.ranges import Count, Few, Seed
+from datastill.cli.options import DataOptions, parse, parse_settings, plain_warnings
+from datastill.core.ranges import Count, Few, Seconds, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,8 @@ class ContinualOptions:
     networks: Few = 3  #: fresh networks after each step
     protocol: str = "dsa-quick-v1"  #: how they are trained, for all methods
     network: str | None = None  #: to distill with and to train; a ConvNet that fits if none
-    budget: float = 60.0  #: seconds of a method at each step
+    budget: Seconds = 60.0  #: seconds at each step of a method whose steps are not set
+    set: tuple[str, ...] = ()  #: hyper-parameters of a method, such as dm.steps=200
     seed: Seed = 0  #: of distillation and training
     out: Path = Path("runs/continual")  #: folder for memories and results; the same command goes on in it
     quiet: bool = False  #: print the table only
@@ -61,7 +62,8 @@ def run(options: ContinualOptions) -> int:
             options.methods,
             stream,
             network=options.network,
-            settings={"budget": options.budget},
+            settings=parse_settings(options.set),
+            budget=options.budget,
             seed=options.seed,
             out=options.out,
             told=lambda done, total, what: display.update("steps", done, total, {}),

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from datastill.cli.options import DataOptions, RuntimeOptions, parse, plain_warnings
+from datastill.cli.options import DataOptions, RuntimeOptions, parse, parse_settings, plain_warnings
 from datastill.core.ranges import Count, Few, Processes
 
 
@@ -39,7 +39,7 @@ def main(args: list[str]) -> int:
 
 def run(options: FrontierOptions) -> int:
     """Compare at every budget, print, write."""
-    from datastill.cli.compare_command import parse_settings, teller
+    from datastill.cli.compare_command import teller
     from datastill.cli.distill_command import parse_seconds
     from datastill.cli.progress import Display
     from datastill.cli.tables import part_laid_out

@@ -9,23 +9,28 @@ from typing import Literal
 
 import tyro
 
-from datastill.cli.options import DataOptions, DeviceOptions, parse, plain_warnings
-from datastill.core.ranges import Amount, Count, Few, Seed
+from datastill.cli.options import DataOptions, PrecisionOptions, parse, parse_settings, plain_warnings
+from datastill.core.ranges import Amount, Count, Few, Processes, Seconds, Seed, Weight
 
 
 @dataclass(frozen=True, kw_only=True)
-class NasOptions(DeviceOptions):
+class NasOptions(PrecisionOptions):
     """Which networks, and what they are trained on."""
 
     methods: tyro.conf.Positional[tuple[str, ...]] = ("random", "dm")  #: that make the proxies
     data: DataOptions
     grid: Literal["mini", "whole"] = "mini"  #: of ConvNets: 24, or the 720 of the published experiment
     sample: Amount = 0  #: so many networks of the grid, drawn; 0 takes all
+    heaviest: Weight = 0.0  #: leave out networks of more million multiply-accumulates an image; 0 takes all
+    images: Amount = 0  #: training images, drawn, that stand for the whole set; 0 takes all
     ipc: Count = 10  #: images of each class in a proxy
     passes: Few = 100  #: of the training on a proxy
     whole_passes: Few = 20  #: of the training on the whole set
     network: str | None = None  #: to distill with; a ConvNet that fits if none
-    budget: float = 60.0  #: seconds of each method
+    budget: Seconds = 60.0  #: seconds of each method whose steps are not set
+    set: tuple[str, ...] = ()  #: hyper-parameters of a method, such as dm.steps=200
+    #: processes that train, one thread each; ray or ray:4 for those of a Ray cluster
+    workers: Processes = 1
     seed: Seed = 0  #: of the proxies, the weights and the orders
     out: Path = Path("runs/nas")  #: folder for the results; the same command goes on in it
     quiet: bool = False  #: print the table only
@@ -54,18 +59,22 @@ def run(options: NasOptions) -> int:
     display = Display(options.quiet or options.json)
     display.say(f"Reading {options.data.data} ...")
     real = options.data.load()
-    asked = Search(options.grid, options.sample, options.ipc, options.passes, options.whole_passes)
+    asked = Search(options.grid, options.sample, options.ipc, options.passes, options.whole_passes,
+                   heaviest=options.heaviest, images=options.images)  # fmt: skip
     display.say(f"Every network's accuracy is kept in {options.out}: the same command goes on there.")
     with display.bars():
         found = search(
             real,
             options.methods,
             asked,
-            settings={"budget": options.budget},
+            settings=parse_settings(options.set),
+            budget=options.budget,
             network=options.network,
             seed=options.seed,
             out=options.out,
             device=options.device,
+            precision=options.precision,
+            workers=options.workers,
             told=lambda done, total, what: display.update("networks", done, total, {}),
         )
     write_search(options.out, found)

@@ -85,11 +85,17 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RuntimeOptions(DeviceOptions):
-    """Where and how it is computed."""
+class PrecisionOptions(DeviceOptions):
+    """Where it is computed, and how exactly."""
 
     #: of the networks' arithmetic: float32, or bf16 where the processor is fast at it
     precision: Literal["float32", "bf16"] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions(PrecisionOptions):
+    """Where and how it is computed."""
+
     #: compiled code for the networks: auto (in long runs on a CPU), on or off
     compile: Literal["auto", "on", "off"] = "auto"
 
@@ -263,3 +269,15 @@ __all__ = [
     "usage_of",
     "value_of",
 ]
+
+
+def parse_settings(given: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Settings by method out of "dm.steps=60"; values as JSON, else as words."""
+    settings: dict[str, dict[str, Any]] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        method, dot, name = key.strip().rpartition(".")
+        if not (equals and dot and method and name):
+            raise InputError(f"Cannot read --set {text!r}; write it as METHOD.NAME=VALUE, such as dm.steps=60.")
+        settings.setdefault(method, {})[name.replace("-", "_")] = value_of(value)
+    return settings

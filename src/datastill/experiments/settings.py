@@ -171,7 +171,7 @@ def make_settings(
         protocol=one_protocol,
         networks=_whole("networks", networks, 1),
         recipe=recipe,
-        overrides=_overrides(settings or {}, named),
+        overrides=settings_of(settings or {}, named),
         budget=budget,
         device=device,
         precision=precision,
@@ -237,12 +237,21 @@ def _methods(given: list[str]) -> dict[str, str]:
     return named if BASELINE in named else {BASELINE: BASELINE, **named}
 
 
-def _overrides(given: Mapping[str, Mapping[str, Any]], methods: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def settings_of(given: Mapping[str, Mapping[str, Any]], methods: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Settings by the registered names of methods, each checked.
+
+    Args:
+        given: hyper-parameters by method, named as registered or as given.
+        methods: registered name to name or file as given.
+
+    Raises:
+        InputError: settings of a method that is not there, or that it does not take.
+    """
     found: dict[str, dict[str, Any]] = {}
     for key, values in given.items():
         name = next((name for name, text in methods.items() if key in (name, text)), None)
         if name is None:
-            raise InputError(f"There are settings for {key!r}, which is not compared. {nearest(key, methods)}")
+            raise InputError(f"There are settings for {key!r}, which is no method here. {nearest(key, methods)}")
         method = get_method(methods[name]).cls()
         _, hyper = taken_from(dict(values))
         with_overrides(method, hyper, called=f"{key}.{{name}}")
@@ -260,7 +269,7 @@ def refuse_unknown_values(values: Mapping[str, Any], methods: Iterable[str]) -> 
     for name, value in values.items():
         if isinstance(value, Mapping):
             if name not in known:
-                raise InputError(f"There are values for {name!r}, which is not compared. {nearest(name, known)}")
+                raise InputError(f"There are values for {name!r}, which is no method here. {nearest(name, known)}")
         elif not any(name in fields for fields in known.values()):
             every = set().union(*known.values())
             raise InputError(f"None of these methods has a hyper-parameter {name!r}. {nearest(name, every)}")

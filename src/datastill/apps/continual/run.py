@@ -8,14 +8,13 @@ arXiv:2110.04181).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from datastill.apps.continual.stream import class_order, in_steps, of_classes
-from datastill.apps.kept import kept_cells
+from datastill.apps.kept import arguments_of, kept_cells, plain
 from datastill.core.errors import InputError
-from datastill.core.registry import get_method
 from datastill.data.real import RealSet
 from datastill.distillation.distill import distill
 from datastill.evaluation import evaluate
@@ -102,7 +101,8 @@ def continual(
     stream: Stream | None = None,
     *,
     network: NetworkSpec = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    budget: float | None = None,
     seed: int = 0,
     out: Path | None = None,
     told: Callable[[int, int, str], None] = lambda done, total, what: None,
@@ -114,7 +114,8 @@ def continual(
         methods: of distillation or selection, by name or file.
         stream: how classes arrive.
         network: to distill with and to train.
-        settings: further arguments of `distill`, for methods that take steps.
+        settings: hyper-parameters by method, {"dm": {"steps": 60}}.
+        budget: seconds at each step of a method that has no steps of its own; None leaves its recipe alone.
         seed: of distillation and training.
         out: a folder for memories and numbers; the same call goes on in it. None keeps nothing.
         told: called after every step.
@@ -127,22 +128,21 @@ def continual(
         raise InputError(f"{real.name} has no test images; give it a test split.")
     in_steps(range(real.classes), stream.steps)
     get_protocol(stream.protocol)
-    for method in methods:
-        get_method(method)
+    given = arguments_of(methods, settings, budget)
     config = {**asdict(stream), "data": real.name, "images": real.fingerprint,
               "methods": list(methods), "network": str(network or ""),
-              "settings": {k: v for k, v in (settings or {}).items() if k != "progress"}, "seed": seed}  # fmt: skip
+              "settings": given, "seed": seed}  # fmt: skip
     cells = kept_cells(None if out is None else out / RESULT, config)
     jobs = [(m, k) for k in range(stream.orders) for m in methods]
     total = len(jobs) * stream.steps
     for method, k in jobs:
         memory: DistilledSet | None = None
         for t, seen in enumerate(_prefixes(in_steps(class_order(real.classes, k), stream.steps))):
-            key, place = f"{method}|{k}|{t}", None if out is None else out / "memories" / f"{_plain(method)}-{k}-{t}"
+            key, place = f"{method}|{k}|{t}", None if out is None else out / "memories" / f"{plain(method)}-{k}-{t}"
             if key in cells and place is not None:
                 memory = load_distilled(place)
             else:
-                cells[key], memory = _step(real, method, stream, memory, seen, network, settings or {}, seed)
+                cells[key], memory = _step(real, method, stream, memory, seen, network, given[method], seed)
                 if out is not None and place is not None:
                     memory.save(place)
                     write_json(out / RESULT, {"config": config, "cells": cells})
@@ -161,9 +161,7 @@ def _step(
     seed: int,
 ) -> tuple[dict[str, Any], DistilledSet]:
     new, so_far = seen
-    steps = any(f.name == "steps" for f in fields(get_method(method).cls))
-    own = settings if steps else {}
-    made = distill(method, of_classes(real, new), ipc=stream.ipc, network=network, seed=seed, **own)
+    made = distill(method, of_classes(real, new), ipc=stream.ipc, network=network, seed=seed, **settings)
     memory = made if memory is None else extended(memory, made)
     result = evaluate(memory, of_classes(real, so_far), protocol=stream.protocol, networks=stream.networks,
                       network=network, seed=seed, random=False)  # fmt: skip
@@ -176,7 +174,3 @@ def _step(
 def _prefixes(parts: Sequence[list[int]]) -> list[tuple[list[int], list[int]]]:
     """New classes of every step, and all so far."""
     return [(part, [c for before in parts[: t + 1] for c in before]) for t, part in enumerate(parts)]
-
-
-def _plain(method: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in method)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from datastill.apps.search.run import RESULT, WHOLE, Found
+from datastill.apps.search.run import RESULT, Found
+from datastill.apps.search.trainings import WHOLE
 from datastill.report.application import Application, Chapter, Picture
 from datastill.report.section import Paragraph, Table
 from datastill.store.files import write_json
@@ -23,9 +24,11 @@ def write_search(folder: Path, found: Found) -> None:
     """Write `search.json` and `search.html`."""
     config = found.config
     write_json(folder / RESULT, found.to_dict())
+    within = f", of at most {config['heaviest']:g} million multiply-accumulates," if config["heaviest"] else ""
+    whole = f"{config['images']:,} images in place of the whole set" if config["images"] else "the whole set"
     lead = (
-        f"{len(found.networks)} networks of the grid '{config['kind']}' on {config['data']}; {config['ipc']} images of "
-        f"each class for {config['passes']} passes, the whole set for {config['whole_passes']}."
+        f"{len(found.networks)} networks of the grid '{config['kind']}'{within} on {config['data']}; {config['ipc']} "
+        f"images of each class for {config['passes']} passes, {whole} for {config['whole_passes']}."
     )
     picture = Picture("Every network on a proxy and on the whole set", drawn(found), "image/svg+xml")
     chapters = [Chapter("Rankings", [Table(list(found.HEADS), found.rows()), Paragraph(MEANING)], [picture])]

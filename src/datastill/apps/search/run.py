@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import math
-import time
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from datastill.apps.kept import kept_cells
+from datastill.apps.kept import arguments_of, kept_cells
 from datastill.apps.search.grid import grid
 from datastill.apps.search.ranks import Agreement, agreement
-from datastill.augment.strategies import strategy_for
-from datastill.core.errors import Diverged, InputError
-from datastill.core.registry import get_method
+from datastill.apps.search.trainings import EARLY, WHOLE, Trainings, read_one, train_one
+from datastill.core.errors import InputError
 from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
 from datastill.data.real import RealSet
-from datastill.distillation.distill import distill
-from datastill.models import resolve_network
-from datastill.store.files import write_json
+from datastill.launch import Done, Unit, run_units
+from datastill.store.files import digest, write_json
 from datastill.store.outputs import Kind
-from datastill.training.hard import Schedule, predict, train
 
 RESULT = "search.json"
 SEARCH = Kind("architecture search", RESULT, ("config", "cells"))
-#: The two references beside the proxies.
-WHOLE, EARLY = "whole set", "early stopping"
 
 
 @dataclass(frozen=True)
@@ -44,6 +38,8 @@ class Search:
         passes: over a proxy.
         whole_passes: over the whole set.
         top: share of networks whose ranking is told apart.
+        heaviest: networks of more million multiply-accumulates an image are left out before the draw; 0 takes all.
+        images: training images, drawn, that stand for the whole set; 0 takes all.
     """
 
     kind: str = "mini"
@@ -52,6 +48,8 @@ class Search:
     passes: int = 100
     whole_passes: int = 20
     top: float = 0.2
+    heaviest: float = 0.0
+    images: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,11 +117,14 @@ def search(
     methods: Sequence[str] = ("random", "dm"),
     asked: Search | None = None,
     *,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    budget: float | None = None,
     network: str | None = None,
     seed: int = 0,
     out: Path | None = None,
     device: str = "auto",
+    precision: str = "float32",
+    workers: int | str = 1,
     told: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Found:
     """Train every network on every proxy, on the whole set, and for as many steps on the whole set as on a proxy.
@@ -132,75 +133,78 @@ def search(
         real: with a test split.
         methods: that make the proxies, by name or file.
         asked: which networks, and how they are trained.
-        settings: further arguments of `distill`, for methods that take steps.
+        settings: hyper-parameters by method, {"dm": {"steps": 60}}.
+        budget: seconds of each method that takes steps and has none of its own; None leaves its recipe alone.
         network: to distill with; a ConvNet that fits if None.
         seed: of the proxies, the weights and the orders; networks share the orders.
-        out: a folder for the accuracies; the same call goes on in it. None keeps nothing.
+        out: a folder for proxies and accuracies; the same call goes on in it. None keeps nothing.
         device: to train on: "auto", "cpu", "cuda", "mps".
+        precision: of the networks' arithmetic: "float32" or "bf16".
+        workers: processes, one thread each; "ray" or "ray:4" for those of a Ray cluster. Results do not depend on it.
         told: called after every network.
 
     Raises:
         InputError: no test split, a grid that does not fit, an `out` of other settings, or what `distill` refuses.
+        UnitsFailed: trainings failed; the others are kept.
     """
     asked = asked or Search()
     if real.test is None or not len(real.test):
         raise InputError(f"{real.name} has no test images; give it a test split.")
-    names = grid(asked.kind, (real.shape[1], real.shape[2]), asked.sample, seed)
-    takes_steps = {m: "steps" in get_method(m).cls.__dataclass_fields__ for m in methods}
-    config = {**asdict(asked), "data": real.name, "images": real.fingerprint,
-              "methods": list(methods), "network": network or "", "seed": seed,
-              "settings": dict(settings or {})}  # fmt: skip
+    Runtime.of(device, precision)
+    names = grid(asked.kind, (real.shape[1], real.shape[2]), asked.sample, seed, heaviest=asked.heaviest,
+                 channels=real.shape[0], classes=real.classes)  # fmt: skip
+    given = arguments_of(methods, settings, budget)
+    config = {**asdict(asked), "data": real.name, "images_of": real.fingerprint,
+              "methods": list(methods), "network": network or "", "seed": seed, "precision": precision,
+              "settings": given}  # fmt: skip
     cells = kept_cells(None if out is None else out / RESULT, config)
-    total = len(names) * (len(methods) + 2)
-    for proxy in (*methods, EARLY, WHOLE):
-        if all(f"{proxy}|{name}" in cells for name in names):
-            continue
-        own = settings if settings and takes_steps.get(proxy) else {}
-        work = _work(real, proxy, asked, seed, network, {"device": device, **own})
-        for name in names:
-            if f"{proxy}|{name}" not in cells:
-                cells[f"{proxy}|{name}"] = _cell(real, name, work, seed, device)
-                if out is not None:
-                    write_json(out / RESULT, {"config": config, "cells": cells})
-            told(len(cells), total, f"{proxy}, {name}")
+    real = part_of(real, asked.images, seed)
+    with tempfile.TemporaryDirectory() as nowhere:
+        place = out or Path(nowhere)
+        write_json(place / RESULT, {"config": config, "cells": cells})
+        trainings = Trainings(real, asked.ipc, asked.passes, asked.whole_passes, given, network, seed, device,
+                              precision, place / "proxies")  # fmt: skip
+        _train(trainings, [*methods, EARLY, WHOLE], names, place, {"config": config, "cells": cells}, workers, told)
     return Found(names, cells, config)
 
 
-def _work(
-    real: RealSet, proxy: str, asked: Search, seed: int, network: str | None, settings: Mapping[str, Any]
-) -> tuple[Callable[[Tensor], Tensor] | Tensor, Tensor, Schedule]:
-    """Images, labels and schedule of one proxy."""
-    augment = strategy_for(real.name, real.shape)
-    if proxy == WHOLE:
-        return lambda index: real.batch(index).x, real.labels, Schedule(asked.whole_passes, augment=augment)
-    schedule = Schedule(asked.passes, augment=augment)
-    if proxy == EARLY:
-        size = asked.ipc * real.classes
-        seen = asked.passes * (-(-size // schedule.batch)) * schedule.batch
-        order = torch.randperm(len(real), generator=Rng(seed).generator("early"))
-        part = order[:seen] if seen <= len(real) else order
-        short = Schedule(max(1, round(seen / len(real))), augment=augment)
-        return lambda index: real.batch(part[index]).x, real.labels[part], short
-    made = distill(proxy, real, ipc=asked.ipc, network=network, seed=seed, **settings)
-    if made.targets.ndim > 1:
-        raise InputError(f"{proxy} makes labels that are no classes, which this search does not train on.")
-    return made.images, made.targets, schedule
+def part_of(real: RealSet, count: int, seed: int) -> RealSet:
+    """So many training images, drawn; all of them for 0.
+
+    Raises:
+        InputError: more than there are.
+    """
+    if count > len(real):
+        raise InputError(f"{real.name} has {len(real)} training images, and {count} are asked for; take fewer.")
+    if not count:
+        return real
+    chosen = torch.randperm(len(real), generator=Rng(seed).generator("search images"))[:count].sort().values
+    return real.subset(chosen)
 
 
-def _cell(real: RealSet, name: str, work: tuple[Any, Tensor, Schedule], seed: int, device: str) -> dict[str, float]:
-    """Train one network and score it; one that diverges has the accuracy of guessing nothing."""
-    x, y, schedule = work
-    runtime = Runtime.of(device)
-    factory = resolve_network(name, channels=real.shape[0], classes=real.classes, size=real.shape[1:])
-    network = factory(Rng(seed).derive("search", name)).to(runtime.device)
-    started = time.process_time()
-    try:
-        train(network, x, y, schedule, Rng(seed).child("search"), device=runtime.device)
-    except Diverged:
-        return {"accuracy": 0.0, "seconds": time.process_time() - started}
-    seconds = time.process_time() - started
-    test = real.test
-    assert test is not None
-    logits = predict(network, lambda index: test.batch(index).x, len(test), device=runtime.device)
-    right = float((logits.argmax(1).cpu() == test.labels).double().mean())
-    return {"accuracy": right, "seconds": round(seconds, 3)}
+def _train(
+    trainings: Trainings,
+    proxies: Sequence[str],
+    names: Sequence[str],
+    place: Path,
+    found: dict[str, Any],
+    workers: int | str,
+    told: Callable[[int, int, str], None],
+) -> None:
+    """Every training that is missing among the cells, which each joins as it ends."""
+    cells, total = found["cells"], len(names) * len(proxies)
+    pairs = [(proxy, name) for proxy in proxies for name in names if f"{proxy}|{name}" not in cells]
+    for proxy in dict.fromkeys(proxy for proxy, _ in pairs if proxy not in (EARLY, WHOLE)):
+        trainings.make(proxy)
+    keys = {place / "trainings" / f"{digest([*pair])}.json": "|".join(pair) for pair in pairs}
+    units = [Unit(", ".join(pair), (trainings, *pair), path, pair[0]) for pair, path in zip(pairs, keys, strict=True)]
+
+    def ended(done: Done) -> None:
+        if done.failure is None:
+            cells[keys[done.unit.target]] = read_one(done.unit.target)
+            write_json(place / RESULT, found)
+        told(len(cells), total, done.unit.name)
+
+    for path in [path for path in keys if path.is_file()]:  # it was stopped between the two files
+        cells[keys[path]] = read_one(path)
+    run_units(train_one, units, workers=workers, on_done=ended)
