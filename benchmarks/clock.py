@@ -24,7 +24,9 @@ class Clock(Callback):
 
 
 def steps_for(seconds: float, run: Callable[[int, list[Callback]], object]) -> int:
-    """How many steps take so many CPU seconds: `run` makes a few of them under a clock."""
+    """How many steps, in each block where there are several, take so many CPU seconds: `run` makes a few of them."""
     clock = Clock()
     run(_FIRST + _TIMED, [clock])
-    return max(1, round(seconds * _TIMED / (clock.read[-1] - clock.read[_FIRST - 1])))
+    blocks = max(1, round(len(clock.read) / (_FIRST + _TIMED)))
+    of_a_step = (clock.read[-1] - clock.read[_FIRST - 1]) / (len(clock.read) - _FIRST)
+    return max(1, round(seconds / of_a_step / blocks))

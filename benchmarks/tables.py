@@ -97,7 +97,7 @@ DECOUPLED = Table(
         "EDC, no crops": ("edc", {"crop": False}),
         "CIM": ("cim", {}),
         "RDED": ("rded", {}),
-        "stage matching": ("stages", {"width": 32}),
+        "stage matching": ("stages", {"width": 32, "expert_count": 2, "expert_updates": 400}),
     },
     columns={labels: {"protocol": "soft-quick-v1", "labels": labels} for labels in ("hard", "soft", "teacher")},
     network="convnet:width=32,norm=batch",
@@ -124,13 +124,13 @@ def teacher_of(real: RealSet, args: argparse.Namespace, network: str) -> Any:
     return load_teacher(folder)
 
 
-def paid_for(method: str, real: RealSet, budget: float, ipc: int, settings: Settings) -> Method:
-    """The method as a budget of seconds settles it, with as many steps as take these seconds of the processor.
+def paid_for(method: str, real: RealSet, budget: float, ipc: int, settings: Settings, settle: bool) -> Method:
+    """The method, as a budget of seconds settles it or as it is, with as many steps as take these processor seconds.
 
     A budget is met by the clock, on a machine that does nothing else; here the steps that are timed are run.
     """
     job = prepare_job(method, real, ipc=ipc, **{"folder" if k == "units" else k: v for k, v in settings.items()})
-    settled = with_overrides(within(job, budget, None, False).method, job.given)
+    settled = with_overrides(within(job, budget, None, False).method if settle else job.method, job.given)
 
     def run(steps: int, callbacks: list[Callback]) -> object:
         return distill(replace(settled, steps=steps), real, ipc=ipc, callbacks=callbacks, **common(settings))
@@ -140,7 +140,7 @@ def paid_for(method: str, real: RealSet, budget: float, ipc: int, settings: Sett
 
 def common(settings: Settings) -> Settings:
     """What `distill` takes beside a method that holds its own hyper-parameters."""
-    return {name: settings[name] for name in ("network", "seed", "units") if name in settings}
+    return {name: settings[name] for name in ("network", "seed", "units", "teacher") if name in settings}
 
 
 def made(row: str, seed: int, real: RealSet, args: argparse.Namespace, table: Table) -> tuple[Any, float]:
@@ -152,13 +152,12 @@ def made(row: str, seed: int, real: RealSet, args: argparse.Namespace, table: Ta
         settings |= experts_of(real, args, table.network)
     if table.shared == "teacher" and method not in ("random", "stages"):
         settings["teacher"] = teacher_of(real, args, table.network)
+    if method in ("g-vbsm", "edc"):
+        settings["squeeze_passes"] = args.epochs
     started = time.process_time()
     if method in ("random", "rded"):
         return distill(method, real, ipc=args.ipc, **settings), time.process_time() - started
-    if table.shared == "teacher":  # prepares as much as it steps
-        one = distill(method, real, ipc=args.ipc, budget=args.budget, **settings)
-        return one, time.process_time() - started
-    method_of = paid_for(method, real, args.budget, args.ipc, settings)
+    method_of = paid_for(method, real, args.budget, args.ipc, settings, settle=table.shared != "teacher")
     started = time.process_time()
     return distill(method_of, real, ipc=args.ipc, **common(settings)), time.process_time() - started
 
