@@ -51,7 +51,7 @@ TARGET = torch.tensor([0, 4, 2])
 def test_a_linear_network_is_exact_with_one_step() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(32, 5)).double()
     x, baseline = images(3), images(1, 1)
-    found = integrated_gradients(network, x, baseline, TARGET, steps=1)
+    found = integrated_gradients(network, x, baseline, TARGET, count=1)
     wanted = network[1].weight[TARGET].view(3, 2, 4, 4) * (x - baseline)
     assert torch.allclose(found, wanted, atol=1e-12)
     assert completeness(network, x, baseline, TARGET, found).max() < 1e-10
@@ -64,7 +64,7 @@ def test_captum_agrees(digits: RealSet, kind: str) -> None:
     network = resolve_network("convnet:width=8,depth=2", channels=1, classes=10, size=(8, 8))(3).eval()
     batch, baseline = digits.batch(torch.arange(6)), digits.batch(torch.tensor([100])).x
     scores = score(network, kind)
-    found = integrated_gradients(scores, batch.x, baseline, batch.y, steps=40)
+    found = integrated_gradients(scores, batch.x, baseline, batch.y, count=40)
     theirs = captum.IntegratedGradients(scores).attribute(
         batch.x, baseline, target=batch.y, n_steps=40, method="gausslegendre", internal_batch_size=60
     )
@@ -73,7 +73,7 @@ def test_captum_agrees(digits: RealSet, kind: str) -> None:
 
 def test_it_is_the_sum_of_many_small_steps_and_complete() -> None:
     network, x, baseline = smooth(), images(3), images(3, 1)
-    found = integrated_gradients(network, x, baseline, TARGET, steps=50)
+    found = integrated_gradients(network, x, baseline, TARGET, count=50)
     total = torch.zeros_like(x)
     for k in range(2000):
         between = (baseline + (k + 0.5) / 2000 * (x - baseline)).requires_grad_()
@@ -118,7 +118,7 @@ def test_removing_what_counts_lowers_the_class_faster_than_removing_what_does_no
         network[1].weight.zero_()
         network[1].weight[TARGET, :4] = 5.0
     x, fill = images(3).abs() + 1, torch.zeros(1, 2, 4, 4, dtype=torch.float64)
-    right = integrated_gradients(network, x, fill, TARGET, steps=1)
+    right = integrated_gradients(network, x, fill, TARGET, count=1)
     curves = [curve(network, x, TARGET, a, fill, 8, insert=insert) for a in (right, -right) for insert in (False, True)]
     deleted, inserted, deleted_late, inserted_late = (area(one) for one in curves)
     assert deleted < deleted_late
@@ -161,7 +161,7 @@ def test_baselines_are_of_the_own_family_and_of_another(digits: RealSet) -> None
 
 def test_all_of_it_with_several_images_of_a_family(digits: RealSet) -> None:
     """The network knows the digits, the integral is complete, one seed gives one result."""
-    settings = {"ipc": 2, "images": 12, "passes": 20, "steps": 30, "network": "convnet:width=8,depth=2"}
+    settings = {"ipc": 2, "images": 12, "passes": 20, "nodes": 30, "network": "convnet:width=8,depth=2"}
     found = attribute(digits, "random", **settings)
     assert found.accuracy > 0.6
     assert set(found.quality) >= {"black", "mean image", "blurred", "uniform noise", DISTILLED, WRONG}
@@ -170,7 +170,7 @@ def test_all_of_it_with_several_images_of_a_family(digits: RealSet) -> None:
 
 
 def test_the_command_writes_numbers_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = ["attribute", "random", "--data", "digits", "--images", "6", "--steps", "10", "--passes", "2",
+    args = ["attribute", "random", "--data", "digits", "--images", "6", "--nodes", "10", "--passes", "2",
             "--network", "convnet:width=4,depth=1", "--out", str(tmp_path / "a")]  # fmt: skip
     assert main([*args, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "a" / "attribution.json").read_text())

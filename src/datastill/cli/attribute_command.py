@@ -26,7 +26,7 @@ class AttributeOptions:
     set: tuple[str, ...] = ()  #: hyper-parameters of the method, such as dm.steps=200
     network: str | None = None  #: that is explained, and distilled with; a ConvNet that fits if none
     images: Count = 100  #: test images at most
-    steps: Few = 50  #: nodes of the integral
+    nodes: Few = 50  #: of the integral
     passes: Few = 3  #: of the network's training over the real set
     explained: Literal["logit", "log-probability"] = "logit"  #: the number whose slopes are summed
     seed: Seed = 0  #: of every random draw
@@ -66,7 +66,7 @@ def run(options: AttributeOptions) -> int:
             ipc=options.ipc,
             network=options.network,
             images=options.images,
-            steps=options.steps,
+            nodes=options.nodes,
             passes=options.passes,
             explained=options.explained,
             seed=options.seed,

@@ -100,7 +100,7 @@ def attribute(
     ipc: int = 1,
     network: NetworkSpec = None,
     images: int = 100,
-    steps: int = 50,
+    nodes: int = 50,
     passes: int = 3,
     explained: str = "logit",
     seed: int = 0,
@@ -117,7 +117,7 @@ def attribute(
         ipc: distilled images of each family; of several, attributions are averaged.
         network: that is explained, and distilled with; a ConvNet that fits if None.
         images: test images at most.
-        steps: nodes of the integral.
+        nodes: of the integral.
         passes: of the network's training over the real set.
         explained: "logit" or "log-probability".
         seed: of all draws.
@@ -145,11 +145,11 @@ def attribute(
     maps, quality = {}, {}
     for k, (name, one) in enumerate(baselines.items()):
         progress("attributions", k, len(baselines), {})
-        maps[name], quality[name] = explained_by(learner, x, target, one, fill, steps, explained)
+        maps[name], quality[name] = explained_by(learner, x, target, one, fill, nodes, explained)
     progress("attributions", len(baselines), len(baselines), {})
     pixels = {n: real.space.decode(b if b.ndim == 4 else b[0]).clamp(0, 1) for n, b in baselines.items()}
     config = {"data": real.name, "method": made.record.method, "families": list(names), "ipc": ipc, "images": len(x),
-              "steps": steps, "passes": passes, "explained": explained, "seed": seed,
+              "nodes": nodes, "passes": passes, "explained": explained, "seed": seed,
               "network": made.record.network.spec if made.record.network else ""}  # fmt: skip
     right = float((target == y).double().mean())
     shown = real.test.pixels(chosen)
@@ -157,12 +157,12 @@ def attribute(
 
 
 def explained_by(
-    learner: nn.Module, x: Tensor, target: Tensor, baseline: Tensor, fill: Tensor, steps: int, explained: str
+    learner: nn.Module, x: Tensor, target: Tensor, baseline: Tensor, fill: Tensor, nodes: int, explained: str
 ) -> tuple[Tensor, Quality]:
     """Attributions against one baseline, and how good they are."""
     scores = score(learner, explained)
     several = baseline if baseline.ndim == x.ndim + 1 else baseline[None]
-    each = [integrated_gradients(scores, x, one, target, steps) for one in several]
+    each = [integrated_gradients(scores, x, one, target, nodes) for one in several]
     found = torch.stack(each).mean(0)
     gap = completeness(scores, x, several[0], target, each[0]).median()
     areas = [area(curve(learner, x, target, found, fill, insert=insert)) for insert in (False, True)]

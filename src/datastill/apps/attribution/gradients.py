@@ -31,7 +31,7 @@ def score(network: Callable[[Tensor], Tensor], kind: str = "logit") -> Scores:
     raise InputError(f"What is explained is a logit or a log-probability, not {kind!r}.")
 
 
-def integrated_gradients(scores: Scores, x: Tensor, baseline: Tensor, target: Tensor, steps: int = 50) -> Tensor:
+def integrated_gradients(scores: Scores, x: Tensor, baseline: Tensor, target: Tensor, count: int = 50) -> Tensor:
     """Attributions, like `x`.
 
     Args:
@@ -39,12 +39,12 @@ def integrated_gradients(scores: Scores, x: Tensor, baseline: Tensor, target: Te
         x: images (n, c, h, w).
         baseline: like `x`, or (1, c, h, w) for all.
         target: the class that is explained, (n,).
-        steps: nodes of the integral.
+        count: nodes of the integral.
     """
     baseline = baseline.expand_as(x)
-    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    nodes, weights = np.polynomial.legendre.leggauss(count)
     total = torch.zeros_like(x)
-    pairs = [(i, k) for k in range(steps) for i in range(len(x))]
+    pairs = [(i, k) for k in range(count) for i in range(len(x))]
     for first in range(0, len(pairs), _AT_ONCE):
         rows, ks = (torch.tensor(v) for v in zip(*pairs[first : first + _AT_ONCE], strict=True))
         place = torch.tensor((nodes + 1) / 2, dtype=x.dtype)[ks].view(-1, *[1] * (x.ndim - 1))
