@@ -186,6 +186,10 @@ def test_the_command_writes_numbers_and_a_page(tmp_path: Path, capsys: pytest.Ca
     assert main([*args, "--json"]) == 0
     told, kept = json.loads(capsys.readouterr().out), json.loads((tmp_path / "b" / "backdoor.json").read_text())
     assert told["arms"] == kept["arms"]
-    assert set(kept["signatures"]) == {"naive", CLEAN}
-    assert (tmp_path / "b" / "backdoor.html").read_text().count("data:image/png") == 2
+    assert told["checks"] == kept["checks"]
+    for looks in (kept["checks"]["naive"], kept["checks"][CLEAN]):
+        assert len(looks["signature"]["deviations"]) == len(looks["inversion"]["ratios"]) == 10
+    page = (tmp_path / "b" / "backdoor.html").read_text()
+    assert page.count("data:image/png") == 3
+    assert "those found in the set of naive, those found in the set of clean images" in page
     assert main([*args[:1], "nope", *args[2:]]) == 2

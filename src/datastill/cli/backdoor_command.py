@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Literal
 import tyro
 
 from datastill.cli.options import DataOptions, parse, parse_settings, plain_warnings
-from datastill.core.errors import InputError
 from datastill.core.ranges import Amount, Count, Few, Seconds, Seed, Share
 
 
@@ -51,8 +49,8 @@ def main(args: list[str]) -> int:
 def run(options: BackdoorOptions) -> int:
     """Distill twice, try the trigger, look at the sets, print, write."""
     from datastill.apps.backdoor.attack import BACKDOOR, HEADS, backdoor
-    from datastill.apps.backdoor.page import write_backdoor
-    from datastill.apps.backdoor.signature import LEAST, signature
+    from datastill.apps.backdoor.checks import checks
+    from datastill.apps.backdoor.page import noticed, told, write_backdoor
     from datastill.apps.kept import arguments_of
     from datastill.cli.progress import Display, LoopProgress
     from datastill.cli.tables import laid_out
@@ -83,15 +81,13 @@ def run(options: BackdoorOptions) -> int:
             callbacks=[LoopProgress(display)],
             **arguments_of([options.method], parse_settings(options.set), options.budget)[options.method],
         )
-    signs = {}
-    with contextlib.suppress(InputError):  # a hint beside the result; sets without one have none
-        signs = {} if options.ipc < LEAST else {name: signature(one, real) for name, one in found.sets.items()}
+    looks = checks(found.sets, real)
     if options.json:
-        print(json.dumps(found.to_dict(), indent=2))
+        print(json.dumps(told(found, looks), indent=2))
     else:
-        for part in laid_out(Shown("Backdoor", [Table(HEADS, found.rows())])):
+        for part in laid_out(Shown("Backdoor", [Table(HEADS, found.rows()), noticed(found, looks)])):
             print(part) if isinstance(part, str) else display.table(part)
         print(found.verdict)
-    write_backdoor(options.out, found, real, signs)
+    write_backdoor(options.out, found, real, looks)
     display.say(f"Written to {options.out}: backdoor.json and backdoor.html.")
     return 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from datastill.apps.backdoor.attack import BACKDOOR, CLEAN, HEADS, Backdoor
-from datastill.apps.backdoor.signature import Signature
+from datastill.apps.backdoor.checks import HEADS as NAMED
+from datastill.apps.backdoor.checks import Checks
 from datastill.data.real import RealSet
 from datastill.report.application import Application, Chapter, Picture
 from datastill.report.pictures import png, sheet
@@ -21,23 +23,24 @@ MEANING = (
     "over all images, those of the target count as successes too, so that a clean network has about a class's share."
 )
 HINT = (
-    "The signature is a hint and no proof. A class whose images share one direction far more than those of other "
-    "classes is named; a trigger that is spread over all images of a class shares none, and is not found so."
+    "Both are hints and no proof, and a set of which neither says anything may bear a trigger. The signature names a "
+    "class whose images share one direction of features far more than those of other classes do. Trigger inversion "
+    "looks for the smallest patch by which networks take other classes' images for a class, and names a class that "
+    "needs far less than the other classes."
 )
 
 
-def write_backdoor(folder: Path, found: Backdoor, real: RealSet, signs: dict[str, Signature]) -> None:
+def write_backdoor(folder: Path, found: Backdoor, real: RealSet, looks: dict[str, Checks]) -> None:
     """Write `backdoor.json` and `backdoor.html`.
 
     Args:
         folder: where.
         found: the attack.
         real: whose test images are shown with the trigger.
-        signs: signatures of the sets, by what they were distilled from.
+        looks: checks of the sets, by what they were distilled from.
     """
     config = found.config
-    told = {name: {"suspected": one.suspected, "deviations": one.deviations} for name, one in signs.items()}
-    write_json(folder / BACKDOOR.proof, {**found.to_dict(), "signatures": told})
+    write_json(folder / BACKDOOR.proof, told(found, looks))
     assert real.test is not None
     clean = real.test.pixels(torch.arange(min(SHOWN, len(real.test))))
     bad = found.trigger.on(clean).clamp(0, 1)
@@ -49,14 +52,9 @@ def write_backdoor(folder: Path, found: Backdoor, real: RealSet, signs: dict[str
         Picture("Test images: clean, with the trigger, ten times the difference", png(sheet(strips, len(clean)))),
         Picture("Distilled images of the target: of clean images, of poisoned ones", png(sheet(own, len(own) // 2))),
     ]
-    rows = [[name, ", ".join(real.class_names[c] for c in one.suspected) or "none"] for name, one in signs.items()]
     chapters = [
         Chapter("Does it work?", [Table(HEADS, found.rows()), Paragraph(MEANING)], pictures),
-        *(
-            [Chapter("Would it be noticed?", [Table(["distilled from", "classes named"], rows), Paragraph(HINT)])]
-            if rows
-            else []
-        ),
+        Chapter("Would it be noticed?", [noticed(found, looks), Paragraph(HINT)], _masks(found, looks, target)),
     ]
     lead = (
         f"{config['method']} on {config['data']}, {100 * config['fraction']:g} % of whose images bear a square of "
@@ -65,3 +63,28 @@ def write_backdoor(folder: Path, found: Backdoor, real: RealSet, signs: dict[str
     )
     title = f"A backdoor in a distilled {config['data']}"
     Application("backdoor", title, lead, found.verdict, chapters).write(folder / PAGE)
+
+
+def told(found: Backdoor, looks: dict[str, Checks]) -> dict[str, Any]:
+    """For JSON."""
+    return {**found.to_dict(), "checks": {name: one.to_dict() for name, one in looks.items()}}
+
+
+def noticed(found: Backdoor, looks: dict[str, Checks]) -> Table:
+    """Which classes each check names."""
+    names = found.sets[CLEAN].class_names
+    return Table(NAMED, [[name, *one.row(names)] for name, one in looks.items()])
+
+
+def _masks(found: Backdoor, looks: dict[str, Checks], target: int) -> list[Picture]:
+    """The trigger beside the masks that were found for the target."""
+    true, title = found.trigger.mask, ["the trigger's pixels"]
+    shown = [true.float().expand_as(found.trigger.patch), found.trigger.patch.clamp(0, 1) * true]
+    for name, one in looks.items():
+        if one.inversion is not None:
+            mask = one.inversion.found.masks[target]
+            shown += [mask.expand_as(found.trigger.patch), one.inversion.found.patterns[target] * mask]
+            title.append(f"those found in the set of {name}")
+    if len(title) == 1:
+        return []
+    return [Picture(f"Mask and pattern of the target: {', '.join(title)}", png(sheet(torch.stack(shown), 2)))]

@@ -7,13 +7,17 @@ of their centered features (Tran, Li and Madry, NeurIPS 2018, arXiv:1811.00636),
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
+from torch import nn
 
 from datastill.core.errors import InputError
 from datastill.data.real import RealSet
 from datastill.evaluation.evaluate import trained
+from datastill.models import Network
 from datastill.store.artifact import DistilledSet
 from datastill.training.kernel_ridge import Regressor
 
@@ -43,16 +47,25 @@ def signature(made: DistilledSet, real: RealSet, *, networks: int = 3, seed: int
     Raises:
         InputError: fewer than three images of a class.
     """
+    _refuse_few(made)
+    return signature_of(trained(made, real, networks=networks, seed=seed), made)
+
+
+def signature_of(networks: Sequence[nn.Module], made: DistilledSet) -> Signature:
+    """The same of networks that were trained on the set; they are left in eval mode on the CPU.
+
+    Raises:
+        InputError: see `signature`.
+    """
+    _refuse_few(made)
     y = made.hard_labels
-    if int(torch.bincount(y, minlength=len(made.class_names)).min()) < LEAST:
-        raise InputError("With fewer than three images of a class there is no direction that they could share.")
     found = []
-    for network in trained(made, real, networks=networks, seed=seed):
+    for network in networks:
         if isinstance(network, Regressor):
             raise InputError("There is no signature where no network is trained: a regression has no features.")
         network = network.cpu().eval()
         with torch.no_grad():
-            features = network.embed(made.images).double()
+            features = cast(Network, network).embed(made.images).double()
         shares = []
         for c in range(len(made.class_names)):
             own = features[y == c]
@@ -65,3 +78,8 @@ def signature(made: DistilledSet, real: RealSet, *, networks: int = 3, seed: int
     deviations = (mean - middle) / spread
     named = (deviations > NAMED).nonzero().flatten().tolist()
     return Signature(tuple(mean.tolist()), tuple(deviations.tolist()), tuple(named))
+
+
+def _refuse_few(made: DistilledSet) -> None:
+    if int(torch.bincount(made.hard_labels, minlength=len(made.class_names)).min()) < LEAST:
+        raise InputError("With fewer than three images of a class there is no direction that they could share.")
