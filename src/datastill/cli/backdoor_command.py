@@ -81,7 +81,7 @@ def run(options: BackdoorOptions) -> int:
             callbacks=[LoopProgress(display)],
             **arguments_of([options.method], parse_settings(options.set), options.budget)[options.method],
         )
-    looks = checks(found.sets, real)
+    looks = checks(found.sets, real, network=options.network)
     if options.json:
         print(json.dumps(told(found, looks), indent=2))
     else:

@@ -13,6 +13,7 @@ from datastill.core.errors import InputError
 from datastill.core.ranges import Few, Seed, checked
 from datastill.data.real import RealSet
 from datastill.evaluation.evaluate import trained
+from datastill.models.resolve import NetworkSpec
 from datastill.store.artifact import DistilledSet
 
 HEADS = ["distilled from", "named by its signature", "named by trigger inversion"]
@@ -47,19 +48,22 @@ class Checks:
 
 
 @checked
-def checks(sets: Mapping[str, DistilledSet], real: RealSet, *, networks: Few = 3, seed: Seed = 0) -> dict[str, Checks]:
+def checks(
+    sets: Mapping[str, DistilledSet], real: RealSet, *, networks: Few = 3, network: NetworkSpec = None, seed: Seed = 0
+) -> dict[str, Checks]:
     """Look at sets, such as a poisoned one and a clean one; a check that says nothing of them is left out.
 
     Args:
         sets: by name.
         real: with a test split.
         networks: that are trained on each set.
+        network: their architecture; None takes the one that a set was distilled with.
         seed: of networks and draws.
     """
     found: dict[str, Checks] = {}
     for name, made in sets.items():
         signed = inverted = None
-        learners = trained(made, real, networks=networks, seed=seed)
+        learners = trained(made, real, networks=networks, network=network, seed=seed)
         with contextlib.suppress(InputError):
             signed = signature_of(learners, made)
         with contextlib.suppress(InputError):
