@@ -99,6 +99,8 @@ def study(given: argparse.Namespace) -> None:
         kept = {}  # of another study, or of none
     runs = {one["name"]: one for one in kept.get("runs", [])}
     for label, strategy, options in STUDIES[given.study]():
+        if given.only and label not in given.only:
+            continue
         there = runs.get(label)
         as_asked = json.loads(json.dumps(options_of(strategy)))
         if there is None or there["options"] != as_asked or len(there["rounds"]) != options["rounds"]:
@@ -132,6 +134,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", help="another data set than the study's own")
     parser.add_argument("--images", type=int, help="training images, instead of the study's own number")
+    parser.add_argument("--only", nargs="+", help="runs of the study to make, by their names")
     parser.add_argument("--keep", type=Path, help="folder to keep the runs in")
     parser.add_argument("--rows", type=Path, nargs="+", help="files of `rounds` that the figure shows")
     given = parser.parse_args()
