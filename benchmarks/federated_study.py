@@ -7,6 +7,7 @@
     python benchmarks/federated_study.py condensed results/federated-mnist.json
     python benchmarks/federated_study.py figure docs/images/federated_rounds.png \\
       --rows results/federated-fashion_mnist.json results/federated-cifar10.json
+    python benchmarks/federated_study.py show results/federated-mnist.json     # the table of a file, in Markdown
 
 All take a few CPU minutes: a small network, few images and few rounds. They compare, and reproduce no paper. A study
 that was stopped goes on with the run that is missing; with `--keep` it goes on within that run, whose CPU seconds are
@@ -28,12 +29,15 @@ from datastill import load_real
 from datastill.apps.federated.averaging import FedAvg, FedProx
 from datastill.apps.federated.feddm import FedDM
 from datastill.apps.federated.fedmk import FedMK
+from datastill.apps.federated.result import epsilon_text
 from datastill.apps.federated.runner import federated, options_of
 from datastill.data.real import RealSet
 from datastill.store.files import write_json
 
 NETWORKS = {"rounds": "convnet:width=16", "privacy": "convnet:width=32", "condensed": "convnet:width=16"}
 IMAGES = {"rounds": 10_000, "privacy": 60_000, "condensed": 3_000}
+#: Rounds in a table, beside the last one.
+SHOWN = (1, 2, 3, 5)
 COMMON = {"clients": 10, "partition": "dirichlet:0.5", "seed": 0, "device": "cpu"}
 
 
@@ -127,10 +131,25 @@ def figure(given: argparse.Namespace) -> None:
     drawn.savefig(given.out, dpi=120)
 
 
+def show(given: argparse.Namespace) -> None:
+    """Tables in Markdown: some rounds of each run, or the last one with its epsilon."""
+    told = json.loads(given.out.read_text())
+    private = any(one["privacy"] for one in told["runs"])
+    for one in told["runs"]:
+        for r in one["rounds"]:
+            last = r["round"] + 1 == len(one["rounds"])
+            cells = [one["name"], str(r["round"] + 1), f"{100 * r['accuracy']:.1f}", f"{r['megabytes']:.2f}"]
+            if private:
+                cells += [epsilon_text(one["privacy"][r["round"]]["epsilon"]) if one["privacy"] else "–"]
+            if last or (not private and r["round"] + 1 in SHOWN):
+                print("| " + " | ".join([*cells, f"{one['cpu_seconds']:.0f}" if last else ""]) + " |")
+    print(f"\n{sum(one['cpu_seconds'] for one in told['runs']) / 60:.1f} CPU minutes")
+
+
 def main() -> None:
-    """Run one study, or draw what is there."""
+    """Run one study, or show what is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=[*STUDIES, "figure"])
+    parser.add_argument("study", choices=[*STUDIES, "figure", "show"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", help="another data set than the study's own")
     parser.add_argument("--images", type=int, help="training images, instead of the study's own number")
@@ -138,10 +157,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder to keep the runs in")
     parser.add_argument("--rows", type=Path, nargs="+", help="files of `rounds` that the figure shows")
     given = parser.parse_args()
-    if given.study == "figure":
-        figure(given)
-    else:
-        study(given)
+    {"figure": figure, "show": show}.get(given.study, study)(given)
 
 
 if __name__ == "__main__":
