@@ -42,11 +42,14 @@ COMMON = {"clients": 10, "partition": "dirichlet:0.5", "seed": 0, "device": "cpu
 
 
 def by_round() -> list[tuple[str, Any, dict]]:
-    """The three strategies, from one partition and one start."""
+    """The three strategies, from one partition and one start, and FedDM with more steps of clients and server."""
     feddm = FedDM(ipc=5, steps=30, real_batch=32, server_passes=30)
     return [
-        ("feddm", feddm, {"rounds": 6}), ("fedavg", FedAvg(), {"rounds": 10}), ("fedprox", FedProx(), {"rounds": 10})
-    ]  # fmt: skip
+        ("feddm", feddm, {"rounds": 6}),
+        ("fedavg", FedAvg(), {"rounds": 10}),
+        ("fedprox", FedProx(), {"rounds": 10}),
+        ("feddm, 100 steps", replace(feddm, steps=100, server_passes=100), {"rounds": 6}),
+    ]
 
 
 def by_noise() -> list[tuple[str, Any, dict]]:
@@ -62,14 +65,16 @@ def by_noise() -> list[tuple[str, Any, dict]]:
 
 
 def by_sharing() -> list[tuple[str, Any, dict]]:
-    """FedMK, without what clients pass around and without the generator, beside FedAvg, ten rounds of five clients."""
+    """FedMK and three forms of it beside FedAvg, ten rounds of five clients."""
     fedmk = FedMK(ipc=5, steps=30, real_batch=32, server_passes=30)
+    plain = replace(fedmk, generator_steps=0)
     runs: list[tuple[str, Any]] = [
         ("fedmk", fedmk),
         ("fedavg", FedAvg()),
         ("fedavg, 5 local passes", FedAvg(local_passes=5)),
-        ("no sharing", replace(fedmk, share=False)),
-        ("no generator", replace(fedmk, generator_steps=0)),
+        ("fedmk, no generator", plain),
+        ("fedmk, neither generator nor sharing", replace(plain, share=False)),
+        ("fedmk, no generator, 3 inner steps", replace(plain, inner_steps=3, server_lr=0.03)),
     ]
     return [(name, one, {"rounds": 10}) for name, one in runs]
 
@@ -115,17 +120,21 @@ def study(given: argparse.Namespace) -> None:
 def figure(given: argparse.Namespace) -> None:
     """Test accuracy by round and by megabyte, a row of panels for each file."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     drawn = Figure(figsize=(7.2, 2.8 * len(given.rows)), layout="constrained")
     for panels, path in zip(drawn.subplots(len(given.rows), 2, squeeze=False, sharey="row"), given.rows, strict=True):
         told = json.loads(path.read_text())
-        for one, line in zip(told["runs"], ("o-", "s-", "x--"), strict=False):
+        for one, line in zip(told["runs"], ("o-", "s-", "x--", "^-"), strict=False):
             accuracy = [100 * r["accuracy"] for r in one["rounds"]]
             for axes, x in zip(panels, ([r["round"] + 1 for r in one["rounds"]],
                                         [r["megabytes"] for r in one["rounds"]]), strict=True):  # fmt: skip
                 axes.plot(x, accuracy, line, label=one["name"], markersize=4)
         panels[0].set(xlabel="round", ylabel="test accuracy, %", title=told["data"])
         panels[1].set(xlabel="MB sent, both ways", xscale="log", title=f"{told['network']}, {told['clients']} clients")
+        panels[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panels[1].xaxis.set_major_formatter("{x:g}")
+        panels[1].xaxis.set_minor_formatter(NullFormatter())
         panels[0].legend(frameon=False)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(given.out, dpi=120)

@@ -48,7 +48,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "dsa from real images": ("dsa", {**DSA, "init": "real"}),
     "kip from noise": ("kip", {**KIP, "init": "noise"}),
     "kip from real images": ("kip", {**KIP, "init": "real"}),
-    "stages from noise": ("stages", {**STAGES, "init": "noise"}),
+    # pixels have further to go than from tiles of real images: at the rate for those, noise stays noise
+    "stages from noise": ("stages", {**STAGES, "init": "noise", "image_lr": 0.1}),
     "stages, its own start": ("stages", STAGES),
 }
 
