@@ -1,12 +1,12 @@
 """FedDM beside FedAvg and FedProx by round and megabyte, with privacy at several noise levels, and FedMK on MNIST.
 
-    python benchmarks/federated_study.py rounds results/federated-fashion_mnist.json
-    python benchmarks/federated_study.py rounds results/federated-cifar10.json --data cifar10
+    python benchmarks/federated_study.py rounds results/federated-rounds-fashion_mnist.json
+    python benchmarks/federated_study.py rounds results/federated-rounds-cifar10.json --data cifar10
     python benchmarks/federated_study.py privacy results/federated-privacy-fashion_mnist.json
     python benchmarks/federated_study.py privacy results/federated-privacy-cifar10.json --data cifar10
     python benchmarks/federated_study.py condensed results/federated-mnist.json
     python benchmarks/federated_study.py figure docs/images/federated_rounds.png \\
-      --rows results/federated-fashion_mnist.json results/federated-cifar10.json
+      --rows results/federated-rounds-fashion_mnist.json results/federated-rounds-cifar10.json
     python benchmarks/federated_study.py show results/federated-mnist.json     # the table of a file, in Markdown
 
 All take a few CPU minutes: a small network, few images and few rounds. They compare, and reproduce no paper. A study

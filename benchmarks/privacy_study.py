@@ -1,8 +1,8 @@
 """What distilled sets tell of their members: a table over methods, with an over-fitted network as positive control.
 
-    python benchmarks/privacy_study.py results/privacy-fashion_mnist.json
-    python benchmarks/privacy_study.py results/privacy-cifar10.json --data cifar10
-    python benchmarks/privacy_study.py results/privacy-cifar10.json --data cifar10 --show      # tables in Markdown
+    python benchmarks/privacy_study.py results/privacy-halves-fashion_mnist.json
+    python benchmarks/privacy_study.py results/privacy-halves-cifar10.json --data cifar10
+    python benchmarks/privacy_study.py results/privacy-halves-cifar10.json --data cifar10 --show   # in Markdown
 
 The setting of the literature: two disjoint halves of 500 images per class, one of members, and 1 or 5 synthetic images
 per class, so that r_ipc, synthetic images over members of a class, is .002 or .01. Few steps, a small network, a
@@ -100,19 +100,31 @@ def study(data: str, out: Path) -> None:
             continue
         found = attacked(*both, method, ipc, hyper)
         rows[name, ipc] = {"name": name, "ratio": ipc / (20 if name == CONTROL else MEMBERS), **found}
-        print(line(rows[name, ipc]), flush=True)
+        print(name, ipc, *cells(rows[name, ipc]), flush=True)
         write_json(out, {**head, "rows": list(rows.values())})
 
 
-def line(row: dict[str, Any]) -> str:
-    """A row of the table in the docs."""
+def cells(row: dict[str, Any]) -> list[str]:
+    """Of a row in the docs: advantages, AUC, TPR, ratio of distances, copies, accuracy."""
     told = row["membership"]
-    advantage = told["advantage_percent"]
-    return (
-        f"| {row['name']} | {row['ratio']:g} | {advantage['calibration']:+.1f} | {advantage['oracle']:+.1f} | "
-        f"{told['auc']:.3f} ± {told['auc_error']:.3f} | {100 * told['tpr_at_fpr']['0.01']:.1f} | "
-        f"{row['visual'][0]['ratio']:.2f} | {row['visual'][0]['copies']} | {100 * row['accuracy']:.1f} |"
-    )
+    advantage, look = told["advantage_percent"], row["visual"][0]
+    return [
+        f"{advantage['calibration']:+.1f}", f"{advantage['oracle']:+.1f}", f"{told['auc']:.3f}",
+        f"{100 * told['tpr_at_fpr']['0.01']:.1f}", f"{look['ratio']:.2f}", str(look["copies"]),
+        f"{100 * row['accuracy']:.1f}",
+    ]  # fmt: skip
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The table in Markdown, a row for each method with a cell for each ratio."""
+    by_name: dict[str, list[list[str]]] = {}
+    for row in rows:
+        by_name.setdefault(row["name"], []).append(cells(row))
+    for name, found in by_name.items():
+        print("| " + " | ".join([name, *(" / ".join(values) for values in zip(*found, strict=True))]) + " |")
+    errors = [f"{row['membership']['auc_error']:.3f}" for row in (rows[0], rows[-1])]
+    print(f"\nAUC by chance: ± {errors[0]} of the control, ± {errors[1]} of the others")
+    print(f"{sum(one['cpu_seconds'] for one in rows) / 60:.1f} CPU minutes")
 
 
 def main() -> None:
@@ -124,9 +136,7 @@ def main() -> None:
     given = parser.parse_args()
     if not given.show:
         study(given.data, given.out)
-        return
-    rows = json.loads(given.out.read_text())["rows"]
-    print("\n".join(map(line, rows)), f"\n{sum(one['cpu_seconds'] for one in rows) / 60:.1f} CPU minutes")
+    show(json.loads(given.out.read_text())["rows"])
 
 
 if __name__ == "__main__":
