@@ -12,6 +12,7 @@ from datastill import load_real
 from datastill.apps.federated.accountant import Releases, sigma_for, spent, stated_bound
 from datastill.apps.federated.feddm import FedDM
 from datastill.apps.federated.mechanism import ClippedSums, clipped_sums, noised_counts
+from datastill.apps.federated.result import epsilon_text
 from datastill.apps.federated.runner import federated
 from datastill.apps.federated.strategy import Client, state_of
 from datastill.cli import main
@@ -259,6 +260,23 @@ def test_the_stated_bound_is_above_opacus_and_near_it(monkeypatch: pytest.Monkey
     assert "upper" in without.by
     with pytest.raises(MissingExtra, match=r"datastill\[dp\]"):
         spent([Releases(2.0, 0.1, 100)], 1e-5)
+
+
+def test_epsilon_is_never_below_zero_and_short_where_it_is_huge() -> None:
+    pytest.importorskip("opacus")
+    assert spent([Releases(1.0, 0.1, 1)], 0.9).epsilon == 0.0
+    assert [epsilon_text(e) for e in (None, 0.0, 4.254, 1.1e19)] == ["no bound", "0.00", "4.25", "1.1e+19"]
+
+
+def test_a_delta_that_would_let_an_image_out_is_told(digits: RealSet) -> None:
+    """Of 300 images 150 are with each client."""
+    pytest.importorskip("opacus")
+    told = []
+    for delta in (1 / 151, 1 / 150):
+        strategy = FedDM(ipc=1, steps=1, server_passes=1, mechanism="embedding", delta=delta)
+        told.append(federated(strategy, digits, clients=2, rounds=1, network=NETWORK, partition="iid").notes)
+    assert not told[0]
+    assert "largest client (150)" in told[1][0]
 
 
 def test_a_run_tells_epsilon_after_each_round(digits: RealSet, tmp_path) -> None:

@@ -73,7 +73,7 @@ def spent(releases: Sequence[Releases], delta: float) -> Spent:
         accountant.history = [(r.sigma, r.rate, r.steps) for r in kinds]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of orders beyond those that it looks at: the bound holds without them
-            epsilon = float(accountant.get_epsilon(delta))
+            epsilon = max(0.0, float(accountant.get_epsilon(delta)))  # by its formula below 0 for a large delta
         return Spent(epsilon, delta, "RDP accountant of opacus", kinds)
     if any(r.rate < 1 for r in kinds):
         raise MissingExtra(

@@ -124,4 +124,6 @@ class Federation:
 
 def epsilon_text(epsilon: float | None) -> str:
     """For people: "no bound" where it is infinite."""
-    return "no bound" if epsilon is None else f"{epsilon:.2f}"
+    if epsilon is None:
+        return "no bound"
+    return f"{epsilon:.2f}" if epsilon < 1e4 else f"{epsilon:.1e}"

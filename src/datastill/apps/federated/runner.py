@@ -26,6 +26,7 @@ from datastill.data.places import places_of
 from datastill.evaluation.inputs import with_test
 from datastill.experiments.sources import RealSets
 from datastill.launch import Done, Unit, UnitsFailed, Workers, check_workers, cluster, run_units
+from datastill.report.words import plural
 from datastill.store.checkpoint import refuse_other
 from datastill.store.files import read_sealed, write_json, write_sealed, write_tensors
 from datastill.store.folders import held
@@ -166,8 +167,13 @@ def result_of(work: Work, config: Mapping[str, Any], found: list[Round]) -> Fede
         cost = strategy.spent(max(took.values()))
         privacy += [cost.to_dict()] if cost is not None else []
     dropped = sum(len(one.dropped) for one in found)
-    notes = [f"{dropped} times a client was left out of a round."] if dropped else []
+    notes = [f"Clients were left out of a round {plural(dropped, 'time')}."] if dropped else []
     sizes = [len(index) for index in work.held]
+    if privacy and (delta := privacy[-1]["delta"]) * max(sizes) >= 1:
+        notes.append(
+            f"delta {delta:g} is not below one over the images of the largest client ({max(sizes):,}): to tell one of "
+            "them in full would be allowed, so this bounds little; take a smaller delta."
+        )
     return Federation(strategy.name, options_of(strategy), config, found, sizes, privacy, notes)
 
 
