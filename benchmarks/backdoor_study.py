@@ -22,9 +22,11 @@ from datastill.apps.backdoor.doorping import DoorPing
 from datastill.apps.backdoor.trigger import Trigger, poisoned
 from datastill.core.rng import Rng
 from datastill.data import RealSet
+from datastill.store.artifact import DistilledSet
 from datastill.store.files import read_json, write_json
 
-STEPS = {"dm": 300, "dc": 30}
+STEPS = {"dm": 150, "dc": 20}
+FRACTION, PIXELS, NETWORK = 0.1, 5, "convnet:width=32"
 ATTACKS: dict[str, dict[str, Any]] = {
     "naive": {"attack": "naive"},
     "doorping": {"attack": "doorping"},
@@ -32,14 +34,15 @@ ATTACKS: dict[str, dict[str, Any]] = {
 }
 
 
-def attacked(real: RealSet, method: str, attack: str) -> dict[str, Any]:
-    """One attack beside the clean set, and what the checks say of both."""
+def attacked(real: RealSet, method: str, attack: str, clean: DistilledSet) -> dict[str, Any]:
+    """One attack beside the clean set, and what the checks say of the poisoned one."""
     found = backdoor(
-        real, method, fraction=0.05, size=3, ipc=10, network="convnet:width=32", networks=2, steps=STEPS[method],
-        **ATTACKS[attack],
+        real, method, fraction=FRACTION, size=PIXELS, ipc=10, network=NETWORK, networks=2, steps=STEPS[method],
+        clean=clean, **ATTACKS[attack],
     )  # fmt: skip
-    looks = {name: one.to_dict() for name, one in checks(found.sets, real, networks=2).items()}
-    return {**found.to_dict(), "checks": looks, "steps": STEPS[method]}
+    name = str(found.config["attack"])
+    looks = checks({name: found.sets[name]}, real, networks=2)[name]
+    return {**found.to_dict(), "checks": looks.to_dict(), "steps": STEPS[method]}
 
 
 def cost(real: RealSet, method: str, steps: int = 20) -> dict[str, Any]:
@@ -68,12 +71,20 @@ def main() -> None:
     real = load_real(given.data)
     rows: dict[str, Any] = read_json(given.out) if given.out.is_file() else {}
     for method in STEPS:
-        for attack in ["cost"] if given.cost else ATTACKS:
-            name = f"{method}, {attack}"
-            if name not in rows:
-                rows[name] = cost(real, method) if given.cost else attacked(real, method, attack)
-                write_json(given.out, rows)
-                print(name, flush=True)
+        if given.cost:
+            rows[f"{method}, cost"] = rows.get(f"{method}, cost") or cost(real, method)
+            write_json(given.out, rows)
+            continue
+        missing = [name for name in ("clean", *ATTACKS) if f"{method}, {name}" not in rows]
+        clean = distill(method, real, ipc=10, network=NETWORK, steps=STEPS[method]) if missing else None
+        for name in missing:
+            assert clean is not None
+            if name == "clean":
+                rows[f"{method}, clean"] = {"checks": checks({name: clean}, real, networks=2)[name].to_dict()}
+            else:
+                rows[f"{method}, {name}"] = attacked(real, method, name, clean)
+            write_json(given.out, rows)
+            print(method, name, rows[f"{method}, {name}"].get("arms"), flush=True)
 
 
 if __name__ == "__main__":

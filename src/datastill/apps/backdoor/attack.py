@@ -84,6 +84,7 @@ def backdoor(
     protocol: str = "auto",
     every: int = 10,
     clamp: bool = True,
+    clean: DistilledSet | None = None,
     seed: int = 0,
     progress: Callable[[str, float, float, dict[str, float]], None] = lambda *told: None,
     callbacks: Any = (),
@@ -102,6 +103,7 @@ def backdoor(
         networks, protocol: fresh networks that are trained on each set, and how.
         every: steps between two updates of a trigger that is learned.
         clamp: whether it stays in the pixels' range; as published it does not.
+        clean: the set from the clean images, where another attack has made it already.
         seed: of every random draw.
         progress, callbacks: as for `distill`.
         options: further arguments of `distill`.
@@ -119,7 +121,7 @@ def backdoor(
     trigger = Trigger.white(shape, size) if naive else Trigger.random(shape, size, Rng(seed).generator("backdoor"))
     bad, _ = poisoned(real, trigger, target, fraction, seed)
     shared: dict[str, Any] = {"ipc": ipc, "network": network, "seed": seed, "progress": progress}
-    clean = distill(method, real, callbacks=callbacks, **shared, **options)
+    clean = clean or distill(method, real, callbacks=callbacks, **shared, **options)
     if "budget" in options:  # as many steps as on clean images, whatever the trigger takes beside them
         options = {k: v for k, v in options.items() if k != "budget"} | _steps_of(clean)
     door = None if naive else DoorPing(trigger, bad, every, clamp=clamp)
