@@ -276,8 +276,10 @@ def test_too_few_images_are_told_in_a_sentence() -> None:
         select(real, scorer(real), 2, factor=3)
     assert "--factor 1" in str(told.value)
     assert str(told.value).count(". ") == 0
-    with pytest.raises(InputError, match="need 400 images"):
-        datastill.distill("rded", digits(), ipc=4, factor=10, teacher=teacher(), network=NETWORK)
+    with pytest.raises(InputError, match="8 x 8 pixels cannot hold 9 x 9 patches"):
+        datastill.distill("rded", digits(), ipc=1, factor=9, teacher=teacher(), network=NETWORK)
+    with pytest.raises(InputError, match="need 256 images"):
+        datastill.distill("rded", digits(), ipc=4, factor=8, teacher=teacher(), network=NETWORK)
 
 
 def test_rded_is_the_selection_and_says_how_it_wants_to_be_trained_on() -> None:

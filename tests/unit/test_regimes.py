@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -17,9 +18,9 @@ from datastill.core.errors import InputError
 from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
 from datastill.evaluation import Evaluation, evaluate_regimes
-from datastill.evaluation.kinds import other_labels
-from datastill.evaluation.protocols import Protocol
-from datastill.evaluation.soft import relabel
+from datastill.evaluation.kinds import other_labels, other_ways
+from datastill.evaluation.protocols import Protocol, get_protocol
+from datastill.evaluation.soft import bank_of, relabel, schedule_of
 from datastill.experiments.ledger import _protocol_of
 from datastill.labels.labeler import Labeler
 from datastill.report.reproduce import evaluate_call
@@ -151,3 +152,29 @@ def test_a_bank_without_its_teacher_scores_the_set_alone(tmp_path: Path) -> None
     shutil.rmtree(tmp_path / "run" / "labels")
     with pytest.raises(InputError, match="comes without a teacher"):
         datastill.evaluate(datastill.load_distilled(tmp_path / "run"), digits(), random=False, **asked)
+
+
+def test_a_bank_of_another_teacher_is_refused_where_random_would_have_the_sets_own(tmp_path: Path) -> None:
+    datastill.distill("rded", digits(), ipc=1, teacher=teacher(), network=NETWORK, candidates=10, out=tmp_path / "run")
+    loaded = datastill.load_distilled(tmp_path / "run")
+    other = copy.deepcopy(teacher())
+    with torch.no_grad():
+        next(other.network.parameters()).add_(0.01)
+    relabel(loaded, digits(), PROTOCOL, teacher=other)
+    with pytest.raises(InputError, match="not of the teacher that comes with it"):
+        datastill.evaluate(loaded, digits(), protocol=PROTOCOL, networks=1)
+    assert datastill.evaluate(loaded, digits(), protocol=PROTOCOL, networks=1, teacher=other).random is not None
+
+
+def test_a_bank_is_labeled_in_the_mode_of_its_protocol_and_taken_up(tmp_path: Path) -> None:
+    datastill.distill("rded", digits(), ipc=2, teacher=teacher(), network=NETWORK, candidates=10, out=tmp_path / "run")
+    loaded = datastill.load_distilled(tmp_path / "run")
+    bank = relabel(loaded, digits(), "sre2l-plus-v1", passes=2)
+    assert bank.mode == "batch"
+    assert bank_of(loaded, schedule_of(loaded, get_protocol("sre2l-plus-v1"), digits())) is not None
+
+
+@pytest.mark.parametrize(("name", "told"), [("frepo-quick-v1", "Adam"), ("krr-v1", ""), ("dc-v1", "SGD")])
+def test_the_optimizer_that_is_told_is_the_one_that_trains(name: str, told: str) -> None:
+    assert get_protocol(name).optimizer == told
+    assert "optimizer" not in other_ways({"protocol": name, "optimizer": "SGD"})  # as earlier files have it

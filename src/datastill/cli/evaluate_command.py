@@ -40,7 +40,7 @@ class EvaluateOptions(RuntimeOptions):
     data: EvaluateData
     #: dc-v1, dc-v1-dsa, dsa-quick-v1, mtt-v1, mtt-quick-v1, idc-v1, idc-quick-v1, soft-quick-v1, sre2l-cifar-v1,
     #: sre2l-imagenet-v1, dwa-imagenet-v1, tiny-sgd-v1, rded-v1, rd3-v1, g-vbsm-cifar-v1, edc-imagenet-v1,
-    #: sre2l-plus-v1, or auto: what the set asks for
+    #: sre2l-plus-v1, frepo-v1, frepo-quick-v1, krr-v1, krr-conv-v1, dd-v1, or auto: what the set asks for
     protocol: str = "auto"
     networks: Few = 5  #: fresh networks per set
     #: an architecture, also my_file.py:Net; none takes the one that the set was distilled with, if that is built in

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from datastill.evaluation.protocols import protocols
+from datastill.evaluation.protocols import Protocol, protocols
 
 #: Classes; probabilities, one for each image; a teacher's, for each view at training time.
 REGIMES = ("hard", "soft", "teacher")
@@ -23,7 +23,8 @@ def other_ways(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     if labels := other_labels(name, str(evaluation.get("labels", ""))):
         found["labels"] = labels
     optimizer, known = evaluation.get("optimizer"), protocols().get(name)
-    if optimizer and known is not None and optimizer != known.optimizer:
+    free = known is not None and type(known).trainer is Protocol.trainer  # others have one of their own
+    if optimizer and known is not None and free and optimizer != known.optimizer:
         found["optimizer"] = str(optimizer).lower()
     if evaluation.get("augmented") is False:
         found["augmented"] = False

@@ -25,6 +25,11 @@ class FitsTargets(Protocol):
     most: Count = 40_000  #: steps at most; fewer where the published protocol has fewer for so many images
     warmup: Count = 500  #: steps of the warm-up
 
+    @property
+    def optimizer(self) -> str:
+        """See `Protocol`."""
+        return "Adam"
+
     def trainer(self, real: RealSet, rate: float | None = None, extras: Extras | None = None) -> Trainer:
         """See `Protocol`."""
         from datastill.augment.strategies import strategy_for
@@ -44,6 +49,11 @@ class RegressesByKernel(Protocol):
     accepts: tuple[str, ...] = TARGETS
     kernel: Literal["ntk", "conv-ntk"] = "ntk"  #: of three dense layers, or of three convolutions
     ridge: Weight = 1e-6  #: in units of the kernel's mean diagonal
+
+    @property
+    def optimizer(self) -> str:
+        """None: a linear system is solved."""
+        return ""
 
     def trainer(self, real: RealSet, rate: float | None = None, extras: Extras | None = None) -> Trainer:
         """See `Protocol`."""

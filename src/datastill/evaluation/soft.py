@@ -65,7 +65,8 @@ def labeling(
         network: what builds a teacher whose network is not built in.
 
     Raises:
-        InputError: a set comes without a teacher and without a bank that fits, and none is given.
+        InputError: a set comes without a teacher and without a bank that fits, and none is given; or its bank is of
+            another teacher than the one that comes with it.
     """
     if labels == "hard":
         return Labeling([None] * len(sets), [None] * len(sets), ["Labels: hard, for both arms."])
@@ -89,6 +90,12 @@ def labeling(
         )
         for one, own in zip(sets, teachers, strict=True)
     ]
+    for one, labeler, bank in zip(sets, labelers, banks, strict=True):
+        if labeler is not None and bank is not None and not bank.is_of(labeler):
+            raise InputError(
+                f"The labels stored with {one.name} are not of the teacher that comes with it, which would label "
+                f"Random; name one teacher for both (--teacher FOLDER), or remove {one.folder}/{BANK}."
+            )
     if fixed:
         return Labeling(labelers, banks, _notes_of_fixed(sets[0], teachers[0], len(real.class_names)), True)
     return Labeling(labelers, banks, _notes(sets, teachers, banks))
@@ -208,7 +215,7 @@ def relabel(
     schedule = schedule_of(distilled, recipe, data)
     known = as_teacher(teacher, teacher_network, OPTION) if teacher is not None else None
     own = [known] if known is not None else teachers_of(distilled, teacher_network)
-    who = labeling([distilled], recipe, schedule, "soft", known, data, where, teacher_network)
+    who = labeling([distilled], recipe, schedule, "teacher", known, data, where, teacher_network)
     labeler = who.labelers[0]
     assert labeler is not None
     return LabelBank.make(

@@ -186,6 +186,11 @@ class LabelBank:
         """
         return BankDataset(self, images, self.epochs if epochs is None else epochs)
 
+    def is_of(self, labeler: Labeler) -> bool:
+        """Whether teachers of these weights made the labels, combined in the same way."""
+        own, other = self.header["labeller"], labeler.describe()
+        return all(own[name] == other[name] for name in ("teachers", "combine"))
+
     def check(self, images: Tensor, spec: TraceSpec | None = None) -> None:
         """Refuse to label what the teachers did not see.
 

@@ -96,6 +96,11 @@ class Patches:
         """Positions (ipc, factor^2), boxes (ipc, factor^2, 4) and losses (ipc, factor^2) of the tiles of a class."""
         wanted = task.ipc * self.factor**2
         members = shuffled_members(task.real, c, task.seed)
+        if self.factor > min(task.real.shape[1:]):
+            raise InputError(
+                f"Images of {task.real.shape[1]} x {task.real.shape[2]} pixels cannot hold "
+                f"{self.factor} x {self.factor} patches; take a smaller --factor."
+            )
         if len(members) < (task.ipc if self.again else wanted):
             raise InputError(
                 f"{task.ipc} images of {self.factor} x {self.factor} patches need {wanted} images of "
