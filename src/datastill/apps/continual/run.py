@@ -149,15 +149,14 @@ def continual(
               "settings": given, "seed": seed, **code_in(methods, network, real)}  # fmt: skip
     with contextlib.nullcontext() if out is None else held(out):
         cells = kept_cells(None if out is None else out / RESULT, config, Step)
-        for k, method in itertools.product(range(stream.orders), methods):
-            _arrive(real, method, k, stream, network, given[method], out, {"config": config, "cells": cells}, told)
+        for which in itertools.product(range(stream.orders), methods):
+            _arrive(real, which, stream, network, given[which[1]], out, {"config": config, "cells": cells}, told)
     return Streamed(cells, config)
 
 
 def _arrive(
     real: RealSet,
-    method: str,
-    k: int,
+    which: tuple[int, str],
     stream: Stream,
     network: NetworkSpec,
     settings: Mapping[str, Any],
@@ -165,7 +164,8 @@ def _arrive(
     found: dict[str, Any],
     told: Callable[[int, int, str], None],
 ) -> None:
-    """All steps of a method in one order; those that are missing join the cells."""
+    """All steps of one order by a method; those that are missing join the cells."""
+    k, method = which
     cells, config = found["cells"], found["config"]
     total = len(config["methods"]) * stream.orders * stream.steps
     memory: DistilledSet | None = None
