@@ -176,6 +176,8 @@ def test_a_resumed_run_has_the_trigger_that_it_had(digits: RealSet, tmp_path: Pa
 def test_what_cannot_be_attacked_is_refused(digits: RealSet) -> None:
     with pytest.raises(InputError, match="random made no update of the trigger"):
         backdoor(digits, "random", network=NETWORK, ipc=1)
+    with pytest.raises(InputError, match="poison fewer"):
+        backdoor(digits, "random", "naive", network=NETWORK, ipc=1, fraction=1.0)
     with pytest.raises(InputError, match="no direction that they could share"):
         signature(distill("random", digits, ipc=2, network=NETWORK), digits)
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from datastill import distill, load_distilled, load_real
-from datastill.apps.continual.run import Stream, continual
+from datastill.apps.continual.run import Stream, Streamed, continual
 from datastill.apps.continual.stream import class_order, in_steps, of_classes
 from datastill.cli import main
 from datastill.core.errors import InputError
 from datastill.data import RealSet
 from datastill.store.extend import extended
+from datastill.store.folders import held
 
 pytestmark = pytest.mark.usefixtures("short_protocols")
 
@@ -132,10 +133,62 @@ def test_bad_input_is_refused_before_anything_is_distilled(digits: RealSet) -> N
     for methods, stream, said in (
         (["random"], Stream(steps=11), "cannot arrive in 11 steps"),
         (["nosuch"], Stream(), "nosuch"),
+        (["random", "random"], Stream(), "named twice"),
         (["random"], Stream(protocol="nosuch"), "nosuch"),
     ):
         with pytest.raises(InputError, match=said):
             continual(digits, methods, stream)
+
+
+def test_a_folder_is_for_one_run_at_a_time(digits: RealSet, tmp_path: Path) -> None:
+    stream = Stream(steps=1, ipc=1, networks=1, protocol="dsa-quick-v1")
+    with held(tmp_path), pytest.raises(InputError, match="is in use"):
+        continual(digits, ["random"], stream, out=tmp_path, network=NETWORK)
+    continual(digits, ["random"], stream, out=tmp_path, network=NETWORK)
+
+
+@pytest.mark.parametrize("damage", [{"accuracies": []}, {"accuracies": [1.5]}, {"seconds": "long"}])
+def test_a_result_that_was_edited_is_refused(digits: RealSet, tmp_path: Path, damage: dict[str, Any]) -> None:
+    stream = Stream(steps=1, ipc=1, networks=1, protocol="dsa-quick-v1")
+    found = continual(digits, ["random"], stream, out=tmp_path, network=NETWORK).to_dict()
+    found["cells"]["random|0|0"] |= damage
+    (tmp_path / "continual.json").write_text(json.dumps(found))
+    with pytest.raises(InputError, match="is damaged"):
+        continual(digits, ["random"], stream, out=tmp_path, network=NETWORK)
+
+
+CODE = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, channels, classes, size):
+        super().__init__()
+        self.body = nn.Flatten()
+        self.head = nn.Linear(channels * size[0] * size[1], classes)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+"""
+
+
+def test_a_run_with_other_code_does_not_go_on(digits: RealSet, tmp_path: Path) -> None:
+    """The cells of a network would stand beside those of another one of its name."""
+    stream, mine = Stream(steps=1, ipc=1, networks=1, protocol="dsa-quick-v1"), tmp_path / "stream_net.py"
+    mine.write_text(CODE)
+    first = continual(digits, ["random"], stream, out=tmp_path / "c", network=f"{mine}:Net")
+    again = continual(digits, ["random"], stream, out=tmp_path / "c", network=f"{mine}:Net")
+    assert again.to_dict() == first.to_dict()
+    mine.write_text(CODE.replace("self.body(x)", "-self.body(x)"))
+    with pytest.raises(InputError, match=r"other code in stream_net\.py"):
+        continual(digits, ["random"], stream, out=tmp_path / "c", network=f"{mine}:Net")
+
+
+def test_the_verdict_compares_nothing_with_itself() -> None:
+    cells = {"a|b.py|0|0": {"accuracies": [0.5], "seen": [0], "seconds": 3.0},
+             "random|0|0": {"accuracies": [0.75], "seen": [0], "seconds": 0.0}}  # fmt: skip
+    found = Streamed(cells, {"steps": 1, "orders": 1, "methods": ["a|b.py", "random"]})
+    assert found.verdict == "After the last step random is highest with 75.0 %."
+    assert found.rows()[0] == ["a|b.py", "50.0", "3"]
 
 
 def test_the_command_writes_numbers_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

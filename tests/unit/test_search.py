@@ -145,6 +145,59 @@ def test_the_command_writes_numbers_and_a_page(tmp_path: Path, capsys: pytest.Ca
     assert "stopping" in capsys.readouterr().out
 
 
+def test_a_refusal_leaves_a_folder_that_can_be_used(digits: RealSet, tmp_path: Path) -> None:
+    out = tmp_path / "n"
+    few = Search(sample=2, ipc=10**6, passes=1, whole_passes=1)
+    with pytest.raises(InputError, match="fewer than --ipc"):
+        search(digits, out=out, **settings(asked=few))
+    assert not out.exists()
+    search(digits, out=out, **settings(asked=dataclasses.replace(few, ipc=1)))
+
+
+def test_what_cannot_be_compared_is_refused(digits: RealSet, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'random' is named twice"):
+        search(digits, out=tmp_path / "n", **settings(methods=["random", "random"]))
+    with pytest.raises(InputError, match="take two or more"):
+        search(digits, out=tmp_path / "n", **settings(asked=Search(sample=1)))
+    assert not (tmp_path / "n").exists()
+
+
+@pytest.mark.parametrize("cell", ["oops", {"accuracy": 0.5}, {"accuracy": 7.0, "seconds": 1.0}])
+def test_an_accuracy_that_was_edited_is_refused(digits: RealSet, tmp_path: Path, cell: Any) -> None:
+    few = settings(asked=Search(sample=2, ipc=1, passes=1, whole_passes=1))
+    search(digits, out=tmp_path, **few)
+    kept = json.loads((tmp_path / "search.json").read_text())
+    kept["cells"][next(iter(kept["cells"]))] = cell
+    (tmp_path / "search.json").write_text(json.dumps(kept))
+    with pytest.raises(InputError, match="is damaged"):
+        search(digits, out=tmp_path, **few)
+
+
+METHOD = """
+from dataclasses import dataclass
+from datastill.core.registry import method
+from datastill.methods.random import Random
+
+@method("NAME", paper="", family="coreset")
+@dataclass(frozen=True, kw_only=True)
+class Mine(Random):
+    "Takes random images."
+"""
+
+
+def test_two_files_of_methods_have_a_proxy_each(
+    digits: RealSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    for path, name in (("a/mine.py", "proxy-one"), ("a-mine.py", "proxy-two")):
+        Path(path).write_text(METHOD.replace("NAME", name))
+    few = settings(asked=Search(sample=2, ipc=1, passes=1, whole_passes=1), methods=["a/mine.py", "a-mine.py"])
+    search(digits, out=Path("n"), **few)
+    made = [json.loads((place / "manifest.json").read_text()) for place in Path("n/proxies").iterdir()]
+    assert sorted(one["method"] for one in made) == ["proxy-one", "proxy-two"]
+
+
 @pytest.mark.slow
 def test_a_distilled_set_ranks_networks_and_shuffled_labels_do_not(digits: RealSet) -> None:
     """Half of the mini grid: Spearman above .3 for DM (.9 when it was written), and above that of labels at random."""

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datastill.core.errors import InputError
 from datastill.core.registry import get_method
 from datastill.experiments.settings import settings_of
-from datastill.store.files import read_json
+from datastill.models import resolve_network
+from datastill.models.code import code_of
+from datastill.store.files import digest, read_json
 from datastill.store.schema import Record, Text
+
+if TYPE_CHECKING:
+    from datastill.data.real import RealSet
+    from datastill.models.resolve import NetworkSpec
 
 
 class Cells(Record):
@@ -20,27 +26,46 @@ class Cells(Record):
     cells: dict[Text, Any]
 
 
-def kept_cells(path: Path | None, config: Mapping[str, Any]) -> dict[str, Any]:
+def kept_cells(path: Path | None, config: Mapping[str, Any], kind: type[Record]) -> dict[str, Any]:
     """The cells in a file of results; none where there is no file.
 
+    Args:
+        path: of the file; None is none.
+        config: what is asked for now.
+        kind: of every cell.
+
     Raises:
-        InputError: the file is of other settings; the first that differs is named.
+        InputError: the file is damaged, or of other settings; the first that differs is named.
     """
     if path is None or not path.is_file():
         return {}
     kept = read_json(path, Cells)
     other = next((name for name, value in config.items() if kept["config"].get(name) != value), None)
+    if other == "code":
+        raise InputError(
+            f"{path.parent} holds a run with other code in {', '.join(config['code'])}; give another folder (--out)."
+        )
     if other is not None:
         raise InputError(
             f"{path.parent} holds a run with {other} = {kept['config'].get(other)!r}, not {config[other]!r}; give "
             "another folder (--out)."
         )
-    return dict(kept["cells"])
+    return {name: kind.of(cell, f"{path} ({name})").plain() for name, cell in kept["cells"].items()}
 
 
 def plain(method: str) -> str:
-    """A method's name as the name of a file."""
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in method)
+    """A method's name as the name of a file; a path gets a hash, since a/b.py and a-b.py are two."""
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in method)
+    return name if name == method else f"{name[-60:]}-{digest([method])}"
+
+
+def code_in(methods: Sequence[str], network: NetworkSpec, real: RealSet) -> dict[str, Any]:
+    """For a config: hashes of the user's files in which methods and the network stand; nothing where there are none."""
+    things: list[Any] = [get_method(name).cls for name in methods]
+    if network is not None:
+        things.append(resolve_network(network, channels=real.shape[0], classes=real.classes, size=real.shape[1:]))
+    found = code_of(*things)
+    return {"code": dict(found)} if found else {}
 
 
 def arguments_of(
@@ -54,9 +79,14 @@ def arguments_of(
         budget: seconds of each method that takes steps; None leaves its recipe alone.
 
     Raises:
-        InputError: an unknown method, settings for one that is not there, or values that it does not take.
+        InputError: an unknown method or one that is named twice, settings for one that is not there, or values that
+            it does not take.
     """
-    named = {get_method(name).name: name for name in methods}
+    names = [get_method(name).name for name in methods]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"The method {twice!r} is named twice; name each once.")
+    named = dict(zip(names, methods, strict=True))
     checked = settings_of(settings or {}, named)
     found = {}
     for known, name in named.items():

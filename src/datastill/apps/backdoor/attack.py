@@ -18,6 +18,7 @@ from datastill.data.real import RealSet
 from datastill.distillation.distill import distill
 from datastill.evaluation.evaluate import trained
 from datastill.evaluation.protocols import get_protocol
+from datastill.report.words import plural
 from datastill.store.artifact import DistilledSet
 from datastill.store.outputs import Kind
 from datastill.training.hard import predict
@@ -109,7 +110,8 @@ def backdoor(
         options: further arguments of `distill`.
 
     Raises:
-        InputError: no test split, a trigger larger than the image, no such class, DoorPing with a method without
+        InputError: no test split, a trigger larger than the image, no such class, a fraction that leaves a class with
+            fewer images than `ipc`, DoorPing with a method without
             surrogates, or what `distill` refuses.
     """
     if real.test is None or not len(real.test):
@@ -120,6 +122,7 @@ def backdoor(
     naive = attack == "naive"
     trigger = Trigger.white(shape, size) if naive else Trigger.random(shape, size, Rng(seed).generator("backdoor"))
     bad, _ = poisoned(real, trigger, target, fraction, seed)
+    _refuse_emptied(real, bad, ipc, fraction)
     shared: dict[str, Any] = {"ipc": ipc, "network": network, "seed": seed, "progress": progress}
     clean = clean or distill(method, real, callbacks=callbacks, **shared, **options)
     if "budget" in options:  # as many steps as on clean images, whatever the trigger takes beside them
@@ -142,6 +145,16 @@ def backdoor(
         "updates": 0 if door is None else door.updates, "clamp": clamp,
     }  # fmt: skip
     return Backdoor(arms, sets, trigger, config)
+
+
+def _refuse_emptied(real: RealSet, bad: RealSet, ipc: int, fraction: float) -> None:
+    left, had = (one.labels.bincount(minlength=real.classes).tolist() for one in (bad, real))
+    short = next((c for c in range(real.classes) if left[c] < ipc <= had[c]), None)
+    if short is not None:
+        raise InputError(
+            f"To poison a fraction of {fraction:g} leaves class {real.class_names[short]!r} with "
+            f"{plural(left[short], 'image')}, fewer than --ipc {ipc}; poison fewer (--fraction)."
+        )
 
 
 def _steps_of(made: DistilledSet) -> dict[str, Any]:

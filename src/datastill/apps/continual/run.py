@@ -7,13 +7,17 @@ arXiv:2110.04181).
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from datastill.apps.continual.stream import class_order, in_steps, of_classes
-from datastill.apps.kept import arguments_of, kept_cells, plain
+from datastill.apps.kept import arguments_of, code_in, kept_cells, plain
 from datastill.core.errors import InputError
 from datastill.data.real import RealSet
 from datastill.distillation.distill import distill
@@ -23,10 +27,20 @@ from datastill.models.resolve import NetworkSpec
 from datastill.store.artifact import DistilledSet, load_distilled
 from datastill.store.extend import extended
 from datastill.store.files import write_json
+from datastill.store.folders import held
 from datastill.store.outputs import Kind
+from datastill.store.schema import Fraction, Record, Seconds, Whole
 
 RESULT = "continual.json"
 CONTINUAL = Kind("continual learning", RESULT, ("config", "cells"))
+
+
+class Step(Record):
+    """What was found after a step."""
+
+    accuracies: Annotated[list[Fraction], Field(min_length=1)]
+    seen: list[Whole]
+    seconds: Seconds
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,7 @@ class Streamed:
         """Of the table: a method each, percent."""
         rows = []
         for method in self.config["methods"]:
-            seconds = sum(cell["seconds"] for key, cell in self.cells.items() if key.split("|")[0] == method)
+            seconds = sum(cell["seconds"] for key, cell in self.cells.items() if key.rsplit("|", 2)[0] == method)
             rows.append([method, *(f"{100 * mean:.1f}" for mean in self.means(method)), f"{seconds:.0f}"])
         return rows
 
@@ -68,7 +82,7 @@ class Streamed:
         """The last step, in words."""
         final = {method: self.means(method)[-1] for method in self.config["methods"]}
         best = max(final, key=lambda method: final[method])
-        beside = f", {100 * (final[best] - final['random']):+.1f} over random" if "random" in final else ""
+        beside = f", {100 * (final[best] - final['random']):+.1f} over random" if "random" in {*final} - {best} else ""
         return f"After the last step {best} is highest with {100 * final[best]:.1f} %{beside}."
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,7 +135,8 @@ def continual(
         told: called after every step.
 
     Raises:
-        InputError: more steps than classes, no test split, an `out` of other settings, or what `distill` refuses.
+        InputError: more steps than classes, no test split, an `out` of other settings or in use, or what `distill`
+            refuses.
     """
     stream = stream or Stream()
     if real.test is None or not len(real.test):
@@ -131,23 +146,39 @@ def continual(
     given = arguments_of(methods, settings, budget)
     config = {**asdict(stream), "data": real.name, "images": real.fingerprint,
               "methods": list(methods), "network": str(network or ""),
-              "settings": given, "seed": seed}  # fmt: skip
-    cells = kept_cells(None if out is None else out / RESULT, config)
-    jobs = [(m, k) for k in range(stream.orders) for m in methods]
-    total = len(jobs) * stream.steps
-    for method, k in jobs:
-        memory: DistilledSet | None = None
-        for t, seen in enumerate(_prefixes(in_steps(class_order(real.classes, k), stream.steps))):
-            key, place = f"{method}|{k}|{t}", None if out is None else out / "memories" / f"{plain(method)}-{k}-{t}"
-            if key in cells and place is not None:
-                memory = load_distilled(place)
-            else:
-                cells[key], memory = _step(real, method, stream, memory, seen, network, given[method], seed)
-                if out is not None and place is not None:
-                    memory.save(place)
-                    write_json(out / RESULT, {"config": config, "cells": cells})
-            told(len(cells), total, f"{method}, {len(seen[1])} classes")
+              "settings": given, "seed": seed, **code_in(methods, network, real)}  # fmt: skip
+    with contextlib.nullcontext() if out is None else held(out):
+        cells = kept_cells(None if out is None else out / RESULT, config, Step)
+        for which in itertools.product(range(stream.orders), methods):
+            _arrive(real, which, stream, network, given[which[1]], out, {"config": config, "cells": cells}, told)
     return Streamed(cells, config)
+
+
+def _arrive(
+    real: RealSet,
+    which: tuple[int, str],
+    stream: Stream,
+    network: NetworkSpec,
+    settings: Mapping[str, Any],
+    out: Path | None,
+    found: dict[str, Any],
+    told: Callable[[int, int, str], None],
+) -> None:
+    """All steps of one order by a method; those that are missing join the cells."""
+    k, method = which
+    cells, config = found["cells"], found["config"]
+    total = len(config["methods"]) * stream.orders * stream.steps
+    memory: DistilledSet | None = None
+    for t, seen in enumerate(_prefixes(in_steps(class_order(real.classes, k), stream.steps))):
+        key, place = f"{method}|{k}|{t}", None if out is None else out / "memories" / f"{plain(method)}-{k}-{t}"
+        if key in cells and place is not None:
+            memory = load_distilled(place)
+        else:
+            cells[key], memory = _step(real, method, stream, memory, seen, network, settings, config["seed"])
+            if out is not None and place is not None:
+                memory.save(place)
+                write_json(out / RESULT, found)
+        told(len(cells), total, f"{method}, {len(seen[1])} classes")
 
 
 def _step(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -11,16 +12,17 @@ from typing import Any
 
 import torch
 
-from datastill.apps.kept import arguments_of, kept_cells
+from datastill.apps.kept import arguments_of, code_in, kept_cells
 from datastill.apps.search.grid import grid
 from datastill.apps.search.ranks import Agreement, agreement
-from datastill.apps.search.trainings import EARLY, WHOLE, Trainings, read_one, train_one
+from datastill.apps.search.trainings import EARLY, WHOLE, Trained, Trainings, read_one, train_one
 from datastill.core.errors import InputError
 from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
 from datastill.data.real import RealSet
 from datastill.launch import Done, Unit, run_units
 from datastill.store.files import digest, write_json
+from datastill.store.folders import held
 from datastill.store.outputs import Kind
 
 RESULT = "search.json"
@@ -144,7 +146,8 @@ def search(
         told: called after every network.
 
     Raises:
-        InputError: no test split, a grid that does not fit, an `out` of other settings, or what `distill` refuses.
+        InputError: no test split, a grid that does not fit, one network alone, an `out` of other settings or in use,
+            or what `distill` refuses.
         UnitsFailed: trainings failed; the others are kept.
     """
     asked = asked or Search()
@@ -153,15 +156,16 @@ def search(
     Runtime.of(device, precision)
     names = grid(asked.kind, (real.shape[1], real.shape[2]), asked.sample, seed, heaviest=asked.heaviest,
                  channels=real.shape[0], classes=real.classes)  # fmt: skip
+    if len(names) < 2:
+        raise InputError("One network has no rank; take two or more (--sample, --heaviest).")
     given = arguments_of(methods, settings, budget)
     config = {**asdict(asked), "data": real.name, "images_of": real.fingerprint,
               "methods": list(methods), "network": network or "", "seed": seed, "precision": precision,
-              "settings": given}  # fmt: skip
-    cells = kept_cells(None if out is None else out / RESULT, config)
+              "settings": given, **code_in(methods, network, real)}  # fmt: skip
     real = part_of(real, asked.images, seed)
-    with tempfile.TemporaryDirectory() as nowhere:
+    with tempfile.TemporaryDirectory() as nowhere, contextlib.nullcontext() if out is None else held(out):
         place = out or Path(nowhere)
-        write_json(place / RESULT, {"config": config, "cells": cells})
+        cells = kept_cells(place / RESULT, config, Trained)
         trainings = Trainings(real, asked.ipc, asked.passes, asked.whole_passes, given, network, seed, device,
                               precision, place / "proxies")  # fmt: skip
         _train(trainings, [*methods, EARLY, WHOLE], names, place, {"config": config, "cells": cells}, workers, told)
@@ -195,7 +199,8 @@ def _train(
     cells, total = found["cells"], len(names) * len(proxies)
     pairs = [(proxy, name) for proxy in proxies for name in names if f"{proxy}|{name}" not in cells]
     for proxy in dict.fromkeys(proxy for proxy, _ in pairs if proxy not in (EARLY, WHOLE)):
-        trainings.make(proxy)
+        trainings.make(proxy, lambda: write_json(place / RESULT, found))
+    write_json(place / RESULT, found)
     keys = {place / "trainings" / f"{digest([*pair])}.json": "|".join(pair) for pair in pairs}
     units = [Unit(", ".join(pair), (trainings, *pair), path, pair[0]) for pair, path in zip(pairs, keys, strict=True)]
 

@@ -23,7 +23,7 @@ from datastill.models.factory import NetworkFactory
 from datastill.store.artifact import DistilledSet, load_distilled
 from datastill.store.files import read_json, write_json
 from datastill.store.manifest import MANIFEST
-from datastill.store.schema import Record
+from datastill.store.schema import Fraction, Record, Seconds
 from datastill.training.hard import Schedule, predict, train
 
 #: The two references beside the proxies.
@@ -33,8 +33,8 @@ WHOLE, EARLY = "whole set", "early stopping"
 class Trained(Record):
     """One network's accuracy, and the processor seconds of its training."""
 
-    accuracy: float
-    seconds: float
+    accuracy: Fraction
+    seconds: Seconds
 
 
 Work = tuple[Callable[[Tensor], Tensor] | Tensor, Tensor, Schedule]
@@ -63,8 +63,12 @@ class Trainings:
     precision: str
     sets: Path
 
-    def make(self, method: str) -> DistilledSet:
+    def make(self, method: str, before: Callable[[], None] = lambda: None) -> DistilledSet:
         """The proxy of a method: read, or distilled and kept.
+
+        Args:
+            method: by name or file.
+            before: called before a new set is written, so that its folder says what it is of.
 
         Raises:
             InputError: the method makes labels that are no classes, or what `distill` refuses.
@@ -76,6 +80,7 @@ class Trainings:
         made = distill(method, self.real, ipc=self.ipc, network=self.network, seed=self.seed, **own)
         if made.targets.ndim > 1:
             raise InputError(f"{method} makes labels that are no classes, which this search does not train on.")
+        before()
         made.save(place)
         return made
 
