@@ -100,6 +100,20 @@ def test_an_unfinished_run_is_not_overwritten(tmp_path: Path) -> None:
         distill("dm", "digits", steps=20, out=out, **SMALL)
 
 
+def test_what_is_refused_after_preparing_leaves_the_folder_to_the_mended_command(tmp_path: Path) -> None:
+    """A layer that the network lacks is found out by the first step; the teacher that was prepared is kept."""
+    asked = {"ipc": 1, "steps": 2, "network": "convnet:width=8,depth=2,norm=batch", "candidates": 20,
+             "squeeze_passes": 12, "out": tmp_path / "run"}  # fmt: skip
+    with pytest.raises(InputError, match="no layer 'nope'"):
+        distill("cim", "digits", layer="nope", **asked)
+    kept = list((tmp_path / "run").rglob("teacher-*.safetensors"))
+    assert kept
+    assert not (tmp_path / "run" / "config.json").exists()
+    before = kept[0].stat().st_mtime_ns
+    assert len(distill("cim", "digits", **asked).images) == 10
+    assert kept[0].stat().st_mtime_ns == before
+
+
 def test_a_finished_run_is_not_overwritten(tmp_path: Path) -> None:
     out = tmp_path / "run"
     distill("random", "digits", ipc=1, out=out)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from datastill.core import compilation
 from datastill.core.errors import Diverged, InputError, Interrupted, UserCodeFailed
 from datastill.core.interrupt import Stopped
 from datastill.core.loop import synthesize
-from datastill.core.plan import Callback, Plan, Progress, Task, silent
+from datastill.core.plan import Callback, Plan, Progress, silent
 from datastill.core.ranges import Count, Processes, Seconds, SecondsOrNone, Seed, checked
 from datastill.core.ranks import joined
 from datastill.core.registry import Method
@@ -216,18 +215,11 @@ def _run_plan(
     fallbacks, config = compilation.fallbacks(), job.config(plan)
     checkpointer = None if folder is None else _begin(folder, config, stored, checkpoint_seconds)
     ranks = job.task.runtime.ranks
-    prepared, prepare_seconds = ranks.made_by_first(lambda: _prepared(plan, job.task, folder, stored))
-    try:
+    with _told_where(folder, stored is None):
+        prepared, prepare_seconds = ranks.made_by_first(lambda: prepare(plan, job.task))
         if spread.pooled and checkpointer is not None:
             run_apart(job, plan, prepared, checkpointer, spread)
         outcome = synthesize(plan, job.task, callbacks=callbacks, checkpointer=checkpointer, prepared=prepared)
-    except (Interrupted, Stopped) as stop:
-        raise stopped(stop, folder) from stop
-    except UserCodeFailed as failed:
-        raise failed.told(hint=onward(folder)) from failed.__cause__
-    except Diverged as stop:
-        hint = f" The last good images are in {folder / 'checkpoints'}." if folder is not None else ""
-        raise Diverged(f"{stop}{hint}") from stop
     compiled = job.task.compile and compilation.fallbacks() == fallbacks
     distilled = artifact_of(job, plan, outcome, prepare_seconds, compiled)
     if plan.companions is not None:
@@ -258,18 +250,22 @@ def _begin(
     return Checkpointer(folder / "checkpoints", config, checkpoint_seconds)
 
 
-def _prepared(
-    plan: Plan, task: Task, folder: Path | None, stored: dict[str, Any] | None
-) -> tuple[dict[str, dict[str, Tensor]], float]:
-    """What the plan prepares, and its seconds; a run that could not be prepared for leaves no beginning behind."""
+@contextlib.contextmanager
+def _told_where(folder: Path | None, new: bool) -> Iterator[None]:
+    """Errors of a run say where it was kept; a new one that was refused leaves no beginning behind."""
     try:
-        return prepare(plan, task)
+        yield
+    except (Interrupted, Stopped) as stop:
+        raise stopped(stop, folder) from stop
+    except UserCodeFailed as failed:
+        raise failed.told(hint=onward(folder)) from failed.__cause__
     except InputError:
-        if folder is not None and stored is None:
+        if folder is not None and new:
             _forget(folder)
         raise
-    except Stopped as stop:
-        raise stopped(stop, folder) from stop
+    except Diverged as stop:
+        hint = f" The last good images are in {folder / 'checkpoints'}." if folder is not None else ""
+        raise Diverged(f"{stop}{hint}") from stop
 
 
 def check_out(folder: Path, resume: bool, real: Any = None) -> None:
@@ -283,10 +279,13 @@ def check_out(folder: Path, resume: bool, real: Any = None) -> None:
 
 
 def _forget(folder: Path) -> None:
-    """Remove the beginning of a run that could not be prepared for: the same command, mended, may begin anew."""
-    (folder / CONFIG).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # units that were prepared stay
-        folder.rmdir()
+    """Remove the beginning of a run that was refused before its first step: the command, mended, may begin anew."""
+    with contextlib.suppress(OSError):
+        (folder / "checkpoints").rmdir()
+    if not (folder / "checkpoints").exists():
+        (folder / CONFIG).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # units that were prepared stay
+            folder.rmdir()
 
 
 def remove_run(folder: Path) -> None:

@@ -51,7 +51,7 @@ class Kind:
         return all(any(fnmatchcase(name, part) for part in self.parts) for name in _visible(folder))
 
 
-RUN = Kind("run", "config.json")
+RUN = Kind("run", "config.json", parts=("prepare",))
 EXPERTS = Kind("experts", "meta.json")
 COMPARISON = Kind("comparison", "plan.json")
 FRONTIER = Kind("frontier", "frontier.json", ("points", "lines"), ("baselines", "[0-9]*s"))
