@@ -121,6 +121,8 @@ def plot(path: Path, target: Path) -> None:
                 ax.plot(*of[kind], mark, color=color, ms=9 if mark == "*" else 6, mfc="none")
                 ax.annotate(kind, of[kind], (5, -11), textcoords="offset points", fontsize=7, color=color)
     ax.set_xscale("log")
+    ax.set_xticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
+    ax.minorticks_off()
     ax.set_xlabel("kB of labels (images: 78 kB at 8 bits)")
     ax.set_ylabel("test accuracy, %")
     ax.grid(color="#e3e6ee")
