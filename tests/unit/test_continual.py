@@ -210,3 +210,18 @@ def test_distilled_memory_beats_random(digits: RealSet) -> None:
         settings={"dm": {"steps": 100, "real_batch": 32}}, network="convnet:width=32,depth=2",
     )  # fmt: skip
     assert found.means("dm")[-1] - found.means("random")[-1] >= 0.03
+
+
+@pytest.mark.parametrize("method", ["kip", "sre2l"])
+def test_labels_of_one_step_alone_are_refused_before_the_first(digits: RealSet, tmp_path: Path, method: str) -> None:
+    """Learned labels, and a teacher that has seen two classes: neither can label the memory of all."""
+    with pytest.raises(InputError, match="know the classes of one step alone"):
+        continual(digits, [method], Stream(steps=5, ipc=2, networks=1), out=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_set_with_a_teacher_is_not_extended(digits: RealSet) -> None:
+    asked = {"ipc": 1, "network": "convnet:width=8,depth=2,norm=batch", "candidates": 20, "squeeze_passes": 12}
+    with_teacher = distill("rded", digits, **asked)
+    with pytest.raises(InputError, match="teacher's labels are not extended"):
+        extended(with_teacher, with_teacher)

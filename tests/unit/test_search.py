@@ -214,3 +214,9 @@ def test_a_distilled_set_ranks_networks_and_shuffled_labels_do_not(digits: RealS
     spearman = agreement(control.accuracies("dm"), found.accuracies(WHOLE)).spearman
     assert found.agreement("dm").spearman > 0.3
     assert math.isnan(spearman) or found.agreement("dm").spearman > spearman
+
+
+def test_learned_labels_are_refused_before_anything_is_distilled(digits: RealSet, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Sets of kip are trained on with labels that are no classes"):
+        search(digits, ["kip"], Search(sample=2, ipc=2), out=tmp_path / "n")
+    assert not (tmp_path / "n" / "search.json").exists()

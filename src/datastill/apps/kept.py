@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from datastill.core.errors import InputError
 from datastill.core.registry import get_method
+from datastill.distillation.job import prepare_job
 from datastill.experiments.settings import settings_of
 from datastill.models import resolve_network
 from datastill.models.code import code_of
@@ -94,3 +95,25 @@ def arguments_of(
         takes = budget is not None and "steps" in get_method(name).cls.__dataclass_fields__ and "steps" not in own
         found[name] = own | ({"budget": budget} if takes else {})
     return found
+
+
+def refuse_labels(
+    given: Mapping[str, Mapping[str, Any]], real: RealSet, ipc: int, network: NetworkSpec, teachers: bool, why: str
+) -> None:
+    """Refuse methods whose sets have labels that are no classes, before anything is distilled.
+
+    Args:
+        given: what `distill` is given, by method.
+        real, ipc, network: as for `distill`.
+        teachers: whether sets that come with a teacher may be trained on as their classes alone.
+        why: what becomes of such labels, in the sentence.
+
+    Raises:
+        InputError: there is one; or what `distill` refuses before it begins.
+    """
+    for name, own in given.items():
+        hyper = {key: value for key, value in own.items() if key not in ("budget", "units", "out")}
+        plan = prepare_job(name, real, ipc=ipc, network=network, **hyper).own_plan
+        if plan.labels.kind != "classes" or (plan.companions is not None and not teachers):
+            whose = "a teacher's labels" if plan.labels.kind == "classes" else "labels that are no classes"
+            raise InputError(f"Sets of {name} are trained on with {whose}, {why}; take another method, such as dm.")

@@ -45,6 +45,8 @@ def _refuse_unfit(one: DistilledSet, more: DistilledSet, same: bool) -> None:
     shared = set(one.class_names) & set(more.class_names)
     if one.labels.ndim > 1 or more.labels.ndim > 1:
         raise InputError("Sets of probabilities or learned labels are not extended: they are of their classes alone.")
+    if "teacher" in (one.record.student.labels, more.record.student.labels):
+        raise InputError("Sets that come with a teacher's labels are not extended: a teacher knows its classes alone.")
     if one.decoder_weights or more.decoder_weights:
         raise InputError("Sets that a network renders are not extended: each has a network of its own.")
     if one.space != more.space:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from datastill.apps.continual.stream import class_order, in_steps, of_classes
-from datastill.apps.kept import arguments_of, code_in, kept_cells, plain
+from datastill.apps.kept import arguments_of, code_in, kept_cells, plain, refuse_labels
 from datastill.core.errors import InputError
 from datastill.data.real import RealSet
 from datastill.distillation.distill import distill
@@ -144,6 +144,8 @@ def continual(
     in_steps(range(real.classes), stream.steps)
     get_protocol(stream.protocol)
     given = arguments_of(methods, settings, budget)
+    first = of_classes(real, in_steps(class_order(real.classes, 0), stream.steps)[0])
+    refuse_labels(given, first, stream.ipc, network, False, "which know the classes of one step alone")
     config = {**asdict(stream), "data": real.name, "images": real.fingerprint,
               "methods": list(methods), "network": str(network or ""),
               "settings": given, "seed": seed, **code_in(methods, network, real)}  # fmt: skip

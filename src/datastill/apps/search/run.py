@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from datastill.apps.kept import arguments_of, code_in, kept_cells
+from datastill.apps.kept import arguments_of, code_in, kept_cells, refuse_labels
 from datastill.apps.search.grid import grid
 from datastill.apps.search.ranks import Agreement, agreement
 from datastill.apps.search.trainings import EARLY, WHOLE, Trained, Trainings, read_one, train_one
@@ -159,6 +159,7 @@ def search(
     if len(names) < 2:
         raise InputError("One network has no rank; take two or more (--sample, --heaviest).")
     given = arguments_of(methods, settings, budget)
+    refuse_labels(given, real, asked.ipc, network, True, "which this search does not train on")
     config = {**asdict(asked), "data": real.name, "images_of": real.fingerprint,
               "methods": list(methods), "network": network or "", "seed": seed, "precision": precision,
               "settings": given, **code_in(methods, network, real)}  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datastill.apps.kept import plain
 from datastill.augment.strategies import strategy_for
-from datastill.core.errors import Diverged, InputError
+from datastill.core.errors import Diverged
 from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
 from datastill.data.real import RealSet
@@ -71,15 +71,13 @@ class Trainings:
             before: called before a new set is written, so that its folder says what it is of.
 
         Raises:
-            InputError: the method makes labels that are no classes, or what `distill` refuses.
+            InputError: what `distill` refuses.
         """
         place = self.sets / plain(method)
         if (place / MANIFEST).is_file():
             return load_distilled(place)
         own = {"device": self.device, "precision": self.precision, **self.settings.get(method, {})}
         made = distill(method, self.real, ipc=self.ipc, network=self.network, seed=self.seed, **own)
-        if made.targets.ndim > 1:
-            raise InputError(f"{method} makes labels that are no classes, which this search does not train on.")
         before()
         made.save(place)
         return made
