@@ -64,7 +64,7 @@ BASE: dict = {"methods": ["random"], "real": "digits", "ipc": 1, "seeds": 1, "ne
         ({"networks": 0}, "networks"),
         ({"protocol": "dc-v2"}, "dc-v1"),
         ({"budget": 0.0}, "above 0"),
-        ({"settings": {"dm": {"steps": 3}}}, "not compared"),
+        ({"settings": {"dm": {"steps": 3}}}, "no method here"),
         ({"methods": ["dm"], "settings": {"dm": {"stepps": 3}}}, "stepps"),
         ({"methods": ["dm"], "settings": {"dm": {"image_lr": "fast"}}}, "dm.image_lr must be a number above 0"),
         ({"methods": ["dm"], "settings": {"dm": {"steps": 2.5}}}, "dm.steps must be a whole number"),
