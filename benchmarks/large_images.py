@@ -1,7 +1,6 @@
 """A set of larger images through squeeze, recovery, stored labels and training, beside the sums of docs/large_scale.md.
 
     python benchmarks/large_images.py --size 64 --images 20000
-    python benchmarks/large_images.py --size 128 --images 10000 --epochs 3
 
 The images are CIFAR-10's, enlarged and written as JPEGs into a folder, which is all that there is at hand; what is
 looked at is time and memory, not accuracy. The real set is memory-mapped. Memory is what this process holds for itself,
