@@ -188,3 +188,9 @@ def test_network_of_a_users_file_recovers_in_other_processes(tmp_path: Path):
     one = distill("sre2l", digits(), **hyper)
     two = distill("sre2l", digits(), out=tmp_path / "run", workers=2, **hyper)
     assert torch.equal(one.images, two.images)
+
+
+def test_a_teacher_that_was_trained_here_and_learned_nothing_is_to_be_trained_otherwise() -> None:
+    asked = {"ipc": 1, "steps": 1, "network": "convnet:width=8,depth=2,norm=batch", "squeeze_passes": 1}
+    with pytest.raises(InputError, match="train it for longer"):
+        distill("sre2l", "digits", squeeze_lr=1e-6, **asked)

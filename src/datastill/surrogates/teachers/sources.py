@@ -130,7 +130,7 @@ class Squeeze:
             clean = torch.randperm(len(real), generator=rng.generator("recalibration"))[:RECALIBRATION_IMAGES]
             cut = parts(len(clean), self.batch, couples=True)
             recalibrate(network, (real.batch(clean[start:stop]).x.to(task.device) for start, stop in cut))
-        trial = self._teacher(task, network).check(real, task.device)
+        trial = self._teacher(task, network).check(real, task.device, brought=False)
         return {
             **{f"weight/{name}": value.detach().cpu() for name, value in network.state_dict().items()},
             "trial": torch.tensor(trial, dtype=torch.float64),

@@ -125,8 +125,13 @@ class Teacher:
             return self.network
         return _Seen(self.network, self.space, space, positions).eval()
 
-    def check(self, real: RealSet, device: torch.device) -> float:
+    def check(self, real: RealSet, device: torch.device, brought: bool = True) -> float:
         """Accuracy on up to 2,000 training images of a real set, each class alike.
+
+        Args:
+            real: the set.
+            device: where to compute.
+            brought: whether it was trained elsewhere, which decides what a low accuracy most likely comes from.
 
         Raises:
             InputError: near chance, or shapes or classes do not fit.
@@ -142,11 +147,15 @@ class Teacher:
         accuracy = _accuracy(seen, real, index, device)
         chance = 1 / real.classes
         if accuracy < chance + 0.15 * (1 - chance):
+            why = (
+                "most likely its classes are in another order (give --classes in the order of its logits), or it was "
+                "trained on pixels normalized otherwise (--pixels; in Python space=)."
+                if brought
+                else "train it for longer (--squeeze-passes), at a lower rate (--squeeze-lr), or bring one (--teacher)."
+            )
             raise InputError(
                 f"The teacher is right on {100 * accuracy:.1f} % of {len(index):,} training images of {real.name}, "
-                f"and guessing gives {100 * chance:.1f} %: most likely its classes are in another order (give "
-                "--classes in the order of its logits), or it was trained on pixels normalized otherwise (--pixels; in "
-                "Python space=)."
+                f"and guessing gives {100 * chance:.1f} %: {why}"
             )
         return accuracy
 
