@@ -16,16 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from squeezed import teacher_in
 
 from datastill import distill, evaluate, load_real
 from datastill.core.cost import environment
-from datastill.core.plan import Task
 from datastill.data import RealSet
 from datastill.evaluation.soft import relabel
-from datastill.models import resolve_network
 from datastill.store.artifact import DistilledSet, load_distilled
 from datastill.store.files import write_json
-from datastill.surrogates.teachers import Squeeze, load_teacher
 
 NETWORK, PROTOCOL, IPC = "convnet:width=32,norm=batch", "soft-quick-v1", 10
 SETS: dict[str, dict[str, Any]] = {"random": {}, "dwa": {"steps": 200}}
@@ -41,15 +39,6 @@ BANKS: dict[str, dict[str, Any]] = {
     "5 passes": {"passes": 5},
     "1 pass": {"passes": 1},
 }
-
-
-def teacher_of(real: RealSet, folder: Path) -> Any:
-    """A network of six passes over the real set, trained once."""
-    if not (folder / "teacher.json").is_file():
-        factory = resolve_network(NETWORK, channels=real.shape[0], classes=real.classes, size=real.shape[1:])
-        squeeze, task = Squeeze(6), Task(real, 1, factory)
-        squeeze.teacher(task, squeeze.run(task)).save(folder)
-    return load_teacher(folder)
 
 
 def made(name: str, real: RealSet, teacher: Any, place: Path) -> DistilledSet:
@@ -85,7 +74,7 @@ def study(args: argparse.Namespace) -> None:
     """Every point that is missing."""
     torch.set_num_threads(1)
     real = load_real("fashion_mnist")
-    teacher = teacher_of(real, args.work / "teacher")
+    teacher = teacher_in(args.work / "teacher", real, NETWORK, epochs=6)
     record: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {"points": {}}
     for name in SETS:
         one = made(name, real, teacher, args.work)

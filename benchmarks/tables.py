@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 from clock import steps_for
+from squeezed import teacher_in
 
 from datastill import distill, evaluate, load_real
 from datastill.core.allocator import keep_freed_memory
 from datastill.core.cost import environment
 from datastill.core.errors import DatastillError
-from datastill.core.plan import Callback, Task
+from datastill.core.plan import Callback
 from datastill.core.registry import Method, with_overrides
 from datastill.data import RealSet
 from datastill.distillation.budget import within
@@ -34,7 +35,6 @@ from datastill.distillation.job import prepare_job
 from datastill.models import resolve_network
 from datastill.store.files import write_json
 from datastill.surrogates.experts import train_experts
-from datastill.surrogates.teachers import Squeeze, load_teacher
 
 Settings = dict[str, Any]
 
@@ -116,12 +116,7 @@ def experts_of(real: RealSet, args: argparse.Namespace, network: str) -> Setting
 
 def teacher_of(real: RealSet, args: argparse.Namespace, network: str) -> Any:
     """A network of some passes over the real set, trained once."""
-    folder = args.runs / f"{args.table}-{args.data}" / "teacher"
-    if not (folder / "teacher.json").is_file():
-        factory = resolve_network(network, channels=real.shape[0], classes=real.classes, size=real.shape[1:])
-        squeeze, task = Squeeze(args.epochs), Task(real, 1, factory)
-        squeeze.teacher(task, squeeze.run(task)).save(folder)
-    return load_teacher(folder)
+    return teacher_in(args.runs / f"{args.table}-{args.data}" / "teacher", real, network, args.epochs)
 
 
 def paid_for(method: str, real: RealSet, budget: float, ipc: int, settings: Settings, settle: bool) -> Method:

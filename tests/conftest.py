@@ -62,6 +62,15 @@ short_protocols = pytest.fixture(of_ten_passes, scope="module", name="short_prot
 short_protocols_of_class = pytest.fixture(of_ten_passes, scope="class", name="short_protocols_of_class")
 
 
+@pytest.fixture
+def same_weights() -> Iterator[None]:
+    """Networks that a test builds of plain modules are made from a seed."""
+    from datastill.core.rng import isolated
+
+    with isolated(0):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _global_generators_untouched():
     """No public call may change a global generator: checked around every test."""

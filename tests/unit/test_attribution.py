@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,18 +17,11 @@ from datastill.apps.attribution.page import colored
 from datastill.apps.attribution.quality import area, curve, undecided
 from datastill.cli import main
 from datastill.core.errors import InputError
-from datastill.core.rng import Rng, isolated
+from datastill.core.rng import Rng
 from datastill.data import RealSet
 from datastill.models import resolve_network
 
-pytestmark = pytest.mark.usefixtures("short_protocols")
-
-
-@pytest.fixture(autouse=True)
-def same_weights() -> Iterator[None]:
-    """Networks are made from a seed."""
-    with isolated(0):
-        yield
+pytestmark = pytest.mark.usefixtures("short_protocols", "same_weights")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,13 @@ from datastill.apps.backdoor.signature import signature
 from datastill.apps.backdoor.trigger import Trigger, poisoned
 from datastill.cli import main
 from datastill.core.errors import InputError
-from datastill.core.rng import Rng, isolated
+from datastill.core.rng import Rng
 from datastill.data import RealSet
 from datastill.models import resolve_network
 
-pytestmark = pytest.mark.usefixtures("short_protocols")
+pytestmark = pytest.mark.usefixtures("short_protocols", "same_weights")
 
 NETWORK = "convnet:width=8,depth=2"
-
-
-@pytest.fixture(autouse=True)
-def same_weights() -> Iterator[None]:
-    """Networks are made from a seed."""
-    with isolated(0):
-        yield
 
 
 @pytest.fixture(scope="module")

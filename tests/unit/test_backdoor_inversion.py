@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,21 +11,16 @@ from datastill.apps.backdoor.checks import checks
 from datastill.apps.backdoor.inversion import NAMED, alone, inversion, inversion_of, of_test, smallest
 from datastill.apps.backdoor.trigger import Trigger, poisoned
 from datastill.core.errors import InputError
-from datastill.core.rng import Rng, isolated
+from datastill.core.rng import Rng
 from datastill.data import RealSet
 from datastill.models import Network, resolve_network
 from datastill.sampling.inits import random_indices
 from datastill.training.hard import Schedule, predict, train
 
+pytestmark = pytest.mark.usefixtures("same_weights")
+
 NETWORK = "convnet:width=16,depth=2"
 TARGET = 3
-
-
-@pytest.fixture(autouse=True)
-def same_weights() -> Iterator[None]:
-    """Networks are made from a seed."""
-    with isolated(0):
-        yield
 
 
 @pytest.fixture(scope="module")

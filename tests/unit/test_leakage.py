@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +18,10 @@ from datastill.apps.leakage.measures import mse, psnr, ssim
 from datastill.apps.leakage.network import AttackNet, attacked_network
 from datastill.cli import main
 from datastill.core.errors import InputError
-from datastill.core.rng import Rng, isolated
+from datastill.core.rng import Rng
 from datastill.data import RealSet
 
-
-@pytest.fixture(autouse=True)
-def same_weights() -> Iterator[None]:
-    """Networks are made from a seed."""
-    with isolated(0):
-        yield
+pytestmark = pytest.mark.usefixtures("same_weights")
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,7 @@ def refuse_labels(
         InputError: there is one; or what `distill` refuses before it begins.
     """
     for name, own in given.items():
-        hyper = {key: value for key, value in own.items() if key not in ("budget", "units", "out")}
+        hyper = {key: value for key, value in own.items() if key != "budget"}
         plan = prepare_job(name, real, ipc=ipc, network=network, **hyper).own_plan
         if plan.labels.kind != "classes" or (plan.companions is not None and not teachers):
             whose = "a teacher's labels" if plan.labels.kind == "classes" else "labels that are no classes"

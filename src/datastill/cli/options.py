@@ -253,24 +253,6 @@ def plain_warnings(quiet: bool) -> Iterator[None]:
         yield
 
 
-__all__ = [
-    "DataOptions",
-    "DeviceOptions",
-    "NamedSource",
-    "RuntimeOptions",
-    "helped",
-    "method_options",
-    "names_of",
-    "override_options",
-    "parse",
-    "plain_warnings",
-    "positional_first",
-    "refuse_void",
-    "usage_of",
-    "value_of",
-]
-
-
 def parse_settings(given: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Settings by method out of "dm.steps=60"; values as JSON, else as words."""
     settings: dict[str, dict[str, Any]] = {}
@@ -281,3 +263,22 @@ def parse_settings(given: tuple[str, ...]) -> dict[str, dict[str, Any]]:
             raise InputError(f"Cannot read --set {text!r}; write it as METHOD.NAME=VALUE, such as dm.steps=60.")
         settings.setdefault(method, {})[name.replace("-", "_")] = value_of(value)
     return settings
+
+
+__all__ = [
+    "DataOptions",
+    "DeviceOptions",
+    "NamedSource",
+    "RuntimeOptions",
+    "helped",
+    "method_options",
+    "names_of",
+    "override_options",
+    "parse",
+    "parse_settings",
+    "plain_warnings",
+    "positional_first",
+    "refuse_void",
+    "usage_of",
+    "value_of",
+]

@@ -128,9 +128,8 @@ def _encoded(
     note = f"images encoded with {bits} bit{'s' * (bits > 1)} a value{how}, in {took} once compressed"
     manifest.update(decoder=decoder.describe(), notes=[*distilled.record.notes, note])
     leaf = torch.from_numpy(blob).view(len(values), rows)
-    extra = {
-        name: one for name, one in distilled.extra.items() if name == "classes"
-    }  # positions of the start weigh more
+    # of the rest, positions of the start in the real set weigh more than the images
+    extra = {name: one for name, one in distilled.extra.items() if name == "classes"}
     return DistilledSet({"blob": leaf}, distilled.labels, distilled.space, manifest, extra)
 
 

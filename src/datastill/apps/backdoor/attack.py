@@ -111,8 +111,7 @@ def backdoor(
 
     Raises:
         InputError: no test split, a trigger larger than the image, no such class, a fraction that leaves a class with
-            fewer images than `ipc`, DoorPing with a method without
-            surrogates, or what `distill` refuses.
+            fewer images than `ipc`, DoorPing with a method without surrogates, or what `distill` refuses.
     """
     if real.test is None or not len(real.test):
         raise InputError(f"{real.name} has no test images; give it a test split.")

@@ -151,7 +151,8 @@ class Teacher:
                 "most likely its classes are in another order (give --classes in the order of its logits), or it was "
                 "trained on pixels normalized otherwise (--pixels; in Python space=)."
                 if brought
-                else "train it for longer (--squeeze-passes), at a lower rate (--squeeze-lr), or bring one (--teacher)."
+                else "train it for longer or at a lower rate (--squeeze-passes, --squeeze-lr; --passes, --lr of "
+                "`datastill teacher train`), or bring one (--teacher)."
             )
             raise InputError(
                 f"The teacher is right on {100 * accuracy:.1f} % of {len(index):,} training images of {real.name}, "
