@@ -3,9 +3,11 @@
     python benchmarks/experts.py                  # a table last; writes results/benchmarks-experts.json
     python benchmarks/experts.py --rounds 5 --batches 20
     python benchmarks/experts.py --no-pool        # one process at a time alone
+    python benchmarks/experts.py --bank --no-pool --batches 50 --out results/benchmarks-bank.json
 
 ConvNet-3/128 on CIFAR-10 shapes, batches of 256, DSA with one operation per batch, plain SGD at 0.01, a snapshot of the
-parameters in the end: a part of an epoch, 10 batches of the 196. Values do not matter to time, so images are noise.
+parameters in the end: a part of an epoch, 10 batches of the 196. With --bank, what stage matching trains: width 64,
+batches of 64, momentum 0.9. Values do not matter to time, so images are noise.
 
 Processes take turns, round by round, so that all see the same machine. The best round of each is reported, in CPU
 seconds and wall seconds. Sides are one thread each, as experts are trained; the pool is two processes for two experts,
@@ -22,63 +24,81 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SIDES = ("literal", "literal, tuned", "datastill", "datastill bf16")
-BATCH, IMAGE, CLASSES, MACS = 256, (3, 32, 32), 10, 50.7e6
+SIDES = ("literal", "literal, tuned", "datastill", "datastill bf16", "datastill bf16, compiled")
+IMAGE, CLASSES = (3, 32, 32), 10
 ALL = "color_crop_cutout_flip_scale_rotate"
 EXPERTS = 2  #: of the pool
 
 
-def images(batches: int) -> tuple[Any, Any]:
+@dataclass(frozen=True)
+class Kind:
+    """Experts of one kind."""
+
+    width: int = 128
+    batch: int = 256
+    macs: float = 50.7e6  #: of one image
+    momentum: float = 0.0
+    policy: str = "sgd"
+
+
+TRAJECTORIES = Kind()
+BANK = Kind(64, 64, 13.7e6, 0.9, "momentum:schedule=constant,cutmix=0")
+
+
+def images(kind: Kind, batches: int) -> tuple[Any, Any]:
     """Noise of the right shape, ten classes in turn."""
     import torch
 
-    n = BATCH * batches
+    n = kind.batch * batches
     return torch.randn(n, *IMAGE, generator=torch.Generator().manual_seed(0)), torch.arange(n) % CLASSES
 
 
-def literal(batches: int, experts: int = 1) -> Callable[[], object]:
+def literal(kind: Kind, batches: int, experts: int = 1) -> Callable[[], object]:
     """The published loop: a data loader, one optimizer step per batch, loss and accuracy read each time."""
     import naive
 
-    x, y = images(batches)
-    networks = [naive.PlainConvNet(IMAGE[0], CLASSES, IMAGE[1]) for _ in range(experts)]
+    x, y = images(kind, batches)
+    networks = [naive.PlainConvNet(IMAGE[0], CLASSES, IMAGE[1], kind.width) for _ in range(experts)]
 
     def epoch() -> list[Any]:
         for network in networks:
-            naive.train_passes(network, x, y, 1, augment=True, momentum=0.0)
+            naive.train_passes(network, x, y, 1, augment=True, momentum=kind.momentum, batch=kind.batch)
         return [[p.detach().cpu().clone() for p in network.parameters()] for network in networks]
 
     return epoch
 
 
-def real_set(batches: int) -> Any:
+def real_set(kind: Kind, batches: int) -> Any:
     """The same images as the library holds them, in [0, 1]."""
     from datastill import load_real
 
-    x, y = images(batches)
+    x, y = images(kind, batches)
     return load_real((x.sigmoid(), y), space="normalized", holdout=0)
 
 
-def ours(side: str, batches: int, folder: Path) -> Callable[[], object]:
+def ours(kind: Kind, side: str, batches: int, folder: Path) -> Callable[[], object]:
     """An epoch of an expert as `train_experts` runs it, snapshot and state on the disk included."""
     from datastill.core.interrupt import StopRequest
     from datastill.models import resolve_network
     from datastill.surrogates.experts import train
     from datastill.surrogates.experts.job import begin, make_job
 
-    factory = resolve_network("convnet", channels=IMAGE[0], classes=CLASSES, size=IMAGE[1:])
-    precision = "bf16" if side.endswith("bf16") else "float32"
-    job = make_job(real_set(batches), factory, folder, augment=ALL, epochs=10_000, precision=precision)
+    network = f"convnet:width={kind.width}"
+    factory = resolve_network(network, channels=IMAGE[0], classes=CLASSES, size=IMAGE[1:])
+    how: Any = {"precision": "bf16" if "bf16" in side else "float32", "compiled": side.endswith("compiled")}
+    real = real_set(kind, batches)
+    job = make_job(real, factory, folder, augment=ALL, epochs=10_000, policy=kind.policy, **how)
     begin(job)
     training = train._Training(job, 0, StopRequest())
     data = train.training_set(job)
     return lambda: training._epoch(data)
 
 
-def serve(side: str, batches: int, threads: int, pipe: Any) -> None:
+def serve(kind: Kind, side: str, batches: int, threads: int, pipe: Any) -> None:
     """A process of one side: builds its work once, and does it once per request."""
     if side == "literal":
         os.environ["DATASTILL_MALLOC"] = "0"
@@ -90,7 +110,9 @@ def serve(side: str, batches: int, threads: int, pipe: Any) -> None:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         experts = EXPERTS if threads > 1 else 1
-        work = literal(batches, experts) if side.startswith("literal") else ours(side, batches, Path(folder))
+        work = (
+            literal(kind, batches, experts) if side.startswith("literal") else ours(kind, side, batches, Path(folder))
+        )
         work()
         while pipe.recv() is not None:
             wall, cpu = time.perf_counter(), time.process_time()
@@ -99,16 +121,17 @@ def serve(side: str, batches: int, threads: int, pipe: Any) -> None:
             pipe.send({"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "memory": memory})
 
 
-def measure(sides: dict[str, tuple[str, int]], batches: int, rounds: int) -> dict[str, dict[str, float]]:
+def measure(kind: Kind, sides: dict[str, tuple[str, int]], batches: int, rounds: int) -> dict[str, dict[str, float]]:
     """The best round of every side, by CPU seconds.
 
     Args:
+        kind: of experts.
         sides: name -> (side, threads).
     """
     context, pipes, processes = mp.get_context("spawn"), {}, {}
     for name, (side, threads) in sides.items():
         pipes[name], theirs = context.Pipe()
-        processes[name] = context.Process(target=serve, args=(side, batches, threads, theirs), daemon=True)
+        processes[name] = context.Process(target=serve, args=(kind, side, batches, threads, theirs), daemon=True)
         processes[name].start()
         theirs.close()
     best: dict[str, dict[str, float]] = {}
@@ -135,7 +158,7 @@ def pool(batches: int) -> dict[str, float]:
     from datastill.surrogates.experts import train_experts
 
     factory = resolve_network("convnet", channels=IMAGE[0], classes=CLASSES, size=IMAGE[1:])
-    real, taken = real_set(batches), {}
+    real, taken = real_set(TRAJECTORIES, batches), {}
     for epochs in (1, 3):
         with tempfile.TemporaryDirectory() as folder:
             wall, cpu = time.perf_counter(), children()
@@ -153,9 +176,10 @@ def children() -> float:
 
 def show(record: dict[str, Any]) -> str:
     """The table, as Markdown."""
-    gflop = 2e-9 * MACS * 3 * BATCH * record["batches"]
+    kind = BANK if record.get("bank") else TRAJECTORIES
+    gflop = 2e-9 * kind.macs * 3 * kind.batch * record["batches"]
     lines = [
-        f"{record['batches']} batches of {BATCH}; the published epoch has 196. Best of {record['rounds']} rounds.",
+        f"{record['batches']} batches of {kind.batch}. Best of {record['rounds']} rounds.",
         "",
         "| side | CPU s | wall s | peak GiB | GFLOP/s | × as it comes | × tuned |",
         "|---|---|---|---|---|---|---|",
@@ -178,6 +202,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="*", default=list(SIDES), choices=SIDES)
     parser.add_argument("--batches", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--bank", action="store_true", help="the networks that stage matching trains")
     parser.add_argument("--pool", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks-experts.json"))
     given = parser.parse_args()
@@ -187,10 +212,12 @@ def main() -> None:
 
     wanted = [side for side in SIDES if side in given.sides or side.startswith("literal")]
     record: dict[str, Any] = {"batches": given.batches, "rounds": given.rounds, **environment(pick_device("cpu"))}
-    record["sides"] = measure({side: (side, 1) for side in wanted}, given.batches, given.rounds)
+    record["bank"] = given.bank
+    kind = BANK if given.bank else TRAJECTORIES
+    record["sides"] = measure(kind, {side: (side, 1) for side in wanted}, given.batches, given.rounds)
     if given.pool:
         two = {"one after the other, literal, 2 threads": ("literal", 2), "the same, tuned": ("literal, tuned", 2)}
-        record["pool"] = measure(two, given.batches, given.rounds)
+        record["pool"] = measure(TRAJECTORIES, two, given.batches, given.rounds)
         tries = [pool(given.batches) for _ in range(given.rounds)]
         record["pool"]["pool of 2, datastill"] = min(tries, key=lambda one: one["wall"])
     with contextlib.suppress(OSError):

@@ -1,6 +1,7 @@
 """A set of larger images through squeeze, recovery, stored labels and training, beside the sums of docs/large_scale.md.
 
     python benchmarks/large_images.py --size 64 --images 20000
+    python benchmarks/large_images.py --size 128 --images 10000 --epochs 3 --lr 0.01
 
 The images are CIFAR-10's, enlarged and written as JPEGs into a folder, which is all that there is at hand; what is
 looked at is time and memory, not accuracy. The real set is memory-mapped. Memory is what this process holds for itself,
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--epochs", type=int, default=1, help="of the teacher")
+    parser.add_argument("--lr", type=float, default=0.1, help="of the teacher, which deep ones need lower")
     parser.add_argument("--network", default=NETWORK)
     parser.add_argument("--runs", type=Path, default=Path("runs/large"))
     parser.add_argument("--out", type=Path)
@@ -106,7 +108,7 @@ def main() -> None:
         print(real.fingerprint, flush=True)
     factory = resolve_network(args.network, channels=3, classes=real.classes, size=real.shape[1:])
     image = 3.0 * factory.macs  # forward, and backward to weights or pixels
-    squeeze, task = Squeeze(args.epochs), Task(real, IPC, factory)
+    squeeze, task = Squeeze(args.epochs, lr=args.lr), Task(real, IPC, factory)
     with measured(found, "squeeze", args.epochs * len(real) * image):
         teacher = squeeze.teacher(task, squeeze.run(task))
     n = IPC * real.classes
@@ -118,7 +120,7 @@ def main() -> None:
     with measured(found, "train", PASSES * n * image + TEST * factory.macs):
         result = evaluate(made, real, protocol=PROTOCOL, networks=1, network=args.network, random=False, device="cpu")
     record = {
-        "size": args.size, "epochs": args.epochs, "images": len(real),
+        "size": args.size, "epochs": args.epochs, "lr": args.lr, "images": len(real),
         "network": args.network, "macs_of_an_image": factory.macs,
         "decoded_mb": round(len(real) * 3 * args.size**2 / 1e6, 1),
         "phases": found, "bank_bytes": bank.nbytes, "bank_bytes_reckoned": n * PASSES * real.classes * 2,

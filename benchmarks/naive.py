@@ -268,12 +268,14 @@ def affine(op: int, u: float, v: float) -> Tensor:
     return torch.tensor([[[math.cos(t), -math.sin(t), 0.0], [math.sin(t), math.cos(t), 0.0]]])
 
 
-def train_passes(network: nn.Module, x: Tensor, y: Tensor, passes: int, augment: bool, momentum: float = 0.9) -> None:
+def train_passes(
+    network: nn.Module, x: Tensor, y: Tensor, passes: int, augment: bool, momentum: float = 0.9, batch: int = 256
+) -> None:
     """Training on a synthetic set: a data loader, one optimizer step per batch, accuracy counted on the way."""
     decay = 5e-4 if momentum else 0.0
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=momentum, weight_decay=decay, foreach=False)
     g = torch.Generator().manual_seed(0)
-    loader = DataLoader(TensorDataset(x, y), batch_size=256, shuffle=True, num_workers=0, generator=g)
+    loader = DataLoader(TensorDataset(x, y), batch_size=batch, shuffle=True, num_workers=0, generator=g)
     network.train()
     for _ in range(passes):
         right = 0

@@ -166,8 +166,11 @@ def test_a_resumed_run_has_the_trigger_that_it_had(digits: RealSet, tmp_path: Pa
 
 
 def test_what_cannot_be_attacked_is_refused(digits: RealSet) -> None:
-    with pytest.raises(InputError, match="random made no update of the trigger"):
-        backdoor(digits, "random", network=NETWORK, ipc=1)
+    for method in ("random", "kip"):
+        with pytest.raises(InputError, match=f"{method} draws no networks while images are learned"):
+            backdoor(digits, method, network=NETWORK, ipc=1)
+    with pytest.raises(InputError, match="dm made no update of the trigger.*for 10 steps or more; take more steps"):
+        backdoor(digits, "dm", network=NETWORK, ipc=1, steps=2, real_batch=8)
     with pytest.raises(InputError, match="poison fewer"):
         backdoor(digits, "random", "naive", network=NETWORK, ipc=1, fraction=1.0)
     with pytest.raises(InputError, match="no direction that they could share"):

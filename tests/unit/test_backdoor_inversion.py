@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from datastill import distill, load_real
 from datastill.apps.backdoor.checks import checks
-from datastill.apps.backdoor.inversion import NAMED, alone, inversion, inversion_of, of_test, smallest
+from datastill.apps.backdoor.inversion import NAMED, alone, inversion, inversion_of, smallest
 from datastill.apps.backdoor.trigger import Trigger, poisoned
 from datastill.core.errors import InputError
 from datastill.core.rng import Rng
@@ -49,7 +49,7 @@ def clean(few: RealSet) -> list[Network]:
 def test_a_planted_trigger_is_found_where_it_is(digits: RealSet, few: RealSet) -> None:
     trigger = Trigger.white(digits.shape, 2)
     bad = poisoned(few, trigger, TARGET, 0.2, 0)[0]
-    found = inversion_of([learner(bad, seed) for seed in range(3)], of_test(digits))
+    found = inversion_of([learner(bad, seed) for seed in range(3)], digits.known_test)
     assert found.suspected == (TARGET,)
     assert found.ratios[TARGET] == min(found.ratios) < 0.5
     mask = found.found.masks[TARGET]
@@ -57,13 +57,13 @@ def test_a_planted_trigger_is_found_where_it_is(digits: RealSet, few: RealSet) -
 
 
 def test_where_no_trigger_is_no_class_is_named(digits: RealSet, clean: list[Network]) -> None:
-    found = inversion_of(clean, of_test(digits))
+    found = inversion_of(clean, digits.known_test)
     assert found.suspected == ()
     assert min(found.ratios) > NAMED
 
 
 def test_masks_do_what_they_say(digits: RealSet, clean: list[Network]) -> None:
-    images = of_test(digits)
+    images = digits.known_test
     weights = [p.clone() for one in clean for p in one.parameters()]
     found = smallest(clean, images, goal=0.6)
     assert torch.equal(found.masks, smallest(clean, images, goal=0.6).masks)
@@ -87,7 +87,7 @@ class Constant(nn.Module):
 
 
 def test_where_nothing_does_the_mask_is_the_whole_image(digits: RealSet) -> None:
-    sizes = smallest([Constant()], of_test(digits), steps=60).sizes
+    sizes = smallest([Constant()], digits.known_test, steps=60).sizes
     assert (sizes[1:] == 64).all()
     assert sizes[0] < 10
 
@@ -114,7 +114,7 @@ def test_what_says_nothing_is_refused_or_left_out(digits: RealSet) -> None:
     with pytest.raises(InputError, match="no test images; give it a test split"):
         inversion(made, load_real((x, y), holdout=0), networks=1)
     with pytest.raises(InputError, match="All images are of one class"):
-        smallest([Constant()], of_test(digits).subset(torch.zeros(4, dtype=torch.int64)))
+        smallest([Constant()], digits.known_test.subset(torch.zeros(4, dtype=torch.int64)))
     two = load_real((x[y < 2], y[y < 2]), holdout=0.2)
     with pytest.raises(InputError, match="three classes on"):
         inversion(distill("random", two, ipc=2, network=NETWORK))

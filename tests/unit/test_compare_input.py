@@ -95,7 +95,7 @@ def test_workers_need_what_they_can_load(tmp_path: Path) -> None:
         compare(methods, real.subset(torch.arange(500)), **asked)
     with pytest.raises(InputError, match="by its name"):
         compare(methods, "digits", **{**asked, "network": torch.nn.Linear})
-    with pytest.raises(InputError, match="no test split"):
+    with pytest.raises(InputError, match="no test images; give it a test split"):
         compare(methods, load_real((x, y), holdout=0), **{**asked, "workers": 1})
 
 

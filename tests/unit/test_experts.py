@@ -283,7 +283,7 @@ class TestTraining:
             buffer.load(net, 1, e)
             right = net.eval()(real.test.batch(torch.arange(24)).x).argmax(1) == real.test.labels
             assert buffer.records[1].test_accuracy[e - 1] == pytest.approx(float(right.float().mean()))
-        with pytest.raises(InputError, match="no test split"):
+        with pytest.raises(InputError, match="no test images; give it a test split"):
             train_experts(guarded, network, tmp_path / "no", test_accuracy=True, **FAST)
 
     def test_weights_change_experts_and_equal_ones_hardly(self, tmp_path, made, real, network):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from dataclasses import replace
@@ -115,6 +116,13 @@ def test_wrappers_and_what_lies_beside_weights_are_taken_off_and_told(tmp_path: 
     told = brought.record["origin"]["names"]
     assert "passing over" in told
     assert (f"without the prefix {prefix!r}" in told) == bool(prefix)
+
+
+def test_weights_that_are_not_finite_are_named_before_the_order_of_classes():
+    spoilt = copy.deepcopy(teacher().network)
+    next(spoilt.parameters()).data[0] = float("nan")
+    with pytest.raises(InputError, match="weights that are not finite"):
+        replace(teacher(), network=spoilt).check(digits(), torch.device("cpu"))
 
 
 def test_weights_of_two_networks_and_of_a_deeper_one_are_refused(tmp_path: Path) -> None:

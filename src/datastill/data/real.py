@@ -85,6 +85,17 @@ class RealSet:
         return len(self.class_names)
 
     @property
+    def known_test(self) -> RealSet:
+        """The test split, for what cannot do without.
+
+        Raises:
+            InputError: there is none, or it is empty.
+        """
+        if self.test is None or not len(self.test):
+            raise InputError(f"{self.name} has no test images; give it a test split.")
+        return self.test
+
+    @property
     def kind(self) -> str:
         """What stands beside the images: "classes", or "pairs" for captions."""
         return "classes" if self.captions is None else "pairs"

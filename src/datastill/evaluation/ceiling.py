@@ -58,9 +58,8 @@ def ceiling_seconds(real: RealSet, factory: NetworkFactory, device: str) -> floa
 def whole_set(real: RealSet, factory: NetworkFactory, seed: int, runtime: Runtime) -> Arm:
     """One network on the whole real set; kept in the cache under a hash of all that it depends on."""
     protocol = ceiling_protocol(real)
-    assert real.test is not None
     runtime = runtime.for_work(ceiling_macs(real, factory), not factory.couples_samples)
-    sets = [real.fingerprint, real.test.fingerprint]
+    sets = [real.fingerprint, real.known_test.fingerprint]
     settings = asdict(protocol.schedule(real.name, real.shape))
     del settings["optimizer"]  # always SGD; so those stay valid that were kept before there was a choice
     how = [seed, runtime.device.type, runtime.precision, runtime.compiled, *code_key(factory).values()]

@@ -20,7 +20,7 @@ from datastill.core.runtime import Runtime
 from datastill.evaluation import notes
 from datastill.evaluation.ceiling import whole_set
 from datastill.evaluation.conditions import Setup, macs_of
-from datastill.evaluation.inputs import Distilled, with_test
+from datastill.evaluation.inputs import Distilled
 from datastill.evaluation.metrics import TestSplit
 from datastill.evaluation.protocols import Protocol
 from datastill.evaluation.rates import RATES, TRAININGS, best_rate, validation_of
@@ -102,8 +102,8 @@ def evaluate(
     asked = settle(distilled, real, protocol, network, variation, runtime)
     if random:
         _refuse_no_teacher(asked)
-    test = TestSplit.of(with_test(asked.data))
-    setup = Setup(asked.factory, test, networks, seed, runtime, asked.protocol.metric)
+    test = TestSplit.of(asked.data)
+    setup = Setup(asked.factory, test, networks if asked.protocol.drawn else 1, seed, runtime, asked.protocol.metric)
     macs = _macs(asked, setup, len(test.y), random)
     setup = replace(setup, runtime=runtime.for_work(macs, not asked.factory.couples_samples))
     scored = setup.run(asked.sets[0].record.method, asked.labeled, asked.trainers)
@@ -208,6 +208,8 @@ def _random(asked: Settled, setup: Setup) -> Arm:
 def _notes(asked: Settled, scored: Arm, baseline: Arm | None, ceiling: bool) -> list[str]:
     """What there is to say beside the numbers."""
     said = [*notes.of_sets(asked.sets, asked.data), *notes.of_network(asked.factory, asked.sets), *asked.notes]
+    if not asked.protocol.drawn:
+        said.append(f"{asked.protocol.name} trains no network: there is one number for each set, whatever is asked for.")
     if asked.training is not None:
         return said + notes.of_training(asked.training, asked.protocol, ceiling)
     if asked.optimizer:

@@ -50,17 +50,6 @@ def real_for(distilled: DistilledSet, real: Any) -> RealSet:
     return found
 
 
-def with_test(real: RealSet) -> RealSet:
-    """The real set, if it has a test split.
-
-    Raises:
-        InputError: it has none.
-    """
-    if real.test is None:
-        raise InputError(f"{real.name} has no test split to evaluate on.")
-    return real
-
-
 def check_alike(sets: list[DistilledSet]) -> None:
     """Several sets stand for one method at one size: anything else would be a mean over different things."""
     first = sets[0]

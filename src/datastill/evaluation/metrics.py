@@ -35,9 +35,12 @@ class TestSplit:
 
     @classmethod
     def of(cls, real: RealSet) -> TestSplit:
-        """The test split of a real set; this is the only place that reads it."""
-        test = real.test
-        assert test is not None
+        """The test split of a real set; this is the only place that reads it.
+
+        Raises:
+            InputError: there is none.
+        """
+        test = real.known_test
         count, (c, h, w) = len(test), test.shape
         if 4 * count * c * h * w <= _KEEP_BYTES:
             return cls(test.batch(torch.arange(count)).x, test.targets, real.classes, test.bias, test.captions)

@@ -46,6 +46,8 @@ class FitsTargets(Protocol):
 class RegressesByKernel(Protocol):
     """Ridge regression by the kernel of a network of infinite width, see `engines.kernels`."""
 
+    drawn: ClassVar[bool] = False
+
     accepts: tuple[str, ...] = TARGETS
     kernel: Literal["ntk", "conv-ntk"] = "ntk"  #: of three dense layers, or of three convolutions
     ridge: Weight = 1e-6  #: in units of the kernel's mean diagonal

@@ -62,6 +62,9 @@ class Protocol:
     #: Rates that Random tries beside sets that learned theirs; empty takes `evaluation.rates.RATES`.
     tries: ClassVar[tuple[float, ...]] = ()
 
+    #: Whether an accuracy depends on drawn weights; where it does not, there is one for each set.
+    drawn: ClassVar[bool] = True
+
     name: str
     summary: str
     passes: Count  #: passes over the distilled set

@@ -179,8 +179,7 @@ class DebiasStudy:
 
     def _record(self, cell: Cell, real: RealSet, out: Path) -> Path:
         """The file of a cell's record."""
-        assert real.test is not None
-        key = digest([cell.record, real.fingerprint, real.test.fingerprint, pick_device(self.device).type])
+        key = digest([cell.record, real.fingerprint, real.known_test.fingerprint, pick_device(self.device).type])
         return out / "cells" / f"{cell.name}-{key}.json"
 
     def _run(

@@ -61,7 +61,6 @@ def choose_rate(work: Work, cell: Cell, target: Path) -> None:
         precision=settings.precision,
         compile=settings.compile,
     )
-    assert validation.test is not None
     record = {
         "format": FORMAT,
         "version": 1,
@@ -71,7 +70,7 @@ def choose_rate(work: Work, cell: Cell, target: Path) -> None:
         "protocol": settings.protocol.name,
         "lr": rate,
         "lr_tried": {f"{lr:g}": round(accuracy, 6) for lr, accuracy in tried.items()},
-        "images": len(validation.test),
+        "images": len(validation.known_test),
         "seconds": round(time.perf_counter() - started, 3),
     }
     write_sealed(target, record)

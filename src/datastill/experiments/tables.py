@@ -87,9 +87,10 @@ def caption(comparison: Comparison) -> str:
     few, many = min(seeds), max(seeds)
     sets = plural(many, "set") if few == many else f"{few} to {many} sets"
     over = " or ".join(sorted({row.interval_over for row in rows})) or "sets"
+    networks = max((row.arm.accuracies.shape[1] for row in rows), default=config["networks"])
     text = (
         f"{measure(comparison).capitalize()} under protocol {comparison.protocol}: mean over {sets} (seeds) × "
-        f"{plural(config['networks'], 'network')}; ± is the half-width of a 95 % t-interval over {over}. "
+        f"{plural(networks, 'network')}; ± is the half-width of a 95 % t-interval over {over}. "
         "Differences are paired: a method and the Random of its seed share the networks' weights and orders. "
         "Times are means per set, on one thread; the time to distill includes what methods prepare once and share."
     )

@@ -17,7 +17,6 @@ from torch.nn.functional import avg_pool2d
 from datastill.apps.attribution.coarse import coarse, families
 from datastill.apps.attribution.gradients import completeness, integrated_gradients, score
 from datastill.apps.attribution.quality import area, curve, undecided
-from datastill.core.errors import InputError
 from datastill.core.plan import Task
 from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
@@ -127,16 +126,15 @@ def attribute(
     Raises:
         InputError: no test split, families that do not cover the classes, or what `distill` refuses.
     """
-    if real.test is None or not len(real.test):
-        raise InputError(f"{real.name} has no test images to explain; give it a test split.")
+    test = real.known_test
     names, of_class = families(real, groups)
     options = {"budget": 60.0, **options} if not {"steps", "recipe", "budget"} & set(options) else options
     made = distill(method, coarse(real, names, of_class), ipc=ipc, network=network, seed=seed, progress=progress,
                    callbacks=callbacks, **options)  # fmt: skip
     learner = trained(real, network, passes, seed, progress)
     rng = Rng(seed)
-    chosen = torch.randperm(len(real.test), generator=rng.generator("attribution", "images"))[:images]
-    x, y = real.test.batch(chosen).x, real.test.labels[chosen]
+    chosen = torch.randperm(len(test), generator=rng.generator("attribution", "images"))[:images]
+    x, y = test.batch(chosen).x, test.labels[chosen]
     with torch.no_grad():
         target = learner(x).argmax(1)
     stored = torch.stack([made.images[made.hard_labels == k] for k in range(len(names))], dim=1)  # (ipc, families, ...)
@@ -152,7 +150,7 @@ def attribute(
               "nodes": nodes, "passes": passes, "explained": explained, "seed": seed,
               "network": made.record.network.spec if made.record.network else ""}  # fmt: skip
     right = float((target == y).double().mean())
-    shown = real.test.pixels(chosen)
+    shown = test.pixels(chosen)
     return Attributions(shown, target, maps, pixels, quality, right, tuple(real.class_names), config)
 
 

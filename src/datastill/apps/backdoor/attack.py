@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
 from datastill.data.real import RealSet
 from datastill.distillation.distill import distill
+from datastill.distillation.job import prepare_job
 from datastill.evaluation.evaluate import trained
 from datastill.evaluation.protocols import get_protocol
 from datastill.report.words import plural
@@ -113,8 +115,7 @@ def backdoor(
         InputError: no test split, a trigger larger than the image, no such class, a fraction that leaves a class with
             fewer images than `ipc`, DoorPing with a method without surrogates, or what `distill` refuses.
     """
-    if real.test is None or not len(real.test):
-        raise InputError(f"{real.name} has no test images; give it a test split.")
+    _ = real.known_test
     if protocol != "auto":
         get_protocol(protocol)
     shape = real.shape
@@ -123,6 +124,8 @@ def backdoor(
     bad, _ = poisoned(real, trigger, target, fraction, seed)
     _refuse_emptied(real, bad, ipc, fraction)
     shared: dict[str, Any] = {"ipc": ipc, "network": network, "seed": seed, "progress": progress}
+    if not naive:
+        _refuse_still(method, bad, shared, options)
     clean = clean or distill(method, real, callbacks=callbacks, **shared, **options)
     if "budget" in options:  # as many steps as on clean images, whatever the trigger takes beside them
         options = {k: v for k, v in options.items() if k != "budget"} | _steps_of(clean)
@@ -132,7 +135,7 @@ def backdoor(
     if door is not None and not door.updates:
         raise InputError(
             f"{sets[attack].record.method} made no update of the trigger: DoorPing follows the networks of a method "
-            f"that draws one at each step, for {every} steps or more; take dm, dc or dsa, or --attack naive."
+            f"that draws one at each step, for {every} steps or more; take more steps, or --attack naive."
         )
     arms = {
         name: tried(made, real, trigger, target, networks=networks, protocol=protocol, network=network, seed=seed)
@@ -144,6 +147,17 @@ def backdoor(
         "updates": 0 if door is None else door.updates, "clamp": clamp,
     }  # fmt: skip
     return Backdoor(arms, sets, trigger, config)
+
+
+def _refuse_still(method: Any, real: RealSet, shared: dict[str, Any], options: dict[str, Any]) -> None:
+    taken = inspect.signature(distill).parameters
+    hyper = {name: value for name, value in options.items() if name == "recipe" or name not in taken}
+    job = prepare_job(method, real, ipc=shared["ipc"], network=shared["network"], seed=shared["seed"], **hyper)
+    if job.own_plan.surrogates is None:
+        raise InputError(
+            f"{job.method_name} draws no networks while images are learned, and DoorPing follows such; take dm, dc or dsa, or "
+            "--attack naive."
+        )
 
 
 def _refuse_emptied(real: RealSet, bad: RealSet, ipc: int, fraction: float) -> None:
@@ -170,8 +184,7 @@ def tried(made: DistilledSet, real: RealSet, trigger: Trigger, target: int, **tr
 
 def rates(network: nn.Module, real: RealSet, trigger: Trigger, target: int) -> Success:
     """Of one network."""
-    test = real.test
-    assert test is not None
+    test = real.known_test
 
     def answers(images: Callable[[Tensor], Tensor]) -> Tensor:
         return predict(network, images, len(test)).argmax(1).cpu()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from datastill.apps.backdoor.inversion import NAMED, Inversion, inversion_of, of_test
+from datastill.apps.backdoor.inversion import NAMED, Inversion, inversion_of
 from datastill.apps.backdoor.signature import Signature, signature_of
 from datastill.core.errors import InputError
 from datastill.core.ranges import Few, Seed, checked
@@ -67,6 +67,6 @@ def checks(
         with contextlib.suppress(InputError):
             signed = signature_of(learners, made)
         with contextlib.suppress(InputError):
-            inverted = inversion_of(learners, of_test(real), seed=seed)
+            inverted = inversion_of(learners, real.known_test, seed=seed)
         found[name] = Checks(signed, inverted)
     return found

@@ -101,7 +101,7 @@ def inversion(
         raise InputError("Which class needs the smallest patch says something from three classes on.")
     own = alone(made) if real is None else real
     learners = trained(made, own, networks=networks, network=network, seed=seed)
-    return inversion_of(learners, own if real is None else of_test(real), steps=steps, goal=goal, seed=seed)
+    return inversion_of(learners, own if real is None else real.known_test, steps=steps, goal=goal, seed=seed)
 
 
 def inversion_of(
@@ -177,14 +177,3 @@ def alone(made: DistilledSet) -> RealSet:
     """The set's own images as a real set without a test split."""
     source = (made.pixels, made.hard_labels)
     return load_real(source, holdout=0, space=made.space, class_names=made.class_names)
-
-
-def of_test(real: RealSet) -> RealSet:
-    """Its test images.
-
-    Raises:
-        InputError: there are none.
-    """
-    if real.test is None or not len(real.test):
-        raise InputError(f"{real.name} has no test images; give it a test split, or leave it out.")
-    return real.test

@@ -41,8 +41,7 @@ def write_backdoor(folder: Path, found: Backdoor, real: RealSet, looks: dict[str
     """
     config = found.config
     write_json(folder / BACKDOOR.proof, told(found, looks))
-    assert real.test is not None
-    clean = real.test.pixels(torch.arange(min(SHOWN, len(real.test))))
+    clean = real.known_test.pixels(torch.arange(min(SHOWN, len(real.known_test))))
     bad = found.trigger.on(clean).clamp(0, 1)
     strips = torch.cat([clean, bad, (10 * (bad - clean)).abs().clamp(0, 1)])
     y = found.sets[CLEAN].hard_labels

@@ -23,7 +23,6 @@ from datastill.core.rng import Rng
 from datastill.core.runtime import Runtime
 from datastill.data import RealSet, load_real
 from datastill.data.places import places_of
-from datastill.evaluation.inputs import with_test
 from datastill.experiments.sources import RealSets
 from datastill.launch import Done, Unit, UnitsFailed, Workers, check_workers, cluster, run_units
 from datastill.report.words import plural
@@ -105,7 +104,9 @@ def federated(
 
 def as_real(real: Any) -> RealSet:
     """Anything that `load_real` takes, with a test split."""
-    return with_test(real if isinstance(real, RealSet) else load_real(real))
+    found = real if isinstance(real, RealSet) else load_real(real)
+    _ = found.known_test
+    return found
 
 
 def deal(

@@ -21,7 +21,7 @@ from datastill.core.plan import Progress, silent
 from datastill.core.ranges import Amount, Count, Few, Processes, Seed, checked
 from datastill.core.rng import Rng
 from datastill.data.stratify import hold_out
-from datastill.evaluation.inputs import load_sets, real_for, with_test
+from datastill.evaluation.inputs import load_sets, real_for
 from datastill.evaluation.protocols import get_protocol
 from datastill.launch import check_workers
 from datastill.store.artifact import DistilledSet
@@ -224,15 +224,14 @@ def _sides(
         raise InputError("Give both members and others, or neither.")
     if members is not None and others is not None:
         return members, members, others
-    data = with_test(real_for(made, real))
+    data = real_for(made, real)
     told = made.record.data.fingerprint
     if told and told != data.with_space(made.space).fingerprint:
         raise InputError(
             f"{data.name} does not hold the images that the set was made from (another fingerprint), so nobody knows "
             "who the members are; give the data as it was (--data, --train)."
         )
-    assert data.test is not None
-    return data, data, data.test
+    return data, data, data.known_test
 
 
 def _samples(members: RealSet, others: RealSet, images: int, seed: int) -> tuple[Tensor, Tensor]:

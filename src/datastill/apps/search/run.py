@@ -151,8 +151,7 @@ def search(
         UnitsFailed: trainings failed; the others are kept.
     """
     asked = asked or Search()
-    if real.test is None or not len(real.test):
-        raise InputError(f"{real.name} has no test images; give it a test split.")
+    _ = real.known_test
     Runtime.of(device, precision)
     names = grid(asked.kind, (real.shape[1], real.shape[2]), asked.sample, seed, heaviest=asked.heaviest,
                  channels=real.shape[0], classes=real.classes)  # fmt: skip

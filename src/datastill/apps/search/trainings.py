@@ -121,8 +121,7 @@ def train_one(trainings: Trainings, proxy: str, name: str, target: Path) -> None
         with runtime.computing(factory.macs):
             train(network, x, y, schedule, Rng(trainings.seed).child("search"), device=runtime.device)
             seconds = time.process_time() - started
-            test = trainings.real.test
-            assert test is not None
+            test = trainings.real.known_test
             logits = predict(network, lambda index: test.batch(index).x, len(test), device=runtime.device)
         right = float((logits.argmax(1).cpu() == test.labels).double().mean())
     except Diverged:

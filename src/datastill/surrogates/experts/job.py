@@ -98,8 +98,8 @@ def make_job(
         raise InputError(
             f"stop_after is {last}, and the schedule has {epochs} epochs; train for more, or stop earlier."
         )
-    if test_accuracy and real.test is None:
-        raise InputError("The real set has no test split to measure test accuracy on.")
+    if test_accuracy:
+        _ = real.known_test
     where = device if isinstance(device, torch.device) else pick_device(device)
     casting(where, precision)
     strategy = strategy_for(real.name, real.shape) if augment == "auto" else augment

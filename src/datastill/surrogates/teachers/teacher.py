@@ -147,6 +147,8 @@ class Teacher:
         accuracy = _accuracy(seen, real, index, device)
         chance = 1 / real.classes
         if accuracy < chance + 0.15 * (1 - chance):
+            if not all(bool(t.isfinite().all()) for t in self.network.state_dict().values()):
+                raise InputError("The teacher has weights that are not finite (NaN or infinity); take another one.")
             why = (
                 "most likely its classes are in another order (give --classes in the order of its logits), or it was "
                 "trained on pixels normalized otherwise (--pixels; in Python space=)."
