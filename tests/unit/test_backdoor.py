@@ -169,7 +169,7 @@ def test_what_cannot_be_attacked_is_refused(digits: RealSet) -> None:
     for method in ("random", "kip"):
         with pytest.raises(InputError, match=f"{method} draws no networks while images are learned"):
             backdoor(digits, method, network=NETWORK, ipc=1)
-    with pytest.raises(InputError, match="dm made no update of the trigger.*for 10 steps or more; take more steps"):
+    with pytest.raises(InputError, match=r"dm made no update of the trigger.*for 10 steps or more; take more steps"):
         backdoor(digits, "dm", network=NETWORK, ipc=1, steps=2, real_batch=8)
     with pytest.raises(InputError, match="poison fewer"):
         backdoor(digits, "random", "naive", network=NETWORK, ipc=1, fraction=1.0)

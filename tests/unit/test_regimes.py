@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -142,6 +143,11 @@ def test_a_bank_without_its_teacher_scores_the_set_alone(tmp_path: Path) -> None
     relabel(loaded, digits(), PROTOCOL)
     asked: dict[str, Any] = {"protocol": PROTOCOL, "networks": 1}
     both = datastill.evaluate(loaded, digits(), **asked)
+    assert not any("left aside" in note for note in both.notes)
+    fewer = dataclasses.replace(PROTOCOL, name="fewer", batch=4)
+    other = datastill.evaluate(loaded, digits(), protocol=fewer, networks=1)
+    told = "The stored labels beside the set are left aside: they were made for another protocol."
+    assert told in other.notes
     shutil.rmtree(tmp_path / "run" / "teacher")
     bare = datastill.load_distilled(tmp_path / "run")
     with pytest.raises(InputError, match="--no-random"):

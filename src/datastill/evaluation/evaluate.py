@@ -209,7 +209,8 @@ def _notes(asked: Settled, scored: Arm, baseline: Arm | None, ceiling: bool) -> 
     """What there is to say beside the numbers."""
     said = [*notes.of_sets(asked.sets, asked.data), *notes.of_network(asked.factory, asked.sets), *asked.notes]
     if not asked.protocol.drawn:
-        said.append(f"{asked.protocol.name} trains no network: there is one number for each set, whatever is asked for.")
+        name = asked.protocol.name
+        said.append(f"{name} trains no network: there is one number for each set, whatever is asked for.")
     if asked.training is not None:
         return said + notes.of_training(asked.training, asked.protocol, ceiling)
     if asked.optimizer:

@@ -98,7 +98,7 @@ def labeling(
             )
     if fixed:
         return Labeling(labelers, banks, _notes_of_fixed(sets[0], teachers[0], len(real.class_names)), True)
-    return Labeling(labelers, banks, _notes(sets, teachers, banks))
+    return Labeling(labelers, banks, _notes(sets, teachers, banks) + _left_aside(sets[0], banks[0], given is not None))
 
 
 def teachers_of(one: DistilledSet, network: Any = None) -> list[Teacher]:
@@ -149,6 +149,14 @@ def _notes(sets: Sequence[DistilledSet], teachers: list[list[Teacher]], banks: S
             f"Bytes: images {bytes_in_words(size)} at 8 bits, teacher {bytes_in_words(weight)}, which training needs."
         )
     return notes
+
+
+def _left_aside(one: DistilledSet, bank: LabelBank | None, given: bool) -> list[str]:
+    """On labels that are stored beside a set and not trained on."""
+    if bank is not None or one.folder is None or not (one.folder / BANK).is_dir():
+        return []
+    why = "a teacher was named" if given else "they were made for another protocol"
+    return [f"The stored labels beside the set are left aside: {why}."]
 
 
 def _called(teachers: list[Teacher]) -> str:

@@ -155,8 +155,8 @@ def _refuse_still(method: Any, real: RealSet, shared: dict[str, Any], options: d
     job = prepare_job(method, real, ipc=shared["ipc"], network=shared["network"], seed=shared["seed"], **hyper)
     if job.own_plan.surrogates is None:
         raise InputError(
-            f"{job.method_name} draws no networks while images are learned, and DoorPing follows such; take dm, dc or dsa, or "
-            "--attack naive."
+            f"{job.method_name} draws no networks while images are learned, and DoorPing follows such; take dm, dc or "
+            "dsa, or --attack naive."
         )
 
 
