@@ -3,6 +3,8 @@
     python benchmarks/tables.py kernels --data fashion_mnist --ipc 1
     python benchmarks/tables.py trajectories --data cifar10 --ipc 10
     python benchmarks/tables.py decoupled --data fashion_mnist --ipc 10
+    python benchmarks/tables.py decoupled --data cifar10 --ipc 10 --teacher teachers/resnet20 \\
+        --teacher-network benchmarks/resnet20.py:ResNet20 --rows Random SRe2L DWA RDED --out results/table.json
     python benchmarks/tables.py show results/table-kernels-fashion_mnist-ipc1.json
 
 Every method has the same --budget of processor seconds on one thread, what it prepares apart (experts and teachers are
@@ -35,6 +37,7 @@ from datastill.distillation.job import prepare_job
 from datastill.models import resolve_network
 from datastill.store.files import write_json
 from datastill.surrogates.experts import train_experts
+from datastill.surrogates.teachers import load_teacher
 
 Settings = dict[str, Any]
 
@@ -115,7 +118,9 @@ def experts_of(real: RealSet, args: argparse.Namespace, network: str) -> Setting
 
 
 def teacher_of(real: RealSet, args: argparse.Namespace, network: str) -> Any:
-    """A network of some passes over the real set, trained once."""
+    """A network of some passes over the real set, trained once; or the one that is given."""
+    if args.teacher is not None:
+        return load_teacher(args.teacher, args.teacher_network)
     return teacher_in(args.runs / f"{args.table}-{args.data}" / "teacher", real, network, args.epochs)
 
 
@@ -175,7 +180,8 @@ def study(args: argparse.Namespace) -> None:
     table, real = TABLES[args.table], load_real(args.data)
     out = args.out or Path(f"results/table-{args.table}-{args.data}-ipc{args.ipc}.json")
     record: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {"cells": {}}
-    record["settings"] = {k: v for k, v in vars(args).items() if k not in ("out", "runs", "rows", "path")}
+    left = ("out", "runs", "rows", "path", "teacher")
+    record["settings"] = {k: v for k, v in vars(args).items() if k not in left}
     for seed in range(args.seeds):
         for row in args.rows or table.rows:
             if (key := f"{row}|{seed}") in record["cells"]:
@@ -216,6 +222,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--budget", type=float, default=120.0, help="seconds of every method")
     parser.add_argument("--rows", nargs="*", default=None, help="names of rows")
+    parser.add_argument("--teacher", type=Path, help="folder of a teacher, in the place of one that is trained")
+    parser.add_argument("--teacher-network", help="what builds it, where its network is not built in")
     parser.add_argument("--runs", type=Path, default=Path("runs/tables"))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

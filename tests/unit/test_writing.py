@@ -24,7 +24,7 @@ from datastill.data.places import places_of
 from datastill.distillation.distill import remove_run
 from datastill.store.files import atomic_path, read_sealed, read_tensors, write_json, write_sealed, write_tensors
 from datastill.store.folders import LOCK, held, remove_made, whole_folder
-from datastill.store.outputs import COMPARISON, NEW, refuse_out, refuse_out_file
+from datastill.store.outputs import COMPARISON, FRONTIER, NEW, refuse_out, refuse_out_file
 
 SMALL = {"ipc": 1, "network": "convnet:width=8,depth=1", "real_batch": 8, "steps": 4, "seed": 5}
 
@@ -181,6 +181,9 @@ class TestInTheWay:
         for kind in (NEW, COMPARISON):
             with pytest.raises(InputError, match="is not empty and holds no"):
                 refuse_out(tmp_path, kind=kind)
+        (tmp_path / "frontier.json").write_text('{"points": [')
+        with pytest.raises(InputError, match=r"frontier\.json is damaged, or of something else than a frontier"):
+            refuse_out(tmp_path, kind=FRONTIER)
 
     def test_a_manifest_and_a_card_of_others_stay(self, made, tmp_path) -> None:
         one = load_distilled(made)

@@ -81,6 +81,11 @@ def refuse_out(out: str | Path, data: Iterable[Path] = (), kind: Kind = NEW) -> 
     remove_rests(out)
     if out.is_dir() and any(_visible(out)):
         if not kind.lies_in(out):
+            if kind.proof and (out / kind.proof).is_file():
+                raise InputError(
+                    f"{out / kind.proof} is damaged, or of something else than a {kind.what}; choose another --out to "
+                    "overwrite nothing."
+                )
             raise InputError(f"{out} is not empty and holds no {kind.what}; choose another --out to overwrite nothing.")
     else:
         _refuse_class_folder(out)
