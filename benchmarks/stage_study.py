@@ -29,6 +29,8 @@ from datastill.core.cost import environment
 from datastill.data import RealSet
 from datastill.store.files import write_json
 
+#: Tiles to a side of an image, where a setting does not say.
+FACTOR = 2
 #: The mosaic start stands beside all of them.
 START: dict[str, Any] = {"method": "mosaic"}
 RANDOM_START = {"init": "mix"}
@@ -37,6 +39,8 @@ LONG = {"expert_updates": 4800, "expert_epochs": 48}
 FACTORS: dict[str, dict[str, Any]] = {
     "start": START,
     "herded start": {"steps": 1, "image_lr": 1e-9},
+    **{f"start, factor {n}": {**START, "factor": n} for n in (3, 4, 5)},
+    **{f"herded start, factor {n}": {"steps": 1, "image_lr": 1e-9, "factor": n} for n in (3, 4, 5)},
     "base": {},
     **{f"random start, alpha {a:g}": {"alpha": a, **RANDOM_START} for a in (0.0, 0.003, 0.03, 0.1)},
     "alpha 0": {"alpha": 0.0},
@@ -59,7 +63,14 @@ FACTORS: dict[str, dict[str, Any]] = {
     "factor 3, 150 steps": {"factor": 3, "steps": 150},
     "factor 3, eight networks": {"factor": 3, "expert_count": 8},
     "factor 3, two networks": {"factor": 3, "expert_count": 2},
-    "factor 4": {"factor": 4},
+    "factor 3, two networks, 1000 steps": {"factor": 3, "expert_count": 2, "steps": 1000},
+    "factor 4, two networks of width 128, 150 steps": {"factor": 4, "expert_count": 2, "width": 128, "steps": 150},
+    "factor 4, one network, 150 steps": {"factor": 4, "expert_count": 1, "steps": 150},
+    "factor 4, two networks": {"factor": 4, "expert_count": 2},
+    "factor 3, two networks, 100 steps": {"factor": 3, "expert_count": 2, "steps": 100},
+    "two networks, 100 steps": {"expert_count": 2, "steps": 100},
+    **{f"factor {n}": {"factor": n} for n in (4, 5, 6, 8)},
+    "factor 4, two networks, 150 steps": {"factor": 4, "expert_count": 2, "steps": 150},
     "4800 updates": LONG,
     "4800 updates, alpha .1": {**LONG, "alpha": 0.1},
     "4800 updates, alpha .3": {**LONG, "alpha": 0.3},
@@ -87,6 +98,7 @@ def cell(real: RealSet, seed: int, args: argparse.Namespace, **hyper: Any) -> di
     """One set, its seconds, and its accuracy on `real.test`."""
     method = hyper.pop("method", "stages")
     how: Any = {"precision": args.precision, "compile": args.compile}
+    hyper = {"factor": FACTOR, **hyper} if method != "random" else hyper
     same: Any = {"ipc": args.ipc, "seed": seed, "units": args.units, "recipe": "paper", **how, **hyper}
     if args.seconds and method == "stages":
         same["steps"] = steps_for(

@@ -153,7 +153,7 @@ def made(row: str, seed: int, real: RealSet, args: argparse.Namespace, table: Ta
     if table.shared == "teacher" and method not in ("random", "stages"):
         settings["teacher"] = teacher_of(real, args, table.network)
     if method in ("g-vbsm", "edc"):
-        settings["squeeze_passes"] = args.epochs
+        settings |= {"squeeze_passes": args.epochs, "backbones": "auto"}
     started = time.process_time()
     if method in ("random", "rded"):
         return distill(method, real, ipc=args.ipc, **settings), time.process_time() - started

@@ -22,19 +22,23 @@ def images_of(side: int, per_class: int) -> RealSet:
 
 
 @pytest.mark.parametrize(
-    ("side", "per_class", "method", "factor"),
+    ("side", "per_class", "ipc", "method", "factor"),
     [
-        (8, 40, "dm-fast", 1),
-        (32, 10, "dm-fast", 1),
-        (16, 40, "stages", 1),
-        (28, 40, "stages", 2),
-        (64, 40, "stages", 2),
+        (8, 40, 1, "dm-fast", 1),
+        (32, 10, 1, "dm-fast", 1),
+        (16, 40, 1, "stages", 1),
+        (28, 40, 1, "stages", 4),
+        (64, 40, 10, "stages", 4),
+        (64, 40, 11, "stages", 2),
     ],
 )
-def test_the_rule_is_the_one_on_its_page(side: int, per_class: int, method: str, factor: int) -> None:
-    job = prepare_job("auto", images_of(side, per_class), ipc=1)
+def test_the_rule_is_the_one_on_its_page(side: int, per_class: int, ipc: int, method: str, factor: int) -> None:
+    job = prepare_job("auto", images_of(side, per_class), ipc=ipc)
     assert job.method_name == method
-    assert job.method.factor == factor  # type: ignore[attr-defined]
+    assert getattr(job.own_plan.decoder, "factor", 1) == factor
+    if method == "stages":
+        given = prepare_job("stages", images_of(side, per_class), ipc=ipc, factor=3)
+        assert given.own_plan.decoder.factor == 3  # type: ignore[attr-defined]
     assert any(note.startswith(f"{method} was chosen: ") for note in job.notes)
 
 

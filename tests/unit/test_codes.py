@@ -81,10 +81,10 @@ def test_any_method_of_whole_images_takes_them(real: RealSet, method: str, tmp_p
         ("dm", {"codes": "dct:kept=65"}, "8 x 8 have 64 frequencies"),
         ("dm", {"codes": "dct:kept=-1"}, "kept of codes"),
         ("dm", {"codes": "dct", "init": "noise"}, "leave dm its --init real"),
-        ("stages", {"codes": "dct"}, "give --factor 1"),
+        ("stages", {"codes": "dct", "factor": 2}, "give --factor 1"),
     ],
 )
-def test_what_cannot_be_is_told(real: RealSet, method: str, options: dict[str, str], words: str) -> None:
+def test_what_cannot_be_is_told(real: RealSet, method: str, options: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=words):
         datastill.distill(method, real, ipc=1, network=NET, **options)
 

@@ -38,6 +38,7 @@ WidthOrNone = Annotated[int, Ge(0), Le(65_536)]
 Pixels = Annotated[int, Ge(0), Le(65_536)]  #: a distance
 Bits = Annotated[int, Ge(1), Le(8)]  #: of a value
 Tiles = Annotated[int, Ge(1), Le(64)]  #: to a side
+TilesOrAuto = Annotated[int, Ge(0), Le(64)]  #: to a side; 0 lets the method choose
 Rate = Annotated[float, Gt(0), Le(1e6)]
 AnyRate = Annotated[float, Gt(0), Le(1e38)]  #: what float32 holds: the guard tells of one that is too high
 AdamRate = Annotated[float, Gt(0), Le(100)]  #: pixels vary by about one

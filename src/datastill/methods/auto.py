@@ -1,8 +1,8 @@
 """The method that the library takes where none is named, by a rule that is written on its page.
 
 Stage matching (`stages`) where networks can be trained on the real set: at least 16 pixels a side and 20 real images
-per class; with tiles from 28 pixels on. Else `dm-fast`, which trains nothing, and for up to
-10 images per class on networks with batch norm, where it matches on others.
+per class. Else `dm-fast`, which trains nothing, and for up to 10 images per class on networks with batch norm, where it
+matches on others.
 For pairs of images and sentences, `vl-moments`.
 
 - Needs: what the chosen method needs.
@@ -20,8 +20,8 @@ from datastill.core.registry import Method, method
 if TYPE_CHECKING:
     from datastill.core.plan import Task
 
-#: Pixels of the shorter side, and images of the smallest class, from which stages are matched; pixels for tiles.
-SIDE, IMAGES, TILED_SIDE = 16, 20, 28
+#: Pixels of the shorter side, and images of the smallest class, from which stages are matched.
+SIDE, IMAGES = 16, 20
 #: Images of a class up to which networks with batch norm have a rule of their own.
 FEW = 10
 
@@ -48,6 +48,4 @@ class Auto(Method):
             return "dm-fast", {}, f"images of {side} pixels are too small for stages of trained networks"
         if images < IMAGES:
             return "dm-fast", {}, f"a class of {images} images is too small to train networks on"
-        if side < TILED_SIDE:
-            return "stages", {"factor": 1}, f"images of {side} pixels are stored whole"
         return "stages", {}, "networks that were trained on the data tell more of a class than random ones"

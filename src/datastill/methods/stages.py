@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from datastill.core.errors import InputError
-from datastill.core.ranges import AdamRate, Amount, AnyRate, Count, Few, Weight, WidthOrNone
+from datastill.core.ranges import AdamRate, Amount, AnyRate, Count, Few, TilesOrAuto, Weight, WidthOrNone
 from datastill.core.registry import method
 from datastill.surrogates.stage_cost import Staged
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from datastill.core.plan import Init, Plan, Task
     from datastill.surrogates.experts import ExpertsUnit
     from datastill.surrogates.stage_statistics import StageStatistics
+
+#: Pixels of the shorter side from which images are tiled, and images of a class up to which there are sixteen tiles.
+TILED_SIDE, FEW = 28, 10
 
 
 @method("stages", paper="ours, after arXiv:2406.01063", family="distribution")
@@ -40,6 +43,9 @@ class StageMatching(Staged):
 
     steps: Count = 300  #: image updates
     image_lr: AdamRate = 0.01  #: Adam learning rate of the images, which falls along a cosine
+    #: a stored image holds factor x factor smaller ones; 0 takes what suits: 4 for up to 10 images of a class, 2 for
+    #: more, and whole images (1) below 28 pixels a side
+    factor: TilesOrAuto = 0
     alpha: Weight = 0.03  #: weight of the cross-entropy on the drawn snapshot
     #: start: tiles of real images, "herded" to the means that are matched, or random ones ("mix"), or as in dance
     init: str = "herded"
@@ -52,10 +58,18 @@ class StageMatching(Staged):
     real_batch: Count = 128  #: real images per class and step where they are fresh
     augment: str = "auto"  #: DSA strategy of images and experts, "none", or "auto": all operations, no flip for digits
     width: WidthOrNone = 64  #: channels of the experts, where the network has a width; 0 keeps the network
-    expert_count: Few = 4  #: networks to train on the real set
+    expert_count: Few = 2  #: networks to train on the real set
     expert_epochs: Few = 12  #: short epochs that their updates are cut into
     expert_updates: Amount = 1200  #: updates of each of them; 0 trains for expert_epochs passes over the real set
     expert_lr: AnyRate = 0.02  #: their learning rate, constant
+
+    def tiles(self, task: Task) -> int:
+        """As given, or what suits the images and how many there are."""
+        if self.factor:
+            return self.factor
+        if min(task.real.shape[1:]) < TILED_SIDE:
+            return 1
+        return 4 if task.ipc <= FEW else 2
 
     def stand_in(self, experts: str) -> Self:
         """On other experts, with statistics of a few images."""
@@ -83,8 +97,8 @@ class StageMatching(Staged):
         fresh = self.statistics == "fresh"
         pad = 0.5 if task.real.space.kind == "raw" else 0.0
         return Plan(
-            init=self._init(unit, kept, epochs),
-            decoder=MultiFormation(self.factor, pad=pad),
+            init=self._init(unit, kept, epochs, self.tiles(task)),
+            decoder=MultiFormation(self.tiles(task), pad=pad),
             objective=StageMatch(
                 self.moment, self.alpha, None if fresh else kept, siamese=False, standardized=True, frequencies=1024
             ),
@@ -97,16 +111,16 @@ class StageMatching(Staged):
             network=self.network(task),
         )
 
-    def _init(self, unit: ExpertsUnit, kept: StageStatistics, epochs: tuple[int, ...]) -> Init:
+    def _init(self, unit: ExpertsUnit, kept: StageStatistics, epochs: tuple[int, ...], tiles: int) -> Init:
         """Herded on an early and on the last snapshot, or as it is called."""
         from datastill.sampling.inits import make_init
         from datastill.surrogates.stage_starts import HerdedTiles
 
         if self.init != "herded":
-            return make_init(self.init, self.factor)
+            return make_init(self.init, tiles)
         positions = tuple(sorted({len(epochs) // 2 - 1, len(epochs) - 1} - {-1}))
         means = kept if self.statistics == "amortized" and self.moment != "cf" else None
-        return HerdedTiles(unit, epochs, means, positions, self.factor)
+        return HerdedTiles(unit, epochs, means, positions, tiles)
 
     def macs_per_step(self, task: Task) -> float:
         """Forward and backward to the pixels, about three passes, per rendered image; fresh real ones beside them."""

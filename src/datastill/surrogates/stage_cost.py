@@ -103,9 +103,13 @@ class Staged(Method):
 
         return min(last, open_buffer(self.experts).epochs)
 
+    def tiles(self, task: Task) -> int:
+        """Tiles along each side of a stored image."""
+        return self.factor
+
     def decoded(self, task: Task) -> int:
         """Images that a step renders."""
-        return len(task.labels) * self.factor**2
+        return len(task.labels) * self.tiles(task) ** 2
 
     def macs_per_step(self, task: Task) -> float:
         """One pass per real image of a batch; forward and backward to the pixels, about three, per rendered one."""
