@@ -15,9 +15,9 @@ from datastill.data import RealSet
 from datastill.distillation.job import prepare_job
 
 
-def images_of(side: int, per_class: int) -> RealSet:
+def images_of(side: int, per_class: int, channels: int = 3) -> RealSet:
     generator = Rng(0).generator("images")
-    x = torch.randint(0, 256, (2 * per_class, 3, side, side), generator=generator, dtype=torch.uint8)
+    x = torch.randint(0, 256, (2 * per_class, channels, side, side), generator=generator, dtype=torch.uint8)
     return load_real((x, torch.arange(2).repeat(per_class)), holdout=0)
 
 
@@ -39,6 +39,8 @@ def test_the_rule_is_the_one_on_its_page(side: int, per_class: int, ipc: int, me
     if method == "stages":
         given = prepare_job("stages", images_of(side, per_class), ipc=ipc, factor=3)
         assert given.own_plan.decoder.factor == 3  # type: ignore[attr-defined]
+        gray = prepare_job("auto", images_of(side, per_class, channels=1), ipc=ipc)
+        assert getattr(gray.own_plan.decoder, "factor", 1) == min(factor, 2)
     assert any(note.startswith(f"{method} was chosen: ") for note in job.notes)
 
 

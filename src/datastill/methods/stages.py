@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from datastill.surrogates.experts import ExpertsUnit
     from datastill.surrogates.stage_statistics import StageStatistics
 
-#: Pixels of the shorter side from which images are tiled, and images of a class up to which there are sixteen tiles.
+#: Pixels of the shorter side from which images are tiled, and color images of a class up to which there are 16 tiles.
 TILED_SIDE, FEW = 28, 10
 
 
@@ -43,8 +43,8 @@ class StageMatching(Staged):
 
     steps: Count = 300  #: image updates
     image_lr: AdamRate = 0.01  #: Adam learning rate of the images, which falls along a cosine
-    #: a stored image holds factor x factor smaller ones; 0 takes what suits: 4 for up to 10 images of a class, 2 for
-    #: more, and whole images (1) below 28 pixels a side
+    #: a stored image holds factor x factor smaller ones; 0 takes what suits: 4 for up to 10 color images of a class, 2
+    #: for more and for gray ones, and whole images (1) below 28 pixels a side
     factor: TilesOrAuto = 0
     alpha: Weight = 0.03  #: weight of the cross-entropy on the drawn snapshot
     #: start: tiles of real images, "herded" to the means that are matched, or random ones ("mix"), or as in dance
@@ -69,7 +69,7 @@ class StageMatching(Staged):
             return self.factor
         if min(task.real.shape[1:]) < TILED_SIDE:
             return 1
-        return 4 if task.ipc <= FEW else 2
+        return 4 if task.ipc <= FEW and task.real.shape[0] == 3 else 2
 
     def stand_in(self, experts: str) -> Self:
         """On other experts, with statistics of a few images."""
