@@ -15,7 +15,8 @@ from datastill.core.errors import InputError
 from datastill.data import RealSet
 from datastill.debias import debias
 from datastill.debias.overview import crowd_and_odd, weighed_classes
-from debias_data import colored_strokes
+from datastill.debias.trial import Trial, trial
+from debias_data import biased_set, colored_strokes
 
 pytestmark = pytest.mark.usefixtures("short_protocols")
 
@@ -53,6 +54,37 @@ def test_the_heaviest_images_are_those_against_the_bias(weighed: RealSet) -> Non
 def test_a_set_without_weights_is_refused() -> None:
     with pytest.raises(InputError, match="no weights"):
         weighed_classes(colored_strokes())
+
+
+def test_a_trial_tells_weights_against_a_bias_from_weights_at_random() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(3).repeat_interleave(2000)
+    gray = 0.5 + 0.25 * torch.randn(6000, 1, 12, 12, generator=generator)  # bars that noise makes hard to see
+    for c in range(3):
+        gray[y == c, :, 3 * c + 1 : 3 * c + 3, 2:-2] += 0.15
+    real, _ = debias(biased_set(gray.clamp(0, 1), y, 0.05), "oracle")
+    found = trial(real)
+    assert found is not None
+    assert (found.held, found.odd) == (1200, 60)
+    assert found.gain > 0.1
+    assert found.helps
+    assert "may help" in found.verdict
+    order = torch.cat([c[torch.randperm(len(c), generator=generator)] for c in map(real.class_index, range(3))])
+    index = torch.cat([real.class_index(c) for c in range(3)])
+    assert real.weights is not None
+    shuffled = trial(real.with_weights(real.weights.clone().index_copy(0, index, real.weights[order])))
+    assert shuffled is not None
+    assert shuffled.gain < found.gain / 2
+
+
+def test_a_trial_by_hand_and_where_there_is_none(weighed: RealSet) -> None:
+    assert Trial(0.9, 0.2, 0.8, 0.5, 100, 50).helps
+    costly = Trial(0.9, 0.2, 0.7, 0.5, 100, 50)
+    assert not costly.helps
+    assert "gain 30.0 points on odd images and cost 20.0 on all: not twice as much" in costly.verdict
+    assert trial(weighed) is None  # too few odd images
+    with pytest.raises(InputError, match="no weights"):
+        trial(colored_strokes())
 
 
 def test_the_command_writes_picture_weights_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

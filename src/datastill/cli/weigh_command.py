@@ -30,6 +30,8 @@ class WeighOptions(DeviceOptions):
     out: Path = Path("runs/weights")  #: folder for the picture, the weights and the table
     images: Few = 8  #: lightest and heaviest images of each class in the picture
     seed: Seed = 0  #: of the network that the density is measured with
+    #: train a small network with the weights and one without, and say on held-out images what they gain and cost
+    trial: bool = True
     quiet: bool = False  #: print the table only
     json: bool = False  #: print the table as JSON
 
@@ -51,6 +53,7 @@ def weigh(options: WeighOptions) -> int:
     from datastill.data.places import places_of
     from datastill.debias.overview import weighed_classes
     from datastill.debias.reweight import weighted_set
+    from datastill.debias.trial import trial
     from datastill.store.files import write_bytes, write_json, write_text
     from datastill.store.outputs import WEIGHTS, refuse_out
 
@@ -62,14 +65,17 @@ def weigh(options: WeighOptions) -> int:
         weighted, report = weighted_set(real, options.debias, options.seed, options.device, display.update)
     if weighted.weights is None:
         raise InputError(f"{options.debias} weighs nothing; take kde.")
+    with display.bars():
+        tried = trial(weighted, options.seed, options.device, display.update) if options.trial else None
     classes = weighed_classes(weighted)
-    record = {"data": real.describe(), "report": report, "classes": [one.to_dict() for one in classes]}
+    record: dict[str, Any] = {"data": real.describe(), "report": report}
+    record |= {"classes": [one.to_dict() for one in classes], "trial": None if tried is None else tried.to_dict()}
     if options.json:
         print(json.dumps(record, indent=2))
     else:
         display.table(table(classes, f"{real.name}, {options.debias}"))
-    for warning in report["warnings"]:
-        display.say(f"  {warning}")
+    for told in [*report["warnings"], *([] if tried is None else [tried.verdict])]:
+        display.say(f"  {told}")
     write_json(options.out / "weights.json", record)
     write_text(options.out / "weights.csv", as_csv(weighted))
     write_bytes(options.out / "crowd_and_odd.png", picture(weighted, options.images))

@@ -1,0 +1,162 @@
+"""Whether weights would help: a small network trained with them and one without, on images that neither has seen.
+
+Where a bias is what most images of a class share, a network that is trained without weights goes by it: it is right on
+held-out images that have it and wrong on those that weights take to be odd. One that is trained with weights is right
+on many of the latter at little cost to the rest. Where odd images are only unusual, weights cost more than they gain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from datastill.core.cost import pick_device
+from datastill.core.errors import InputError
+from datastill.core.plan import Progress, silent
+from datastill.core.rng import Rng
+
+if TYPE_CHECKING:
+    from datastill.data.real import RealSet
+
+#: Share of each class that is held out, share of that which counts as odd, and odd images that say something.
+HELD, ODD, FEWEST = 0.2, 0.05, 50
+#: Steps at each rate, images in a step, width of the network.
+STEPS, BATCH, WIDTH = ((300, 0.02), (100, 0.004)), 64, 16
+#: Points on odd images that a point on all of them must bring.
+WORTH = 2.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Accuracies on held-out images, fractions.
+
+    Attributes:
+        all_plain, odd_plain: of the network trained without weights, on all of them and on the odd ones.
+        all_weighted, odd_weighted: of the one trained with weights.
+        held, odd: how many images these are.
+    """
+
+    all_plain: float
+    odd_plain: float
+    all_weighted: float
+    odd_weighted: float
+    held: int
+    odd: int
+
+    @property
+    def gain(self) -> float:
+        """On odd images."""
+        return self.odd_weighted - self.odd_plain
+
+    @property
+    def loss(self) -> float:
+        """On all images; below 0 where weights help there too."""
+        return self.all_plain - self.all_weighted
+
+    @property
+    def helps(self) -> bool:
+        """Whether weights gain on odd images more than twice what they lose on all."""
+        return self.gain > WORTH * max(0.0, self.loss)
+
+    @property
+    def verdict(self) -> str:
+        """What it says, in a few sentences."""
+        rule = (
+            "more than twice as much, so they may help, and the picture decides"
+            if self.helps
+            else "not twice as much, so do without them unless you know of a bias"
+        )
+        return (
+            f"A small network trained without weights is right on {100 * self.odd_plain:.0f} % of {self.odd:,} odd "
+            f"images that were held out, with weights on {100 * self.odd_weighted:.0f} %; on all {self.held:,} of them "
+            f"on {100 * self.all_plain:.0f} and {100 * self.all_weighted:.0f} %. Weights gain "
+            f"{100 * self.gain:.1f} points on odd images and cost {100 * self.loss:.1f} on all: {rule}."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {**{k: round(v, 4) for k, v in asdict(self).items()}, "helps": self.helps}
+
+
+def trial(real: RealSet, seed: int = 0, device: str = "cpu", progress: Progress = silent) -> Trial | None:
+    """Train both networks, a few hundred steps each, and score them on held-out training images.
+
+    Args:
+        real: the set with its weights; its test split is not read.
+        seed: of what is held out, of the draws and of both networks.
+        device: where to train.
+        progress: told how far it is.
+
+    Returns:
+        What was found; None where fewer than fifty held-out images would count as odd.
+
+    Raises:
+        InputError: the set has no weights.
+    """
+    from datastill.training.hard import predict
+
+    if real.weights is None:
+        raise InputError("The set has no weights; weigh it first.")
+    rng = Rng(seed).child("weigh", "trial")
+    held, odd = _held_out(real, rng)
+    if int(odd.sum()) < FEWEST:
+        return None
+    kept = torch.ones(len(real), dtype=torch.bool).index_fill(0, held, False).nonzero().squeeze(1)
+    where = pick_device(device)
+    found = []
+    for k, weights in enumerate((torch.ones(len(kept)), real.weights[kept])):
+        progress("a trial of the weights", k, 2, {})
+        network = _trained(real, kept, weights, rng, where)
+        logits = predict(network, lambda index: real.batch(held[index]).x, len(held), device=where)
+        right = logits.argmax(1).cpu() == real.labels[held]
+        found.append((float(right.double().mean()), float(right[odd].double().mean())))
+    progress("a trial of the weights", 2, 2, {})
+    (all_plain, odd_plain), (all_weighted, odd_weighted) = found
+    return Trial(all_plain, odd_plain, all_weighted, odd_weighted, len(held), int(odd.sum()))
+
+
+def _held_out(real: RealSet, rng: Rng) -> tuple[Tensor, Tensor]:
+    """Positions of a fifth of each class, and which of these are among the heaviest twentieth of theirs."""
+    assert real.weights is not None
+    held, odd = [], []
+    for c in range(real.classes):
+        members = real.class_index(c)
+        some = members[torch.randperm(len(members), generator=rng.generator("held", c))[: int(HELD * len(members))]]
+        heaviest = real.weights[some].argsort(descending=True, stable=True)[: int(ODD * len(some))]
+        held.append(some)
+        odd.append(torch.zeros(len(some), dtype=torch.bool).index_fill(0, heaviest, True))
+    return torch.cat(held), torch.cat(odd)
+
+
+def _trained(real: RealSet, kept: Tensor, weights: Tensor, rng: Rng, device: torch.device) -> torch.nn.Module:
+    """A small network after a few hundred steps on images that are drawn by weight."""
+    from datastill.models import default_options, resolve_network
+    from datastill.training.hard import Schedule, train
+
+    channels, *size = real.shape
+    options = {**default_options(min(size)), "width": WIDTH}
+    name = "convnet:" + ",".join(f"{option}={value}" for option, value in options.items())
+    network = resolve_network(name, channels=channels, classes=real.classes, size=(size[0], size[1]))(
+        rng.derive("network")
+    )
+    for part, (steps, rate) in enumerate(STEPS):
+        generator = rng.generator("draws", part)
+        drawn = kept[torch.multinomial(weights.double(), steps * BATCH, replacement=True, generator=generator)]
+        schedule = Schedule(passes=1, lr=rate, batch=BATCH)
+        images = _Drawn(real, drawn)
+        train(network, images, real.labels[drawn], schedule, rng.child("training", part), device=device)
+    return network
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Images of a set by their positions in a list of draws."""
+
+    real: RealSet
+    drawn: Tensor
+
+    def __call__(self, index: Tensor) -> Tensor:
+        return self.real.batch(self.drawn[index]).x
