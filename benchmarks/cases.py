@@ -105,7 +105,7 @@ def stages(data: str, rest: list[str], side: str, device: str) -> Callable[[], o
     ipc = int(rest[1])
     if side.startswith("literal"):
         return naive.Stage(*images(data, 10_000), ipc, 128, 2, 64).step
-    short = {"expert_count": 1, "expert_updates": 12, "statistics_images": 16}
+    short = {"expert_count": 1, "expert_updates": 12, "statistics_images": 16, "factor": 2}
     return stepping("stages", data, side, device, ipc=ipc, augment=ALL, **short)[0]
 
 

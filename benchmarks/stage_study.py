@@ -29,8 +29,8 @@ from datastill.core.cost import environment
 from datastill.data import RealSet
 from datastill.store.files import write_json
 
-#: Tiles to a side of an image, where a setting does not say.
-FACTOR = 2
+#: Of the base: tiles to a side of an image, and networks, which the defaults are no more.
+BASE: dict[str, Any] = {"factor": 2, "expert_count": 4}
 #: The mosaic start stands beside all of them.
 START: dict[str, Any] = {"method": "mosaic"}
 RANDOM_START = {"init": "mix"}
@@ -98,7 +98,8 @@ def cell(real: RealSet, seed: int, args: argparse.Namespace, **hyper: Any) -> di
     """One set, its seconds, and its accuracy on `real.test`."""
     method = hyper.pop("method", "stages")
     how: Any = {"precision": args.precision, "compile": args.compile}
-    hyper = {"factor": FACTOR, **hyper} if method != "random" else hyper
+    if method == "stages":
+        hyper = {**BASE, **hyper}
     same: Any = {"ipc": args.ipc, "seed": seed, "units": args.units, "recipe": "paper", **how, **hyper}
     if args.seconds and method == "stages":
         same["steps"] = steps_for(
