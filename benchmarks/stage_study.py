@@ -85,6 +85,7 @@ def table(common: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for law, moment, alpha, real in itertools.product(laws, moments, alphas, reals):
         if (law, real) != ("interpolated", "amortized"):
             found[f"{law}, {moment}, alpha {alpha:g}, {real}"] = {
+                **common,
                 "law": law,
                 "moment": moment,
                 "alpha": alpha,
