@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from datastill.augment.strategies import strategy_for
+from datastill.core.allocator import keep_freed_memory
 from datastill.core.errors import InputError
 from datastill.core.plan import Task, Unit, chunk_for
 from datastill.core.rng import Rng
@@ -111,6 +112,7 @@ class Squeeze:
 
     def run(self, task: Task) -> dict[str, Tensor]:
         """`weight/<name>` for the state of the network; `trial`, its accuracy on training images; `seconds`."""
+        keep_freed_memory()
         real, started = task.real, time.perf_counter()
         rng = Rng(task.seed).child("squeeze")
         network = task.network(rng.derive("network")).to(task.device)
