@@ -101,62 +101,47 @@ def trial(real: RealSet, seed: int = 0, device: str = "cpu", progress: Progress 
     if real.weights is None:
         raise InputError("The set has no weights; weigh it first.")
     rng = Rng(seed).child("weigh", "trial")
-    held, odd = _held_out(real, rng)
+    kept, held = real.split(HELD, seed)
+    odd = _odd(held)
     if int(odd.sum()) < FEWEST:
         return None
-    kept = torch.ones(len(real), dtype=torch.bool).index_fill(0, held, False).nonzero().squeeze(1)
+    assert kept.weights is not None
     where = pick_device(device)
     found = []
-    for k, weights in enumerate((torch.ones(len(kept)), real.weights[kept])):
+    for k, weights in enumerate((torch.ones(len(kept)), kept.weights)):
         progress("a trial of the weights", k, 2, {})
-        network = _trained(real, kept, weights, rng, where)
-        logits = predict(network, lambda index: real.batch(held[index]).x, len(held), device=where)
-        right = logits.argmax(1).cpu() == real.labels[held]
+        network = _trained(kept, weights, rng, where)
+        logits = predict(network, lambda index: held.batch(index).x, len(held), device=where)
+        right = logits.argmax(1).cpu() == held.labels
         found.append((float(right.double().mean()), float(right[odd].double().mean())))
     progress("a trial of the weights", 2, 2, {})
     (all_plain, odd_plain), (all_weighted, odd_weighted) = found
     return Trial(all_plain, odd_plain, all_weighted, odd_weighted, len(held), int(odd.sum()))
 
 
-def _held_out(real: RealSet, rng: Rng) -> tuple[Tensor, Tensor]:
-    """Positions of a fifth of each class, and which of these are among the heaviest twentieth of theirs."""
-    assert real.weights is not None
-    held, odd = [], []
-    for c in range(real.classes):
-        members = real.class_index(c)
-        some = members[torch.randperm(len(members), generator=rng.generator("held", c))[: int(HELD * len(members))]]
-        heaviest = real.weights[some].argsort(descending=True, stable=True)[: int(ODD * len(some))]
-        held.append(some)
-        odd.append(torch.zeros(len(some), dtype=torch.bool).index_fill(0, heaviest, True))
-    return torch.cat(held), torch.cat(odd)
+def _odd(held: RealSet) -> Tensor:
+    """Which images are among the heaviest twentieth of their class."""
+    assert held.weights is not None
+    odd = torch.zeros(len(held), dtype=torch.bool)
+    for members in map(held.class_index, range(held.classes)):
+        order = held.weights[members].argsort(descending=True, stable=True)
+        odd[members[order[: int(ODD * len(members))]]] = True
+    return odd
 
 
-def _trained(real: RealSet, kept: Tensor, weights: Tensor, rng: Rng, device: torch.device) -> torch.nn.Module:
+def _trained(real: RealSet, weights: Tensor, rng: Rng, device: torch.device) -> torch.nn.Module:
     """A small network after a few hundred steps on images that are drawn by weight."""
-    from datastill.models import default_options, resolve_network
+    from datastill.models import narrowed, resolve_network
     from datastill.training.hard import Schedule, train
 
-    channels, *size = real.shape
-    options = {**default_options(min(size)), "width": WIDTH}
-    name = "convnet:" + ",".join(f"{option}={value}" for option, value in options.items())
-    network = resolve_network(name, channels=channels, classes=real.classes, size=(size[0], size[1]))(
-        rng.derive("network")
-    )
+    network = narrowed(resolve_network(None, **real.network_shape), WIDTH)(rng.derive("network"))
     for part, (steps, rate) in enumerate(STEPS):
         generator = rng.generator("draws", part)
-        drawn = kept[torch.multinomial(weights.double(), steps * BATCH, replacement=True, generator=generator)]
+        drawn = torch.multinomial(weights.double(), steps * BATCH, replacement=True, generator=generator)
+
+        def images(index: Tensor, drawn: Tensor = drawn) -> Tensor:
+            return real.batch(drawn[index]).x
+
         schedule = Schedule(passes=1, lr=rate, batch=BATCH)
-        images = _Drawn(real, drawn)
         train(network, images, real.labels[drawn], schedule, rng.child("training", part), device=device)
     return network
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """Images of a set by their positions in a list of draws."""
-
-    real: RealSet
-    drawn: Tensor
-
-    def __call__(self, index: Tensor) -> Tensor:
-        return self.real.batch(self.drawn[index]).x
