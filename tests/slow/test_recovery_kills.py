@@ -33,7 +33,8 @@ def test_killed_recovery_goes_on_to_the_same_images(tmp_path: Path, workers: int
     for k in range(40):
         begun, running = time.monotonic(), start(folder)
         try:
-            assert running.wait(timeout=moment.uniform(0.4, 0.9) * seconds) == 0
+            # later after every kill: on a machine that has become busy, starting alone may take what the whole one took
+            assert running.wait(timeout=moment.uniform(0.4, 0.9) * seconds * 1.2**kills) == 0
             if kills or seconds < 1:
                 break
             seconds, folder = time.monotonic() - begun, f"killed-{k}"  # the whole one was slow: once more, sooner
