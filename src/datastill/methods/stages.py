@@ -38,6 +38,7 @@ TILED_SIDE, FEW = 28, 10
 class StageMatching(Staged):
     """Match class statistics on early stages of a few narrow networks, with the real side taken once."""
 
+    settled_by_budget: ClassVar[frozenset[str]] = Staged.settled_by_budget | {"statistics_images"}
     expert_schedule: ClassVar[str] = "constant"
     expert_cutmix: ClassVar[float] = 0.0
 
@@ -53,7 +54,8 @@ class StageMatching(Staged):
     law: Literal["snapshots", "interpolated"] = "snapshots"
     moment: Literal["means", "spreads", "cf"] = "means"  #: what is matched: means, standard deviations too, or CF
     snapshots: Few = 4  #: snapshots of each expert, the early ones dense
-    statistics_images: Count = 1000  #: augmented real images per class and snapshot, taken once
+    #: real images of each class that are looked at once: augmented, on every snapshot; as they are, to choose the start
+    statistics_images: Count = 1000
     statistics: Literal["amortized", "fresh"] = "amortized"  #: of real images: taken once, or of a batch in each step
     real_batch: Count = 128  #: real images per class and step where they are fresh
     augment: str = "auto"  #: DSA strategy of images and experts, "none", or "auto": all operations, no flip for digits
@@ -70,6 +72,10 @@ class StageMatching(Staged):
         if min(task.real.shape[1:]) < TILED_SIDE:
             return 1
         return 4 if task.ipc <= FEW and task.real.shape[0] == 3 else 2
+
+    def with_part_of_statistics(self, part: float) -> Self:
+        """Statistics of fewer images, and fewer candidates for the start."""
+        return replace(self, statistics_images=max(min(100, self.statistics_images), int(part * self.statistics_images)))
 
     def stand_in(self, experts: str) -> Self:
         """On other experts, with statistics of a few images."""
@@ -120,7 +126,7 @@ class StageMatching(Staged):
             return make_init(self.init, tiles)
         positions = tuple(sorted({len(epochs) // 2 - 1, len(epochs) - 1} - {-1}))
         means = kept if self.statistics == "amortized" and self.moment != "cf" else None
-        return HerdedTiles(unit, epochs, means, positions, tiles)
+        return HerdedTiles(unit, epochs, means, positions, tiles, self.statistics_images)
 
     def macs_per_step(self, task: Task) -> float:
         """Forward and backward to the pixels, about three passes, per rendered image; fresh real ones beside them."""

@@ -24,7 +24,7 @@ EXPERTS_SHARE = 0.6
 #: Whoever says one of these has said which experts to train.
 CHOSEN = frozenset({"experts", "expert_count", "expert_epochs", "expert_updates", "width"})
 #: Updates of an expert, and channels, where not all that the method asks for can be paid.
-_UPDATES, _FEWEST_UPDATES, _WIDTH = 1200, 150, 64
+_UPDATES, _FEWEST_UPDATES, _WIDTH, _LEAST_WIDTH = 1200, 150, 64, 32
 #: Epochs into which short experts are cut, so that early snapshots are close to each other.
 _EPOCHS = 12
 
@@ -124,6 +124,10 @@ class Staged(Method):
         """As `scaled`, where each nominal second of experts and of steps takes so many."""
         return affordable(self, task, seconds, preparation, step)
 
+    def with_part_of_statistics(self, part: float) -> Self:
+        """This method where a part of the real images that are looked at once has to do; those of steps are as before."""
+        return self
+
     def with_cheap_preparation(self, task: Task, seconds: float, given: Collection[str]) -> Self:
         """Short, narrow experts where all would take more than `seconds`; not where `given` names which to train."""
         if CHOSEN & set(given) or expert_seconds(self, task) <= seconds:
@@ -160,10 +164,14 @@ def expert_seconds(method: Staged, task: Task) -> float:
 
 
 def statistics_seconds(method: Staged, task: Task) -> float:
-    """Of the statistics that are taken once, at the nominal speed."""
+    """Of the statistics that are taken once, and of choosing the start, at the nominal speed."""
+    from datastill.surrogates.stage_starts import HerdedTiles
+
     plan = method.build(task)
-    units = [unit for unit in plan.prepare if unit.name != "experts"]
-    return sum(unit.macs(task) for unit in units) / nominal_speed(task.device.type)
+    macs = sum(unit.macs(task) for unit in plan.prepare if unit.name != "experts")
+    if isinstance(plan.init, HerdedTiles):
+        macs += plan.init.macs(task)
+    return macs / nominal_speed(task.device.type)
 
 
 def step_seconds(method: Staged, task: Task) -> float:
@@ -185,21 +193,26 @@ def affordable(method: S, task: Task, seconds: float, preparation: float, step: 
 
 
 def with_short_experts(method: S, task: Task, seconds: float) -> S:
-    """Narrow experts of up to 1,200 updates, at least two and as many as the time pays for; then fewer updates."""
+    """Narrow experts of up to 1,200 updates, at least two and as many as the time pays for.
+
+    Where it does not pay for two, they are narrower still, then have fewer updates and statistics of fewer images.
+    """
     if method.experts:
         return method
-    width = min(method.width or _WIDTH, _WIDTH)
-    most = min(method.expert_updates or _UPDATES, _UPDATES)
+    least, most = min(2, method.expert_count), min(method.expert_updates or _UPDATES, _UPDATES)
 
-    def of(count: int, updates: int) -> Any:
-        epochs = min(method.expert_epochs, _EPOCHS)
+    def of(count: int, part: float, width: int) -> Any:
         return dataclasses.replace(
-            method, width=width, expert_count=count, expert_updates=updates, expert_epochs=epochs
+            method.with_part_of_statistics(part),
+            width=width,
+            expert_count=count,
+            expert_updates=max(_FEWEST_UPDATES, int(most * part)),
+            expert_epochs=min(method.expert_epochs, _EPOCHS),
         )
 
-    least = min(2, method.expert_count)
-    one = of(1, most).nominal_preparation(task)
-    count = min(method.expert_count, int(seconds / one))
-    if count >= least:
-        return of(count, most)
-    return of(least, max(_FEWEST_UPDATES, int(most * seconds / (least * one))))
+    width = min(method.width or _WIDTH, _WIDTH)
+    for width in sorted({width, min(width, _LEAST_WIDTH)}, reverse=True):
+        one = of(1, 1.0, width).nominal_preparation(task)
+        if seconds >= least * one:
+            return of(min(method.expert_count, int(seconds / one)), 1.0, width)
+    return of(least, seconds / (least * one), width)
