@@ -27,7 +27,9 @@ from datastill.cli import COMMANDS, main
 from datastill.core.errors import DatastillError, InputError
 from datastill.core.ranges import SWITCH, TEXT, Kind, Numbers, Several, Words, declared, kinds_of
 from datastill.core.registry import Method, with_overrides
-from datastill.debias.reweight import Kernel, way_of
+from datastill.debias.density import Kernel
+from datastill.debias.loss import ByLoss
+from datastill.debias.reweight import way_of
 from datastill.methods.dc import DC
 from datastill.methods.dream import Dream
 from datastill.methods.idc import IDC
@@ -304,6 +306,7 @@ def test_every_field_of_a_method_declares_what_it_may_be(name: str) -> None:
 
 SPECS: dict[str, tuple[Callable[[str], object], list[type]]] = {
     "kde": (way_of, [Kernel, Extractor]),
+    "loss": (way_of, [ByLoss]),
     "dfa": (DebiasedTraining.parse, [Dfa]),
     "selecmix": (DebiasedTraining.parse, [SelecMix]),
     "dfa ": (DebiasedSurrogates.parse, [Dfa, DebiasedSurrogates]),

@@ -75,7 +75,9 @@ class StageMatching(Staged):
 
     def with_part_of_statistics(self, part: float) -> Self:
         """Statistics of fewer images, and fewer candidates for the start."""
-        return replace(self, statistics_images=max(min(100, self.statistics_images), int(part * self.statistics_images)))
+        return replace(
+            self, statistics_images=max(min(100, self.statistics_images), int(part * self.statistics_images))
+        )
 
     def stand_in(self, experts: str) -> Self:
         """On other experts, with statistics of a few images."""

@@ -125,7 +125,7 @@ class Staged(Method):
         return affordable(self, task, seconds, preparation, step)
 
     def with_part_of_statistics(self, part: float) -> Self:
-        """This method where a part of the real images that are looked at once has to do; those of steps are as before."""
+        """This method with a part of the real images that are looked at once, before its steps."""
         return self
 
     def with_cheap_preparation(self, task: Task, seconds: float, given: Collection[str]) -> Self:
@@ -210,8 +210,8 @@ def with_short_experts(method: S, task: Task, seconds: float) -> S:
             expert_epochs=min(method.expert_epochs, _EPOCHS),
         )
 
-    width = min(method.width or _WIDTH, _WIDTH)
-    for width in sorted({width, min(width, _LEAST_WIDTH)}, reverse=True):
+    widest = min(method.width or _WIDTH, _WIDTH)
+    for width in sorted({widest, min(widest, _LEAST_WIDTH)}, reverse=True):
         one = of(1, 1.0, width).nominal_preparation(task)
         if seconds >= least * one:
             return of(min(method.expert_count, int(seconds / one)), 1.0, width)
