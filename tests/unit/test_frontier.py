@@ -10,7 +10,7 @@ import pytest
 
 from datastill.cli import main
 from datastill.core.errors import InputError
-from datastill.experiments.frontier import Frontier, Point, every_method, frontier
+from datastill.experiments.frontier import Frontier, Point, _refused, every_method, frontier
 
 pytestmark = pytest.mark.usefixtures("short_protocols")
 
@@ -66,3 +66,14 @@ def test_what_stands_for_another_method_is_not_among_all() -> None:
 def test_nothing_to_compare_is_refused(names: list[str], budgets: list[float], words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words):
         frontier(names, "digits", ipc=1, budgets=budgets, out=tmp_path)
+
+
+def test_what_does_not_suit_is_told_before_anything_is_run_and_is_not_among_all(tmp_path: Path) -> None:
+    asked = {"seeds": 1, "networks": 1, "network": "convnet:width=4,depth=1"}
+    with pytest.raises(InputError, match="batch norm"):
+        frontier(["dm-fast", "sre2l"], "digits", ipc=1, budgets=[1.0], out=tmp_path / "f", **asked)
+    assert not (tmp_path / "f").exists()
+    left = _refused(every_method(), "digits", 1, tmp_path / "f", asked)
+    assert {"sre2l", "g-vbsm", "kip", "vl-mtt"} <= set(left) and not {"dm", "mtt", "stages", "rded", "cim"} & set(left)
+    made = Frontier("digits", 1, "dc-v1", {}, [Point("dm", 1, 1.0, 0.5, math.nan)], {}, {"kip": "regression"})
+    assert "- kip: regression" in made.table() and made.to_dict()["left_out"] == {"kip": "regression"}

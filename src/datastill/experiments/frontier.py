@@ -6,10 +6,11 @@ a method prepares (experts, a teacher) is part of its time.
 
 from __future__ import annotations
 
+import inspect
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,10 @@ from datastill.core.recipes import find_recipe
 from datastill.core.registry import Chooses, get_method, methods
 from datastill.data.places import places_of
 from datastill.experiments.comparison import Progress, compare, silent
+from datastill.experiments.grid import refusals
 from datastill.experiments.result import Comparison, Row
-from datastill.experiments.sources import RealSets
+from datastill.experiments.settings import make_settings
+from datastill.experiments.sources import RealSets, real_sets
 from datastill.launch import cluster
 from datastill.report.markdown import part as markdown
 from datastill.report.section import Items, Paragraph, Part, Table
@@ -59,6 +62,7 @@ class Frontier:
         lines: mean accuracy of the baselines.
         points: of every other method, by budget.
         published: accuracy and source by method, where a recipe has one for this data and size.
+        left_out: methods of "all" that cannot do what was asked for, and why.
     """
 
     data: str
@@ -67,6 +71,7 @@ class Frontier:
     lines: Mapping[str, float]
     points: Sequence[Point]
     published: Mapping[str, tuple[float, str]]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def best(self) -> list[Point]:
@@ -89,7 +94,9 @@ class Frontier:
             rows.append([name, *cells, f"{100 * told[0]:.1f}" if told else "–"])
         sources = [f"{name}: {source}" for name, (_, source) in self.published.items()]
         lead = Paragraph("Published numbers, under the protocols of their papers:")
-        return [Table(head, rows), lead, Items(sources)] if sources else [Table(head, rows)]
+        found: list[Part] = [Table(head, rows), lead, Items(sources)] if sources else [Table(head, rows)]
+        left = [f"{name}: {reason}" for name, reason in self.left_out.items()]
+        return [*found, Paragraph("Left out:"), Items(left)] if left else found
 
     def table(self) -> str:
         """The same in Markdown."""
@@ -109,6 +116,7 @@ class Frontier:
             "lines": dict(self.lines),
             "points": points,
             "published": {name: {"accuracy": a, "source": s} for name, (a, s) in self.published.items()},
+            "left_out": dict(self.left_out),
         }
 
     def figure(self, format: str = "svg") -> bytes:
@@ -176,7 +184,7 @@ def frontier(
     """Compare methods at several budgets under one protocol.
 
     Args:
-        names: methods; "all" stands for all that need nothing but the real set.
+        names: methods; "all" stands for all that these real sets, network and protocol suit.
         real: one real set, as `compare` takes it.
         ipc: images per class.
         budgets: seconds, ascending or not.
@@ -190,13 +198,17 @@ def frontier(
     """
     if not budgets or any(not 0 < b < math.inf for b in budgets):
         raise InputError("Give at least one budget, a time above 0 seconds: --budgets 30s 2m 10m.")
-    wanted = every_method() if list(names) == ["all"] else list(names)
-    timed = [name for name in wanted if name not in LINES]
+    everything = list(names) == ["all"]
+    timed = [name for name in (every_method() if everything else names) if name not in LINES]
     if not timed:
         raise InputError("Name a method that takes time: random, mosaic and herding stand beside it in any case.")
     folder = Path(out)
     refuse_out(folder, places_of(real), FRONTIER)
     pick_device(options.get("device", "auto"))
+    left = _refused(timed, real, ipc, folder, options)
+    if left and not everything:
+        raise InputError(next(iter(left.values())))
+    timed = [name for name in timed if name not in left]
     with held(folder), cluster(options.get("workers", 1)):
         first = compare(list(LINES), real, ipc=ipc, out=folder / "baselines", progress=progress, **options)
         done = {
@@ -205,7 +217,7 @@ def frontier(
             )
             for budget in sorted(set(budgets))
         }
-        found = gathered(first, done)
+        found = replace(gathered(first, done), left_out=left)
         found.save(folder)
     return found
 
@@ -213,6 +225,18 @@ def frontier(
 def every_method() -> list[str]:
     """All methods but those that stand for another."""
     return [name for name, info in methods().items() if not isinstance(info.cls(), Chooses)]
+
+
+def _refused(
+    names: Sequence[str], real: RealSets | Any, ipc: int, out: Path, options: Mapping[str, Any]
+) -> dict[str, str]:
+    """Which methods `compare` would refuse with these options, and why."""
+    usual = {k: p.default for k, p in inspect.signature(compare).parameters.items() if p.default is not p.empty}
+    told = {**usual, **options, "budget": None}
+    taken = inspect.signature(make_settings).parameters
+    reals = real_sets(real)
+    settings = make_settings(list(names), reals, **{**{k: v for k, v in told.items() if k in taken}, "ipc": ipc})
+    return refusals(settings, reals, out)
 
 
 def gathered(baselines: Comparison, budgets: Mapping[float, Comparison]) -> Frontier:

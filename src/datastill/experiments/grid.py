@@ -57,6 +57,18 @@ def lay_out(settings: Settings, reals: RealSets, out: Path) -> tuple[Work, list[
     return work, cells
 
 
+def refusals(settings: Settings, reals: RealSets, out: Path) -> dict[str, str]:
+    """Methods that cannot do what is asked for, and why; nothing is measured, trained or written."""
+    found: dict[str, str] = {}
+    for data, ipc, method in itertools.product(reals.labels(), settings.ipc, settings.methods):
+        try:
+            job = job_of(settings, reals, Cell(data, method, ipc, settings.seeds[0]), out)
+            settings.protocol.check_takes(job.own_plan.labels.kind, job.method_name)
+        except InputError as error:
+            found.setdefault(method, str(error))
+    return found
+
+
 def units_of(work: Work, cells: list[Cell]) -> list[Unit]:
     """Every file that cells share, once, and after these the cells."""
     shared: dict[Path, Unit] = {}

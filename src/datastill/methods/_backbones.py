@@ -57,6 +57,7 @@ class Backbones(Squeezed):
         from datastill.surrogates.backbones import RoundRobin
 
         sources = self.sources(task)
+        sources[0].refuse_without_statistics(task)
         targets = [self.targets(source) for source in sources]
         adam = Adam(lr=self.image_lr, betas=(0.5, 0.9), schedule=cosine)
         return Plan(

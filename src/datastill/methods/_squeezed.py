@@ -36,8 +36,11 @@ class Squeezed(PaysForTeacher):
 
     def source(self, task: Task) -> TeacherSource:
         """Where the teacher comes from; one whose network is not built in is built as the task's network is."""
+        from datastill.engines.statistics import norm_layers
         from datastill.surrogates.teachers import Brought, Squeeze, as_teacher
 
+        if self.matches_statistics and not self.teacher:
+            norm_layers(task.network(0))  # without batch norm this ends here, before anything is measured or trained
         if self.teacher:
             teacher = as_teacher(self.teacher, task.network, "--network (network=)")
             return Brought(teacher, self.matches_statistics)

@@ -52,6 +52,15 @@ class Backbone:
         Raises:
             InputError: it has no statistics to match, or does not fit the data.
         """
+        self.refuse_without_statistics(task)
+        return self.source.run(self._for(task))
+
+    def refuse_without_statistics(self, task: Task) -> None:
+        """Refuse a network that has nothing to match.
+
+        Raises:
+            InputError: it has no statistics.
+        """
         own = self._for(task)
         given = self.source.given if isinstance(self.source, Brought) else None
         network = own.network(0) if given is None else given.network
@@ -61,7 +70,6 @@ class Backbone:
                 "match its convolutions alone (--without-bn convolutions), or take one with batch norm "
                 "(convnet:norm=batch, resnet18:norm=batch)."
             )
-        return self.source.run(own)
 
     def teacher(self, task: Task, prepared: dict[str, Tensor]) -> Teacher:
         """The trained network."""
