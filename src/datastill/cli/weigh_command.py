@@ -26,7 +26,9 @@ class WeighOptions(DeviceOptions):
     """How to weigh, and where to put what comes of it."""
 
     data: DataOptions
-    debias: str = "kde"  #: kde (by density; options as in kde:variance=0.05,power=1), or oracle where the bias is known
+    #: kde (by density; options as in kde:variance=0.05,power=1), loss (of a network that was led to the bias), or
+    #: oracle where the bias is known
+    debias: str = "kde"
     out: Path = Path("runs/weights")  #: folder for the picture, the weights and the table
     images: Few = 8  #: lightest and heaviest images of each class in the picture
     seed: Seed = 0  #: of the network that the density is measured with

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Share of each class that is held out, share of that which counts as odd, and odd images that say something.
 HELD, ODD, FEWEST = 0.2, 0.05, 50
+#: Times that all of it is done, each with other images held out: one is off by up to five points.
+DRAWS = 3
 #: Steps at each rate, images in a step, width of the network.
 STEPS, BATCH, WIDTH = ((300, 0.02), (100, 0.004)), 64, 16
 #: Points on odd images that a point on all of them must bring.
@@ -31,12 +33,12 @@ WORTH = 2.0
 
 @dataclass(frozen=True)
 class Trial:
-    """Accuracies on held-out images, fractions.
+    """Accuracies on held-out images, fractions, means over several draws of what is held out.
 
     Attributes:
         all_plain, odd_plain: of the network trained without weights, on all of them and on the odd ones.
         all_weighted, odd_weighted: of the one trained with weights.
-        held, odd: how many images these are.
+        held, odd: how many images these are in a draw.
     """
 
     all_plain: float
@@ -70,9 +72,9 @@ class Trial:
             else "not twice as much, so do without them unless you know of a bias"
         )
         return (
-            f"A small network trained without weights is right on {100 * self.odd_plain:.0f} % of {self.odd:,} odd "
-            f"images that were held out, with weights on {100 * self.odd_weighted:.0f} %; on all {self.held:,} of them "
-            f"on {100 * self.all_plain:.0f} and {100 * self.all_weighted:.0f} %. Weights gain "
+            f"Over {DRAWS} draws, a small network trained without weights is right on {100 * self.odd_plain:.0f} % of "
+            f"{self.odd:,} odd images that were held out, with weights on {100 * self.odd_weighted:.0f} %; on all "
+            f"{self.held:,} of them on {100 * self.all_plain:.0f} and {100 * self.all_weighted:.0f} %. Weights gain "
             f"{100 * self.gain:.1f} points on odd images and cost {100 * self.loss:.1f} on all: {rule}."
         )
 
@@ -82,11 +84,11 @@ class Trial:
 
 
 def trial(real: RealSet, seed: int = 0, device: str = "cpu", progress: Progress = silent) -> Trial | None:
-    """Train both networks, a few hundred steps each, and score them on held-out training images.
+    """Train both networks, a few hundred steps each, and score them on held-out training images; three times.
 
     Args:
         real: the set with its weights; its test split is not read.
-        seed: of what is held out, of the draws and of both networks.
+        seed: of what is held out, of the draws and of all networks.
         device: where to train.
         progress: told how far it is.
 
@@ -96,27 +98,32 @@ def trial(real: RealSet, seed: int = 0, device: str = "cpu", progress: Progress 
     Raises:
         InputError: the set has no weights.
     """
-    from datastill.training.hard import predict
-
     if real.weights is None:
         raise InputError("The set has no weights; weigh it first.")
-    rng = Rng(seed).child("weigh", "trial")
-    kept, held = real.split(HELD, seed)
-    odd = _odd(held)
-    if int(odd.sum()) < FEWEST:
-        return None
-    assert kept.weights is not None
-    where = pick_device(device)
     found = []
-    for k, weights in enumerate((torch.ones(len(kept)), kept.weights)):
-        progress("a trial of the weights", k, 2, {})
-        network = _trained(kept, weights, rng, where)
-        logits = predict(network, lambda index: held.batch(index).x, len(held), device=where)
-        right = logits.argmax(1).cpu() == held.labels
-        found.append((float(right.double().mean()), float(right[odd].double().mean())))
-    progress("a trial of the weights", 2, 2, {})
-    (all_plain, odd_plain), (all_weighted, odd_weighted) = found
+    for draw in range(DRAWS):
+        kept, held = real.split(HELD, seed + draw)
+        odd = _odd(held)
+        if int(odd.sum()) < FEWEST:
+            return None
+        rng = Rng(seed + draw).child("weigh", "trial")
+        assert kept.weights is not None
+        for k, weights in enumerate((torch.ones(len(kept)), kept.weights)):
+            progress("a trial of the weights", 2 * draw + k, 2 * DRAWS, {})
+            found.append(_right(held, odd, _trained(kept, weights, rng, pick_device(device))))
+    progress("a trial of the weights", 2 * DRAWS, 2 * DRAWS, {})
+    means = torch.tensor(found, dtype=torch.float64).view(DRAWS, 4).mean(0)
+    all_plain, odd_plain, all_weighted, odd_weighted = means.tolist()
     return Trial(all_plain, odd_plain, all_weighted, odd_weighted, len(held), int(odd.sum()))
+
+
+def _right(held: RealSet, odd: Tensor, network: torch.nn.Module) -> tuple[float, float]:
+    """Accuracy on all held-out images, and on the odd ones."""
+    from datastill.training.hard import predict
+
+    logits = predict(network, lambda index: held.batch(index).x, len(held), device=next(network.parameters()).device)
+    right = logits.argmax(1).cpu() == held.labels
+    return float(right.double().mean()), float(right[odd].double().mean())
 
 
 def _odd(held: RealSet) -> Tensor:

@@ -102,10 +102,10 @@ def distill(
         units: a folder where experts and other prepared things are kept and found again, for runs that share them;
             None is `out`.
         **options: hyper-parameters of the method, over the recipe's; and what the run changes in any method
-            (`datastill.overrides`): `debias` weighs the real images against a bias in them, "kde" (by density) with
-            options as in "kde:variance=0.05,power=1", or "oracle", by bias labels, for diagnosis; `surrogates` takes
-            networks that resist a bias where the method takes fresh random ones, "dfa" or "selecmix", as in
-            "dfa:count=3,steps=600".
+            (`datastill.overrides`): `debias` weighs the real images against a bias in them, "kde" (by density) or
+            "loss" (of a biased network) with options as in "kde:variance=0.05,power=1", or "oracle", by bias labels,
+            for diagnosis; `surrogates` takes networks that resist a bias where the method takes fresh random ones,
+            "dfa" or "selecmix", as in "dfa:count=3,steps=600".
 
     Returns:
         The distilled set; also saved in `out`.

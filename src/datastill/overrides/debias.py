@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Weights(Override):
-    """Weights by density ("kde") or by bias labels ("oracle"); with draw=true images are drawn by them instead."""
+    """Weights by density ("kde"), by loss or by bias labels ("oracle"); draw=true draws images by them instead."""
 
     option = "debias"
     label = "weights against a bias"
     default = "none"
     weighs = True
-    help = "weigh real images against a bias: none, kde (by density; as in kde:variance=0.05,power=1), or oracle"
+    help = "weigh real images against a bias: none, kde (by density; as in kde:variance=0.05), loss, or oracle"
 
     asked: str
     report: Mapping[str, Any] = field(default_factory=dict)  #: on the weights, once they are there
