@@ -204,11 +204,11 @@ def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[s
 
 def _say_expected(job: Job, display: Display) -> None:
     """How long it will take, and how long the paper's setting would."""
-    from datastill.core.cost import describe_seconds
+    from datastill.core.cost import describe_seconds, plural
     from datastill.distillation.budget import estimate_job, paper_of
 
     told = estimate_job(job, paper_of(job))
-    steps = f", {told.steps} steps" if told.steps else ""
+    steps = f", {plural(told.steps, 'step')}" if told.steps else ""
     display.say(f"Expected: {describe_seconds(told.seconds)}{steps}.")
     if told.paper_seconds > 1.5 * told.seconds:
         display.say(f"The paper's setting would take {describe_seconds(told.paper_seconds)} (--recipe paper).")

@@ -21,7 +21,7 @@ def main(args: list[str]) -> int:
         raise InputError("Name a method: `datastill estimate dm --data PATH --ipc 10`.")
     info = get_method(name or str(config.method))
     run, data, values = parse_options(info, rest, "estimate", config)
-    from datastill.core.cost import describe_seconds
+    from datastill.core.cost import describe_seconds, plural
     from datastill.core.runtime import Runtime
     from datastill.distillation.budget import estimate_job, paper_of, within
     from datastill.distillation.job import prepare_job
@@ -44,10 +44,12 @@ def main(args: list[str]) -> int:
         print(json.dumps(told.to_dict(), indent=2))
         return 0
     print(describe_job(job))
-    print(f"This run:          {describe_seconds(told.seconds)} ({told.steps} steps of {told.seconds_per_step:.3g} s)")
+    print(
+        f"This run:          {describe_seconds(told.seconds)} ({plural(told.steps, 'step')} of {told.seconds_per_step:.3g} s)"
+    )
     if told.prepare_seconds:
         print(f"  of which preparing: {describe_seconds(told.prepare_seconds)}")
-    print(f"The paper's setting: {describe_seconds(told.paper_seconds)} ({told.paper_steps} steps)")
+    print(f"The paper's setting: {describe_seconds(told.paper_seconds)} ({plural(told.paper_steps, 'step')})")
     print(f"Peak memory:       {told.peak_memory_bytes / 2**30:.1f} GiB")
     return 0
 

@@ -108,10 +108,16 @@ def describe_seconds(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours"
 
 
+def plural(count: int, noun: str) -> str:
+    """ "1 image", "2 images", "2 classes", "2 passes"."""
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "x", "ch")) else "s"
+    return f"{count:,} {noun}{ending}"
+
+
 def describe_cost(steps: int, seconds: float) -> str:
     """What making a set took, in words."""
     total = describe_seconds(seconds)
-    return f"{steps} steps in {total}" if steps else f"selected in {total}"
+    return f"{plural(steps, 'step')} in {total}" if steps else f"selected in {total}"
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
-from datastill.core.cost import peak_memory_bytes
+from datastill.core.cost import peak_memory_bytes, plural
 from datastill.core.errors import InputError
 from datastill.core.loop import run_block
 from datastill.core.plan import Plan, Task
@@ -203,7 +203,7 @@ def within(job: Job, seconds: float, folder: Path | None, resume: bool) -> Job:
     return replace(
         job,
         method=with_overrides(job.method, {"steps": steps}),
-        notes=(*job.notes, f"a budget of {seconds:g} seconds became {steps} steps"),
+        notes=(*job.notes, f"a budget of {seconds:g} seconds became {plural(steps, 'step')}"),
     )
 
 
@@ -233,7 +233,7 @@ def _prepared_within(job: Job, seconds: float) -> Job:
     settled, told = now.method, f"a budget of {seconds:g} seconds became"
     if settled.steps:
         steps = min(MANY, max(1, int((left() - preparing) / (step * _nominal_step(now)))))
-        settled, told = with_overrides(settled, {"steps": steps}), f"{told} {steps} steps"
+        settled, told = with_overrides(settled, {"steps": steps}), f"{told} {plural(steps, 'step')}"
         told += f" after about {preparing:.0f} seconds of preparation" if preparing else ""
     else:
         told = f"{told} about {preparing:.0f} seconds of preparation"

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from datastill.core.cost import plural as plural
 from datastill.core.registry import field_docs, registered
 from datastill.store.sizes import bytes_in_words, bytes_of_parts
 
@@ -104,12 +105,6 @@ def value(item: Any) -> str:
     if isinstance(item, float):
         return f"{item:g}"
     return str(item)
-
-
-def plural(count: int, noun: str) -> str:
-    """ "1 image", "2 images", "2 classes", "2 passes"."""
-    ending = "" if count == 1 else "es" if noun.endswith(("s", "x", "ch")) else "s"
-    return f"{count:,} {noun}{ending}"
 
 
 def count(number: int | None) -> str:
