@@ -44,9 +44,8 @@ def main(args: list[str]) -> int:
         print(json.dumps(told.to_dict(), indent=2))
         return 0
     print(describe_job(job))
-    print(
-        f"This run:          {describe_seconds(told.seconds)} ({plural(told.steps, 'step')} of {told.seconds_per_step:.3g} s)"
-    )
+    steps = f"{plural(told.steps, 'step')} of {told.seconds_per_step:.3g} s"
+    print(f"This run:          {describe_seconds(told.seconds)} ({steps})")
     if told.prepare_seconds:
         print(f"  of which preparing: {describe_seconds(told.prepare_seconds)}")
     print(f"The paper's setting: {describe_seconds(told.paper_seconds)} ({plural(told.paper_steps, 'step')})")
