@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 FORMAT = "datastill-frontier"
 #: What stands as a line: it takes no time that a budget could change.
 LINES = ("random", "mosaic", "herding")
+#: Methods up to which the legend has room in the figure.
+_FEW = 10
 _TICKS = (1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 18_000, 36_000, 86_400)
 
 
@@ -133,7 +135,7 @@ class Frontier:
         """The same as a matplotlib figure."""
         from datastill.report.notebook import new_figure
 
-        figure = new_figure(8.5, 5.2)
+        figure = new_figure(8.5 if len({p.method for p in self.points}) <= _FEW else 11.0, 5.2)
         self._draw(figure.subplots())
         return figure
 
@@ -160,7 +162,12 @@ class Frontier:
         marks = "; ◂ published, under its paper's protocol" if self.published else ""
         axes.set_title(f"{self.data}, {self.ipc} image{'s' * (self.ipc > 1)} per class{marks}", fontsize=10)
         axes.grid(color="0.92")
-        axes.legend(fontsize=8, ncols=2)
+        beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if len(names) > _FEW else {}
+        axes.legend(fontsize=8, ncols=2, **beside)
+        for point, after in zip(best, [p.seconds for p in best[1:]] + [math.inf], strict=True):
+            if after > 1.2 * point.seconds:  # else two names would lie on each other
+                at = (point.seconds, 100 * point.mean)
+                axes.annotate(point.method, at, (0, 7), textcoords="offset points", ha="center", fontsize=8)
 
     def save(self, folder: Path) -> None:
         """Write frontier.json, frontier.md, frontier.svg and frontier.png."""
