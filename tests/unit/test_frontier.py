@@ -11,6 +11,7 @@ import pytest
 from datastill.cli import main
 from datastill.core.errors import InputError
 from datastill.experiments.frontier import Frontier, Point, _refused, every_method, frontier
+from datastill.experiments.sources import real_sets
 
 pytestmark = pytest.mark.usefixtures("short_protocols")
 
@@ -60,6 +61,8 @@ def test_the_frontier_is_what_no_cheaper_point_reaches_and_published_numbers_hav
 def test_what_stands_for_another_method_is_not_among_all() -> None:
     assert "auto" not in every_method()
     assert {"dm", "stages"} <= set(every_method())
+    assert "vl-mtt" in every_method("pairs")
+    assert "vl-mtt" not in every_method()
 
 
 @pytest.mark.parametrize(("names", "budgets", "words"), [(["dm"], [], "budget"), (["random"], [1.0], "takes time")])
@@ -73,8 +76,8 @@ def test_what_does_not_suit_is_told_before_anything_is_run_and_is_not_among_all(
     with pytest.raises(InputError, match="batch norm"):
         frontier(["dm-fast", "sre2l"], "digits", ipc=1, budgets=[1.0], out=tmp_path / "f", **asked)
     assert not (tmp_path / "f").exists()
-    left = _refused(every_method(), "digits", 1, tmp_path / "f", asked)
-    assert {"sre2l", "g-vbsm", "kip", "vl-mtt"} <= set(left)
+    left = _refused(every_method(), real_sets("digits"), 1, tmp_path / "f", asked)
+    assert {"sre2l", "g-vbsm", "kip"} <= set(left)
     assert not {"dm", "mtt", "stages", "rded", "cim"} & set(left)
     made = Frontier("digits", 1, "dc-v1", {}, [Point("dm", 1, 1.0, 0.5, math.nan)], {}, {"kip": "regression"})
     assert "- kip: regression" in made.table()

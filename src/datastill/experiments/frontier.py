@@ -206,13 +206,15 @@ def frontier(
     if not budgets or any(not 0 < b < math.inf for b in budgets):
         raise InputError("Give at least one budget, a time above 0 seconds: --budgets 30s 2m 10m.")
     everything = list(names) == ["all"]
-    timed = [name for name in (every_method() if everything else names) if name not in LINES]
+    reals = real_sets(real)
+    wanted = every_method(reals.get(reals.labels()[0]).kind) if everything else names
+    timed = [name for name in wanted if name not in LINES]
     if not timed:
         raise InputError("Name a method that takes time: random, mosaic and herding stand beside it in any case.")
     folder = Path(out)
     refuse_out(folder, places_of(real), FRONTIER)
     pick_device(options.get("device", "auto"))
-    left = _refused(timed, real, ipc, folder, options)
+    left = _refused(timed, reals, ipc, folder, options)
     if left and not everything:
         raise InputError(next(iter(left.values())))
     timed = [name for name in timed if name not in left]
@@ -229,19 +231,17 @@ def frontier(
     return found
 
 
-def every_method() -> list[str]:
-    """All methods but those that stand for another."""
-    return [name for name, info in methods().items() if not isinstance(info.cls(), Chooses)]
+def every_method(kind: str = "classes") -> list[str]:
+    """All methods for real sets of a kind, but those that stand for another."""
+    made = {name: info.cls() for name, info in methods().items()}
+    return [name for name, one in made.items() if kind in one.takes and not isinstance(one, Chooses)]
 
 
-def _refused(
-    names: Sequence[str], real: RealSets | Any, ipc: int, out: Path, options: Mapping[str, Any]
-) -> dict[str, str]:
+def _refused(names: Sequence[str], reals: RealSets, ipc: int, out: Path, options: Mapping[str, Any]) -> dict[str, str]:
     """Which methods `compare` would refuse with these options, and why."""
     usual = {k: p.default for k, p in inspect.signature(compare).parameters.items() if p.default is not p.empty}
     told = {**usual, **options, "budget": None}
     taken = inspect.signature(make_settings).parameters
-    reals = real_sets(real)
     settings = make_settings(list(names), reals, **{**{k: v for k, v in told.items() if k in taken}, "ipc": ipc})
     return refusals(settings, reals, out)
 
