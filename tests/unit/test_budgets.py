@@ -211,7 +211,7 @@ class TestBudget:
         step, preparing = pretend(job)
         assert preparing <= 0.55 * seconds
         assert 0.75 * seconds <= preparing + step * job.method.steps <= 1.05 * seconds  # type: ignore[attr-defined]
-        assert f"a budget of {seconds:g} seconds became {job.method.steps} steps after about" in job.notes[-1]  # type: ignore[attr-defined]
+        assert f"a budget of {seconds:g} seconds became {job.method.steps:,} steps after about" in job.notes[-1]  # type: ignore[attr-defined]
 
     def test_given_experts_leave_all_of_it_to_the_steps(
         self, digits: RealSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

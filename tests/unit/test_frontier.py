@@ -82,3 +82,18 @@ def test_what_does_not_suit_is_told_before_anything_is_run_and_is_not_among_all(
     made = Frontier("digits", 1, "dc-v1", {}, [Point("dm", 1, 1.0, 0.5, math.nan)], {}, {"kip": "regression"})
     assert "- kip: regression" in made.table()
     assert made.to_dict()["left_out"] == {"kip": "regression"}
+
+
+def test_settings_reach_the_baselines_and_the_methods_that_they_are_of(tmp_path: Path) -> None:
+    asked = {"seeds": 1, "networks": 1, "network": "convnet:width=4,depth=1", "out": tmp_path / "f"}
+    settings = {"dm-fast": {"steps": 3}, "herding": {"feature_passes": 1}}
+    made = frontier(["dm-fast"], "digits", ipc=1, budgets=[1.0], settings=settings, **asked)
+    assert [p.method for p in made.points] == ["dm-fast"]
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "f").rglob("results/*.json")]
+    hyper = {cell["method"]: cell["hyper"] for cell in cells}
+    assert hyper["dm-fast"]["steps"] == 3
+    assert hyper["herding"]["feature_passes"] == 1
+    with pytest.raises(InputError, match="no method here"):
+        frontier(["dm-fast"], "digits", ipc=1, budgets=[1.0], settings={"mtt": {"span": 2}}, **asked)
+    with pytest.raises(InputError, match="stands for every method"):
+        frontier(["all", "dm"], "digits", ipc=1, budgets=[1.0], **asked)

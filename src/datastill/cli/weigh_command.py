@@ -55,7 +55,7 @@ def weigh(options: WeighOptions) -> int:
     from datastill.data.places import places_of
     from datastill.debias.overview import weighed_classes
     from datastill.debias.reweight import weighted_set
-    from datastill.debias.trial import trial
+    from datastill.debias.trial import NO_TRIAL, trial
     from datastill.store.files import write_bytes, write_json, write_text
     from datastill.store.outputs import WEIGHTS, refuse_out
 
@@ -76,7 +76,8 @@ def weigh(options: WeighOptions) -> int:
         print(json.dumps(record, indent=2))
     else:
         display.table(table(classes, f"{real.name}, {options.debias}"))
-    for told in [*report["warnings"], *([] if tried is None else [tried.verdict])]:
+    verdict = NO_TRIAL if tried is None and options.trial else "" if tried is None else tried.verdict
+    for told in filter(None, [*report["warnings"], verdict]):
         display.say(f"  {told}")
     write_json(options.out / "weights.json", record)
     write_text(options.out / "weights.csv", as_csv(weighted))

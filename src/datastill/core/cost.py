@@ -93,8 +93,8 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # which "meta" cannot
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"The device {name!r} cannot be used here; take --device cpu.") from error
     return device
 
@@ -108,10 +108,10 @@ def describe_seconds(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours"
 
 
-def plural(count: int, noun: str) -> str:
-    """ "1 image", "2 images", "2 classes", "2 passes"."""
+def plural(count: float, noun: str) -> str:
+    """ "1 image", "2 images", "2 classes", "2 passes", "1.5 seconds"."""
     ending = "" if count == 1 else "es" if noun.endswith(("s", "x", "ch")) else "s"
-    return f"{count:,} {noun}{ending}"
+    return f"{count:,} {noun}{ending}" if isinstance(count, int) else f"{count:g} {noun}{ending}"
 
 
 def describe_cost(steps: int, seconds: float) -> str:

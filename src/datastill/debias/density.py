@@ -16,6 +16,7 @@ from torch import Tensor, device
 from datastill.core.errors import InputError, nearest
 from datastill.core.plan import Progress
 from datastill.core.ranges import Count, Rate, check_fields
+from datastill.debias.diagnosis import OF_DENSITY
 from datastill.debias.kde import density, inverse_density, median_variance, spread_variance
 from datastill.store.schema import Number, Record, Text
 from datastill.training.extractor import Extractor, with_options
@@ -97,6 +98,7 @@ class ByDensity:
     extractor: Extractor
 
     record: ClassVar[type[Record]] = DensityRecord
+    advice: ClassVar[tuple[str, str]] = OF_DENSITY
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:

@@ -65,8 +65,21 @@ def check_bias(bias: Tensor, y: Tensor) -> None:
         )
 
 
-def describe_weights(weights: Tensor, y: Tensor, classes: int) -> dict[str, Any]:
+#: What weights that do nothing come from, and what to do about those that rest on a few images, by density.
+OF_DENSITY = (
+    "the variance is far too small or too large for this embedding, or nothing in it crowds together",
+    "lower the power, or raise the variance",
+)
+
+
+def describe_weights(weights: Tensor, y: Tensor, classes: int, advice: tuple[str, str] = OF_DENSITY) -> dict[str, Any]:
     """Effective sample sizes and what to be warned of; JSON-able.
+
+    Args:
+        weights: (n,), not negative.
+        y: class positions, (n,).
+        classes: how many there are.
+        advice: what weights that do nothing come from, and what to do about those that rest on a few images.
 
     Returns:
         `effective_samples` per class, `effective_share`, their mean share of the class, `largest_share`, the largest
@@ -79,16 +92,17 @@ def describe_weights(weights: Tensor, y: Tensor, classes: int) -> dict[str, Any]
         "effective_samples": [round(v, 2) for v in effective.tolist()],
         "effective_share": float((effective[present] / counts[present]).mean()) if bool(present.any()) else math.nan,
         "largest_share": largest,
-        "warnings": warn_of(effective, counts),
+        "warnings": warn_of(effective, counts, advice),
     }
 
 
-def warn_of(effective: Tensor, counts: Tensor) -> list[str]:
+def warn_of(effective: Tensor, counts: Tensor, advice: tuple[str, str] = OF_DENSITY) -> list[str]:
     """Sentences on weights that do nothing, or that rest on a few samples.
 
     Args:
         effective: effective sample size of every class, (C,).
         counts: samples of every class, (C,).
+        advice: as `describe_weights` takes it.
     """
     large = counts >= 2
     if not bool(large.any()):
@@ -98,13 +112,13 @@ def warn_of(effective: Tensor, counts: Tensor) -> list[str]:
     if bool((share > UNIFORM).all()):
         told.append(
             f"The weights are all but uniform (they leave {100 * float(share.min()):.1f} % of a class in effect, or "
-            "more): the variance is far too small or too large for this embedding, or nothing in it crowds together."
+            f"more): {advice[0]}."
         )
     few = large & (effective < counts.double().div(2).clamp(max=FEWEST))
     if bool(few.any()):
         worst = int(torch.where(few, effective, torch.inf).argmin())
         told.append(
             f"The weights of {int(few.sum())} of {int(large.sum())} classes rest on a few images (class {worst}: on "
-            f"{float(effective[worst]):.1f} of {int(counts[worst])} in effect): lower the power, or raise the variance."
+            f"{float(effective[worst]):.1f} of {int(counts[worst])} in effect): {advice[1]}."
         )
     return told

@@ -23,7 +23,7 @@ from datastill.core.plan import Progress, chunk_for
 from datastill.core.ranges import AnyRate, Count, Probability, Side, check_fields
 from datastill.core.rng import Rng, isolated
 from datastill.core.threads import threads_for
-from datastill.debias.kde import per_class
+from datastill.debias.kde import inverse_density
 from datastill.store.files import digest
 from datastill.store.schema import Record
 from datastill.training.dfa import generalized_cross_entropy
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from datastill.models import NetworkFactory
 
 #: Steps where none are given: passes over the set, and between how few and how many.
-PASSES, FEWEST, MOST = 1.5, 150, 1200
+PASSES, FEWEST, MOST = 1.5, 300, 1200
 #: Parts of the steps after which the loss of every image is taken; the mean of these counts.
 TAKEN = (0.5, 1.0)
-#: Losses below this count as this: no image weighs nothing.
+#: Losses below this count as this.
 _LEAST = 1e-4
 
 
@@ -57,13 +57,18 @@ class ByLoss:
 
     network: str = ""  #: as `resolve_network` reads it; "" is a batch-norm ConvNet that fits the size
     width: Side = 16  #: of the default network
-    steps: Count | None = None  #: None is one and a half passes, from 150 to 1,200 steps; more learn what is odd, too
+    steps: Count | None = None  #: None is one and a half passes, from 300 to 1,200 steps; more learn what is odd, too
     batch: Count = 64  #: images per step
     lr: AnyRate = 1e-3  #: of Adam
     q: Probability = 0.7  #: of the generalized cross-entropy: 0 is the plain one, 1 gives up soonest
-    power: Annotated[float, Ge(0), Le(1000)] = 1.0  #: weights are loss^power; more is sharper
+    power: Annotated[float, Ge(0), Le(100)] = 1.0  #: weights are loss^power; more is sharper
 
     record: ClassVar[type[Record]] = LossRecord
+    advice: ClassVar[tuple[str, str]] = (
+        "the biased network is equally wrong on all images, after too few steps or at a bad rate (lr), or there is no "
+        "bias to go by",
+        "lower the power, or take fewer steps",
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, "{name} of loss")
@@ -116,7 +121,7 @@ class ByLoss:
     def run(self, real: RealSet, seed: int, device: device, progress: Progress) -> tuple[Tensor, dict[str, Any]]:
         """Train the network on the pixels of `real`, whatever its Space and weights, and weigh by its losses."""
         losses = self.losses(real, seed, device, progress)
-        weights = per_class(losses.clamp_min(_LEAST) ** self.power, real.labels)
+        weights = inverse_density(1 / losses.clamp_min(_LEAST), real.labels, self.power)
         return weights, {"biased_network": asdict(self.settled(len(real)))}
 
     def losses(self, real: RealSet, seed: int, device: device, progress: Progress) -> Tensor:

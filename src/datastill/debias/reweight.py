@@ -25,7 +25,7 @@ from datastill.data import load_real
 from datastill.data.cache import cache_folder, kept
 from datastill.data.sources import split_options, typed_option
 from datastill.debias.density import ByDensity
-from datastill.debias.diagnosis import conflict_mass, describe_weights
+from datastill.debias.diagnosis import OF_DENSITY, conflict_mass, describe_weights
 from datastill.debias.loss import ByLoss
 from datastill.debias.oracle import group_weights
 from datastill.store.files import digest, read_tensors, write_tensors
@@ -39,6 +39,7 @@ class Way(Protocol):
     """How weights come about; a new one is a class here and an entry of `WAYS`."""
 
     record: ClassVar[type[Record]]
+    advice: ClassVar[tuple[str, str]]  #: as `describe_weights` takes it
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -56,7 +57,7 @@ class Way(Protocol):
         """Everything that its weights depend on, JSON-able."""
 
     def run(self, real: RealSet, seed: int, device: torch.device, progress: Progress) -> tuple[Tensor, dict[str, Any]]:
-        """Weights (n,) float64, above 0, that sum to 1 in every class, and what is to be said of them, as `record`."""
+        """Weights (n,) float64 that sum to 1 in every class, and what is to be said of them, as `record`."""
 
     def warnings(self, report: Mapping[str, Any]) -> list[str]:
         """What of it a user should hear."""
@@ -117,11 +118,13 @@ def debias(
         report |= told
     if weights is not None:
         weights = (weights * real.counts[real.labels]).float()
-        report |= describe_weights(weights, real.labels, real.classes)
+        report |= describe_weights(weights, real.labels, real.classes, WAYS[how].advice if how in WAYS else OF_DENSITY)
         report["warnings"] += way.warnings(report) if how in WAYS else []
     if real.bias is not None:
         report["conflict_mass"] = conflict_mass(weights, real.labels, real.bias)
-    return real.with_weights(weights), {**report, "seconds": watch.read()["seconds"]}
+    # what is found again has taken what it took when it was made
+    seconds = max(report.get("seconds", 0.0), watch.read()["seconds"])
+    return real.with_weights(weights), {**report, "seconds": seconds}
 
 
 def weighted_set(
@@ -190,13 +193,17 @@ def _kept(
     """Weights (n,) float64 and what is to be said of them; from the folder where they are there."""
     path = None if folder is None else Path(folder) / f"weights-{digest(way.key(real, seed, device))}.safetensors"
     if path is not None and path.is_file():
-        tensors, meta = read_tensors(path, {"weights": Kind(("F64", "F32"), (1,))})
-        weights, report = tensors.get("weights"), as_record(meta.get("report", ""), path, way.record)
+        try:
+            tensors, meta = read_tensors(path, {"weights": Kind(("F64", "F32"), (1,))})
+            weights, report = tensors.get("weights"), as_record(meta.get("report", ""), path, way.record)
+        except InputError as error:
+            raise InputError(f"{error} Remove {path} to have the weights computed again.") from error
         if weights is None or len(weights) != len(real) or bool((weights < 0).any()):
             raise InputError(f"{path} does not hold a weight for each image; remove it to have them computed again.")
         return weights, report
+    watch = Stopwatch()
     weights, report = way.run(real, seed, device, progress)
-    report["seed"] = seed
+    report |= {"seed": seed, "seconds": watch.read()["seconds"]}
     if path is not None:
         with kept("The weights are"):
             write_tensors(path, {"weights": weights}, {"report": json.dumps(report)})

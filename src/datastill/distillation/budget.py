@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
-from datastill.core.cost import peak_memory_bytes, plural
+from datastill.core.cost import describe_seconds, peak_memory_bytes, plural
 from datastill.core.errors import InputError
 from datastill.core.loop import run_block
 from datastill.core.plan import Plan, Task
@@ -203,7 +203,7 @@ def within(job: Job, seconds: float, folder: Path | None, resume: bool) -> Job:
     return replace(
         job,
         method=with_overrides(job.method, {"steps": steps}),
-        notes=(*job.notes, f"a budget of {seconds:g} seconds became {plural(steps, 'step')}"),
+        notes=(*job.notes, f"a budget of {plural(seconds, 'second')} became {plural(steps, 'step')}"),
     )
 
 
@@ -230,13 +230,15 @@ def _prepared_within(job: Job, seconds: float) -> Job:
         preparation, step = preparing / nominal if nominal else 1.0, per_step / _nominal_step(now)
     now = scaled(preparation, step)
     preparing = preparation * _nominal_preparation(now)
-    settled, told = now.method, f"a budget of {seconds:g} seconds became"
+    settled, told = now.method, f"a budget of {plural(seconds, 'second')} became"
     if settled.steps:
         steps = min(MANY, max(1, int((left() - preparing) / (step * _nominal_step(now)))))
         settled, told = with_overrides(settled, {"steps": steps}), f"{told} {plural(steps, 'step')}"
-        told += f" after about {preparing:.0f} seconds of preparation" if preparing else ""
+        told += f" after about {describe_seconds(preparing)} of preparation" if preparing >= 0.5 else ""
     else:
-        told = f"{told} about {preparing:.0f} seconds of preparation"
+        told = f"{told} about {describe_seconds(preparing)} of preparation"
+    if preparing > seconds:
+        told += ", the least that this method can do: it will take longer than the budget"
     notes = [note for note in job.notes if before is job.method or not note.startswith("scaled from")]
     return replace(job, method=settled, notes=(*notes, *changes(before, settled), told))
 

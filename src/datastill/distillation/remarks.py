@@ -20,7 +20,7 @@ def changes(before: Method, after: Method) -> list[str]:
     """A sentence on the values in which two settings of a method differ, or nothing."""
     old, new = hyper_of(before), hyper_of(after)
     changed = [f"{n} {_told(old[n])} → {_told(new[n])}" for n in old if old[n] != new[n]]
-    return [f"scaled from the paper's setting: {', '.join(changed)}"] if changed else []
+    return [f"scaled from the full setting: {', '.join(changed)}"] if changed else []
 
 
 def _told(value: Any) -> str:

@@ -216,6 +216,9 @@ def run_cell(work: Work, cell: Cell, target: Path) -> None:
     scoring = Stopwatch()
     apart = scored_apart(work, cell, distilled, result, protocol, asked)
     prepared = {path.name: round(_seconds_of(path), 3) for path in prepared_units(job)}
+    for kind, told in distilled.record.changes:  # weights against a bias, of one seed, serve all methods
+        if told.get("seconds"):
+            prepared[f"{kind.label}, seed {cell.seed}"] = round(float(told["seconds"]), 3)
     spent = distilled.record.cost
     cost = {
         "steps": spent.steps,

@@ -27,7 +27,7 @@ from datastill.experiments.sources import RealSets, real_sets
 from datastill.launch import cluster
 from datastill.report.markdown import part as markdown
 from datastill.report.section import Items, Paragraph, Part, Table
-from datastill.report.words import duration
+from datastill.report.words import duration, plural
 from datastill.store.files import atomic_path, write_json, write_text
 from datastill.store.folders import held
 from datastill.store.outputs import FRONTIER, refuse_out
@@ -41,7 +41,7 @@ FORMAT = "datastill-frontier"
 LINES = ("random", "mosaic", "herding")
 #: Methods up to which the legend has room in the figure.
 _FEW = 10
-_TICKS = (1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 18_000, 36_000, 86_400)
+_TICKS = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 18_000, 36_000, 86_400)
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,19 @@ class Frontier:
         """A row for each method, a column for each budget, accuracies in percent; where published ones come from."""
         budgets = sorted({p.budget for p in self.points})
         head = ["method", *(duration(b) for b in budgets), "published"]
+        told = Paragraph(
+            f"{self.data}, {plural(self.ipc, 'image')} per class, test accuracy in percent under {self.protocol}; in "
+            "brackets what a set took, with all that is prepared for it; ± where there are several networks."
+        )
         rows = [[name, *[f"{100 * mean:.1f}"] * len(budgets), "–"] for name, mean in self.lines.items()]
         for name in dict.fromkeys(p.method for p in self.points):
             by_budget = {p.budget: p for p in self.points if p.method == name}
             cells = [_cell(by_budget.get(b)) for b in budgets]
-            told = self.published.get(name)
-            rows.append([name, *cells, f"{100 * told[0]:.1f}" if told else "–"])
+            known = self.published.get(name)
+            rows.append([name, *cells, f"{100 * known[0]:.1f}" if known else "–"])
         sources = [f"{name}: {source}" for name, (_, source) in self.published.items()]
         lead = Paragraph("Published numbers, under the protocols of their papers:")
-        found: list[Part] = [Table(head, rows), lead, Items(sources)] if sources else [Table(head, rows)]
+        found: list[Part] = [told, Table(head, rows), *((lead, Items(sources)) if sources else ())]
         left = [f"{name}: {reason}" for name, reason in self.left_out.items()]
         return [*found, Paragraph("Left out:"), Items(left)] if left else found
 
@@ -214,15 +218,30 @@ def frontier(
     folder = Path(out)
     refuse_out(folder, places_of(real), FRONTIER)
     pick_device(options.get("device", "auto"))
-    left = _refused(timed, reals, ipc, folder, options)
+    if "all" in timed:
+        raise InputError("all stands for every method; name it alone, or name methods (--methods).")
+    settings = dict(options.pop("settings", None) or {})
+    own = {key: settings.pop(key) for key in list(settings) if key in LINES}
+    left = _refused(timed, reals, ipc, folder, {**options, "settings": settings})
     if left and not everything:
-        raise InputError(next(iter(left.values())))
+        name, reason = next(iter(left.items()))
+        raise InputError(f"{name} cannot be compared here: {reason}")
     timed = [name for name in timed if name not in left]
+    settings = {key: values for key, values in settings.items() if key not in left}
     with held(folder), cluster(options.get("workers", 1)):
-        first = compare(list(LINES), real, ipc=ipc, out=folder / "baselines", progress=progress, **options)
+        first = compare(
+            list(LINES), real, ipc=ipc, out=folder / "baselines", progress=progress, settings=own, **options
+        )
         done = {
             budget: compare(
-                timed, real, ipc=ipc, budget=budget, out=folder / f"{budget:g}s", progress=progress, **options
+                timed,
+                real,
+                ipc=ipc,
+                budget=budget,
+                out=folder / f"{budget:g}s",
+                progress=progress,
+                settings=settings,
+                **options,
             )
             for budget in sorted(set(budgets))
         }
