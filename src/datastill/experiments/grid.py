@@ -110,7 +110,7 @@ def _stored(config: dict[str, Any], out: Path) -> dict[str, Any] | None:
 def _settle(settings: Settings, reals: RealSets, cell: Cell, out: Path | None = None) -> tuple[Job, Settled]:
     """A cell's job, and the method's values at its data set and size; a budget becomes a number of steps."""
     job = job_of(settings, reals, cell, out or Path())
-    scaled = job if settings.budget is None or "steps" in job.given else within(job, settings.budget, None, False)
+    scaled = job if settings.budget is None else within(job, settings.budget, None, False)
     return job, Settled(hyper_of(scaled.method), tuple(scaled.notes))
 
 
