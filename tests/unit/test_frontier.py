@@ -86,12 +86,12 @@ def test_what_does_not_suit_is_told_before_anything_is_run_and_is_not_among_all(
 
 def test_settings_reach_the_baselines_and_the_methods_that_they_are_of(tmp_path: Path) -> None:
     asked = {"seeds": 1, "networks": 1, "network": "convnet:width=4,depth=1", "out": tmp_path / "f"}
-    settings = {"dm-fast": {"steps": 3}, "herding": {"feature_passes": 1}}
+    settings = {"dm-fast": {"image_lr": 3.0}, "herding": {"feature_passes": 1}}
     made = frontier(["dm-fast"], "digits", ipc=1, budgets=[1.0], settings=settings, **asked)
     assert [p.method for p in made.points] == ["dm-fast"]
     cells = [json.loads(path.read_text()) for path in (tmp_path / "f").rglob("results/*.json")]
     hyper = {cell["method"]: cell["hyper"] for cell in cells}
-    assert hyper["dm-fast"]["steps"] == 3
+    assert hyper["dm-fast"]["image_lr"] == 3.0
     assert hyper["herding"]["feature_passes"] == 1
     with pytest.raises(InputError, match="no method here"):
         frontier(["dm-fast"], "digits", ipc=1, budgets=[1.0], settings={"mtt": {"span": 2}}, **asked)

@@ -98,7 +98,7 @@ def compare(
         recipe: "auto" scales each method to about two minutes of a laptop, "paper" takes its published setting.
         settings: hyper-parameters over the recipe's, by method: {"dm": {"steps": 60}}.
         budget: seconds of distillation, which become a number of steps once per method, data set and size,
-            by a measurement at the start; a method whose steps are given keeps them.
+            by a measurement at the start; a method whose steps are given is refused.
         out: a folder for cells, results and tables; None keeps nothing on disk.
         workers: processes to run cells in; "ray" or "ray:4": those of a Ray cluster.
         device: "auto", "cpu", "cuda", "mps".
