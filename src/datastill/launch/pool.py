@@ -88,7 +88,11 @@ class _Pool:
     def submit(self, unit: Unit) -> Future[End]:
         """Begin a unit in a process."""
         worker = self.free.pop() if self.free else _Worker(self.function.__module__)
-        future = worker.executor.submit(_work, self.function, unit)
+        try:
+            future = worker.executor.submit(_work, self.function, unit)
+        except BrokenProcessPool as error:  # it has died already: told as if it died now
+            future = Future()
+            future.set_exception(error)
         self.busy[future] = worker
         return future
 
