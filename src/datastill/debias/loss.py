@@ -61,7 +61,7 @@ class ByLoss:
     batch: Count = 64  #: images per step
     lr: AnyRate = 1e-3  #: of Adam
     q: Probability = 0.7  #: of the generalized cross-entropy: 0 is the plain one, 1 gives up soonest
-    power: Annotated[float, Ge(0), Le(100)] = 1.0  #: weights are loss^power; more is sharper
+    power: Annotated[float, Ge(0), Le(100)] = 0.7  #: weights are loss^power; more is sharper
 
     record: ClassVar[type[Record]] = LossRecord
     advice: ClassVar[tuple[str, str]] = (
