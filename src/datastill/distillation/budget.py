@@ -230,13 +230,14 @@ def _prepared_within(job: Job, seconds: float) -> Job:
         preparation, step = preparing / nominal if nominal else 1.0, per_step / _nominal_step(now)
     now = scaled(preparation, step)
     preparing = preparation * _nominal_preparation(now)
+    lasting = "less than a second" if preparing < 0.5 else f"about {describe_seconds(preparing)}"
     settled, told = now.method, f"a budget of {plural(seconds, 'second')} became"
     if settled.steps:
         steps = min(MANY, max(1, int((left() - preparing) / (step * _nominal_step(now)))))
         settled, told = with_overrides(settled, {"steps": steps}), f"{told} {plural(steps, 'step')}"
-        told += f" after about {describe_seconds(preparing)} of preparation" if preparing >= 0.5 else ""
+        told += f" after {lasting} of preparation" if preparing else ""
     else:
-        told = f"{told} about {describe_seconds(preparing)} of preparation"
+        told = f"{told} {lasting} of preparation"
     if preparing > seconds:
         told += ", the least that this method can do: it will take longer than the budget"
     notes = [note for note in job.notes if before is job.method or not note.startswith("scaled from")]
