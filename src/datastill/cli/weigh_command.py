@@ -76,7 +76,7 @@ def weigh(options: WeighOptions) -> int:
         print(json.dumps(record, indent=2))
     else:
         display.table(table(classes, f"{real.name}, {options.debias}"))
-    verdict = NO_TRIAL if tried is None and options.trial else "" if tried is None else tried.verdict
+    verdict = tried.verdict if tried is not None else NO_TRIAL if options.trial else ""
     for told in filter(None, [*report["warnings"], verdict]):
         display.say(f"  {told}")
     write_json(options.out / "weights.json", record)

@@ -24,10 +24,9 @@ from datastill.core.ranges import AnyRate, Count, Probability, Side, check_field
 from datastill.core.rng import Rng, isolated
 from datastill.core.threads import threads_for
 from datastill.debias.kde import inverse_density
-from datastill.store.files import digest
 from datastill.store.schema import Record
 from datastill.training.dfa import generalized_cross_entropy
-from datastill.training.extractor import small_backbone
+from datastill.training.extractor import small_backbone, trained_key
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -107,16 +106,7 @@ class ByLoss:
 
     def key(self, real: RealSet, seed: int, device: device) -> dict[str, Any]:
         """Everything that the weights depend on, JSON-able."""
-        return {
-            "unit": "debias-loss",
-            **asdict(self.settled(len(real))),
-            "network": self.factory(real).describe(),
-            "images": real.store.content(),
-            "labels": digest(real.labels),
-            "seed": seed,
-            "device": device.type,
-            "threads": torch.get_num_threads(),
-        }
+        return trained_key("debias-loss", asdict(self.settled(len(real))), self.factory(real), real, seed, device)
 
     def run(self, real: RealSet, seed: int, device: device, progress: Progress) -> tuple[Tensor, dict[str, Any]]:
         """Train the network on the pixels of `real`, whatever its Space and weights, and weigh by its losses."""

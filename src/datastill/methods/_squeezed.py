@@ -39,11 +39,11 @@ class Squeezed(PaysForTeacher):
         from datastill.engines.statistics import norm_layers
         from datastill.surrogates.teachers import Brought, Squeeze, as_teacher
 
-        if self.matches_statistics and not self.teacher:
-            norm_layers(task.network(0))  # without batch norm this ends here, before anything is measured or trained
         if self.teacher:
             teacher = as_teacher(self.teacher, task.network, "--network (network=)")
             return Brought(teacher, self.matches_statistics)
+        if self.matches_statistics:
+            norm_layers(task.network(0))  # without batch norm this ends here, before anything is measured or trained
         return Squeeze(
             self.squeeze_passes, self.squeeze_lr, batch=self.squeeze_batch, statistics=self.matches_statistics
         )

@@ -8,6 +8,7 @@ and the norm is that of a batch: instance norm would divide out a color that mul
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,16 +93,8 @@ class Extractor:
 
     def key(self, real: RealSet, seed: int, device: torch.device) -> dict[str, Any]:
         """Everything that the embedding depends on, JSON-able."""
-        return {
-            "unit": "debias-extractor",
-            **asdict(self.settled(len(real))),
-            "network": self.factory(real).describe(),
-            "images": real.store.content(),
-            "labels": digest(real.labels),
-            "seed": seed,
-            "device": device.type,
-            "threads": torch.get_num_threads(),
-        }
+        settings = asdict(self.settled(len(real)))
+        return trained_key("debias-extractor", settings, self.factory(real), real, seed, device)
 
     def run(
         self, real: RealSet, seed: int = 0, device: torch.device | str = "cpu", progress: Progress = silent
@@ -158,6 +151,22 @@ def small_backbone(
         options = {**default_options(min(size)), "width": width, "norm": "batch"}
         network = "convnet:" + ",".join(f"{name}={value}" for name, value in options.items())
     return resolve_network(network, channels=channels, classes=classes, size=size)
+
+
+def trained_key(
+    unit: str, settings: Mapping[str, Any], factory: NetworkFactory, real: RealSet, seed: int, device: torch.device
+) -> dict[str, Any]:
+    """What a small network depends on that is trained on the pixels and labels of a set, JSON-able."""
+    return {
+        "unit": unit,
+        **settings,
+        "network": factory.describe(),
+        "images": real.store.content(),
+        "labels": digest(real.labels),
+        "seed": seed,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def two_views(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
