@@ -239,7 +239,7 @@ def _prepared_within(job: Job, seconds: float) -> Job:
     else:
         told = f"{told} {lasting} of preparation"
     if preparing > seconds:
-        told += ", the least that this method can do: it will take longer than the budget"
+        told += ", which alone is longer than the budget"
     notes = [note for note in job.notes if before is job.method or not note.startswith("scaled from")]
     return replace(job, method=settled, notes=(*notes, *changes(before, settled), told))
 
