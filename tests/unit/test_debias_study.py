@@ -134,6 +134,17 @@ def test_drawing_by_weight_replaces_weighing(biased):
         datastill.distill("mtt", biased, ipc=1, network=NET, debias="oracle:draw=true")
 
 
+def test_methods_that_draw_no_batches_weigh_in_their_losses(biased):
+    ways = ("none", "oracle:draw=true", "oracle", "kde:power=1,draw=true")
+    mixed = study(methods=("random", "dm", "stages"), debias=ways, seeds=1, hyper={})
+    found = [(c.method, c.debias) for c in mixed.fitting(biased)]
+    assert found == [
+        *(("random", way) for way in ways),
+        *(("dm", way) for way in ways),
+        *(("stages", way) for way in ("none", "oracle", "kde:power=1")),
+    ]
+
+
 @pytest.mark.parametrize("method", ["random", "herding", "kmeans"])
 def test_weights_change_what_coresets_select(biased, method):
     hyper = {} if method == "random" else {"feature_passes": 1}

@@ -166,6 +166,13 @@ def way_of(text: str) -> tuple[str, bool, dict[str, Any]]:
     return how, draw, options
 
 
+def without_draw(text: str) -> str:
+    """The same way with weights in the losses: "kde:power=1" from "kde:draw=true,power=1"."""
+    how, given = split_options(text)
+    given = {name: value for name, value in given.items() if name != "draw"}
+    return how + (":" if given else "") + ",".join(f"{name}={value}" for name, value in given.items())
+
+
 def _check_way(how: str) -> None:
     if how not in HOW:
         raise InputError(f"There is no way {how!r} to de-bias. {nearest(how, HOW)}")

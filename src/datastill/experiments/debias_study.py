@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from datastill.core.registry import get_method
 from datastill.core.runtime import Runtime
 from datastill.data.biased.colored import Nearest, nearest_color
 from datastill.data.places import places_of
-from datastill.debias.reweight import way_of
+from datastill.debias.reweight import way_of, without_draw
 from datastill.distillation.distill import distill
 from datastill.distillation.job import prepare_job
 from datastill.evaluation.evaluate import evaluate
@@ -26,6 +26,7 @@ from datastill.experiments.debias_spread import measure_apart
 from datastill.experiments.records import StudyCell
 from datastill.experiments.settings import pick_protocol, refuse_unknown_values
 from datastill.launch import Workers, check_workers
+from datastill.overrides.debias import by_weight
 from datastill.overrides.surrogates import Surrogates
 from datastill.report.card import CARD
 from datastill.store.artifact import MANIFEST, DistilledSet, load_distilled
@@ -36,6 +37,7 @@ from datastill.surrogates.debiased import DebiasedSurrogates
 from datastill.training.debiased import DebiasedTraining
 
 if TYPE_CHECKING:
+    from datastill.core.plan import Plan
     from datastill.data.real import RealSet
 
 
@@ -105,6 +107,8 @@ class DebiasStudy:
     def fitting(self, real: RealSet) -> list[Cell]:
         """The cells that can be made: those of other surrogates only where a method takes fresh networks.
 
+        Where a method draws no class batches of real images, `draw=true` is left out of its ways to weigh.
+
         Raises:
             InputError: an unknown choice, told before anything is made.
         """
@@ -115,15 +119,21 @@ class DebiasStudy:
         for way in self.debias:
             way_of(way)
         distinct = {(cell.method, cell.surrogates, cell.init): cell for cell in self.cells()}
-        takes = {key: self._takes(cell, real) for key, cell in distinct.items()}
-        return [cell for cell in self.cells() if takes[cell.method, cell.surrogates, cell.init]]
+        plans = {key: self._plan(cell, real) for key, cell in distinct.items()}
+        fitting = []
+        for cell in self.cells():
+            plan = plans[cell.method, cell.surrogates, cell.init]
+            if Surrogates.fits(plan) or cell.own_surrogates == "method":
+                draws = not plan.steps or by_weight(plan) is not None
+                fitting.append(cell if draws else replace(cell, debias=without_draw(cell.debias)))
+        return list(dict.fromkeys(fitting))
 
-    def _takes(self, cell: Cell, real: RealSet) -> bool:
-        """Whether the cell's method takes its surrogates."""
+    def _plan(self, cell: Cell, real: RealSet) -> Plan:
+        """The plan of the cell's method, as it is without weights and other surrogates."""
         DebiasedSurrogates.parse(cell.own_surrogates)
         settings: dict[str, Any] = {"ipc": cell.ipc, "network": self.network, "runtime": Runtime.of(self.device)}
         job = prepare_job(cell.method, real, recipe=self.recipe, **settings, **cell.values)
-        return Surrogates.fits(job.own_plan) or cell.own_surrogates == "method"
+        return job.own_plan
 
     def run(
         self,
