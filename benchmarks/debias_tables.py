@@ -1,4 +1,4 @@
-"""The tables and the figure of docs/debias.md: each method with and without weights, beside what is published.
+"""The tables and the figure of docs/debias_measured.md: each method with and without weights, beside what is published.
 
     python benchmarks/debias_tables.py results/debias/table-*.json --figure docs/images/debias_tables.png
 
