@@ -53,6 +53,7 @@ def weigh(options: WeighOptions) -> int:
     from datastill.cli.progress import Display
     from datastill.core.errors import InputError
     from datastill.data.places import places_of
+    from datastill.debias.diagnosis import UNIFORM
     from datastill.debias.overview import weighed_classes
     from datastill.debias.reweight import weighted_set
     from datastill.debias.trial import NO_TRIAL, trial
@@ -67,8 +68,10 @@ def weigh(options: WeighOptions) -> int:
         weighted, report = weighted_set(real, options.debias, options.seed, options.device, display.update)
     if weighted.weights is None:
         raise InputError(f"{options.debias} weighs nothing; take kde.")
+    alike = report["effective_share"] > UNIFORM
     with display.bars():
-        tried = trial(weighted, options.seed, options.device, display.update) if options.trial else None
+        wanted = options.trial and not alike
+        tried = trial(weighted, options.seed, options.device, display.update) if wanted else None
     classes = weighed_classes(weighted)
     record: dict[str, Any] = {"data": real.describe(), "report": report}
     record |= {"classes": [one.to_dict() for one in classes], "trial": None if tried is None else tried.to_dict()}
@@ -76,12 +79,15 @@ def weigh(options: WeighOptions) -> int:
         print(json.dumps(record, indent=2))
     else:
         display.table(table(classes, f"{real.name}, {options.debias}"))
-    verdict = tried.verdict if tried is not None else NO_TRIAL if options.trial else ""
+    verdict = tried.verdict if tried is not None else NO_TRIAL if wanted else ""
     for told in filter(None, [*report["warnings"], verdict]):
         display.say(f"  {told}")
     write_json(options.out / "weights.json", record)
     write_text(options.out / "weights.csv", as_csv(weighted))
     write_bytes(options.out / "crowd_and_odd.png", picture(weighted, options.images))
+    if alike:
+        display.say(f"All images weigh about the same, so --debias {options.debias} would change nothing.")
+        return 0
     display.say(
         f"Look at {options.out / 'crowd_and_odd.png'}: where the images on the left share something that is not the "
         f"class, and those on the right lack it, distill with --debias {options.debias}. If those on the right are "

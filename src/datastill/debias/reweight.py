@@ -69,7 +69,7 @@ HOW = (*WAYS, "oracle", "none")
 
 @checked
 def debias(
-    real: RealSet,
+    real: Any,
     how: str = "kde",
     *,
     seed: Seed = 0,
@@ -85,7 +85,7 @@ def debias(
     and replace any that the set had.
 
     Args:
-        real: the real set.
+        real: the real set, as `load_real` takes it.
         how: "kde", inverse density; "loss", the loss of a network that was led to the bias; "oracle", 1 / n(class,
             bias) from the set's bias labels, for diagnosis only; "none", no weights.
         seed: of the network that is trained.
@@ -102,7 +102,10 @@ def debias(
     Raises:
         InputError: unknown `how` or option, a number out of range, or "oracle" for a set without bias labels.
     """
+    from datastill.data.real import RealSet
+
     _check_way(how)
+    real = real if isinstance(real, RealSet) else load_real(real)
     watch = Stopwatch()
     keep_freed_memory()
     report: dict[str, Any] = {"how": how}
@@ -139,12 +142,9 @@ def weighted_set(
     Raises:
         InputError: as `debias`, or an option that is no number or word of the kind that it takes.
     """
-    from datastill.data.real import RealSet
-
     how, draw, options = way_of(text)
-    data = real if isinstance(real, RealSet) else load_real(real)
     folder = cache_folder() / "weights"
-    weighted, report = debias(data, how, seed=seed, device=device, progress=progress, folder=folder, **options)
+    weighted, report = debias(real, how, seed=seed, device=device, progress=progress, folder=folder, **options)
     return weighted, {**report, "draw": draw}
 
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 #: Share of each class that is held out, share of that which counts as odd, and odd images that say something.
 HELD, ODD, FEWEST = 0.2, 0.05, 50
 NO_TRIAL = (
-    "The weights were not tried: fewer than 50 held-out images would count as odd, which takes about 5,000 real images."
+    f"The weights were not tried: fewer than {FEWEST} held-out images would count as odd, which takes about "
+    f"{FEWEST / HELD / ODD:,.0f} real images."
 )
 #: Times that all of it is done, each with other images held out: one is off by up to five points.
 DRAWS = 3

@@ -48,7 +48,6 @@ def lay_out(settings: Settings, reals: RealSets, out: Path) -> tuple[Work, list[
             settled[cell.group] = Settled(kept["hyper"], tuple(kept["notes"]))
         else:
             job, settled[cell.group] = _settle(settings, reals, cell, out)
-            settings.protocol.check_takes(job.own_plan.labels.kind, job.method_name)
             work.keep(job, cell)
     unnamed = [replace(cell, seed=seed) for seed in settings.seeds for cell in groups]
     cells = [named(cell, work.job(cell), settings) for cell in unnamed]
@@ -62,8 +61,7 @@ def refusals(settings: Settings, reals: RealSets, out: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for data, ipc, method in itertools.product(reals.labels(), settings.ipc, settings.methods):
         try:
-            job = job_of(settings, reals, Cell(data, method, ipc, settings.seeds[0]), out)
-            settings.protocol.check_takes(job.own_plan.labels.kind, job.method_name)
+            _planned(settings, reals, Cell(data, method, ipc, settings.seeds[0]), out)
         except InputError as error:
             found.setdefault(method, str(error))
     return found
@@ -107,9 +105,16 @@ def _stored(config: dict[str, Any], out: Path) -> dict[str, Any] | None:
     return stored
 
 
-def _settle(settings: Settings, reals: RealSets, cell: Cell, out: Path | None = None) -> tuple[Job, Settled]:
+def _planned(settings: Settings, reals: RealSets, cell: Cell, out: Path) -> Job:
+    """A cell's job, whose plan can be built, and whose labels the protocol takes."""
+    job = job_of(settings, reals, cell, out)
+    settings.protocol.check_takes(job.own_plan.labels.kind, job.method_name)
+    return job
+
+
+def _settle(settings: Settings, reals: RealSets, cell: Cell, out: Path) -> tuple[Job, Settled]:
     """A cell's job, and the method's values at its data set and size; a budget becomes a number of steps."""
-    job = job_of(settings, reals, cell, out or Path())
+    job = _planned(settings, reals, cell, out)
     scaled = job if settings.budget is None else within(job, settings.budget, None, False)
     return job, Settled(hyper_of(scaled.method), tuple(scaled.notes))
 
