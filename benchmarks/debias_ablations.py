@@ -1,4 +1,4 @@
-"""The picture of docs/debias_measured.md: what kernel variance, contrastive temperature and power do to accuracy and weights.
+"""The picture of docs/debias_measured.md: what kernel variance, temperature and power do to accuracy and weights.
 
     python benchmarks/debias_ablations.py results/debias-ablations.json docs/images/debias_ablations.png
 

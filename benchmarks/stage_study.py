@@ -71,6 +71,8 @@ FACTORS: dict[str, dict[str, Any]] = {
     "two networks, 100 steps": {"expert_count": 2, "steps": 100},
     **{f"factor {n}": {"factor": n} for n in (4, 5, 6, 8)},
     "factor 4, two networks, 150 steps": {"factor": 4, "expert_count": 2, "steps": 150},
+    "two networks of width 128, 1000 steps": {"expert_count": 2, "width": 128, "steps": 1000},
+    "4800 updates, 1000 steps": {**LONG, "steps": 1000},
     "4800 updates": LONG,
     "4800 updates, alpha .1": {**LONG, "alpha": 0.1},
     "4800 updates, alpha .3": {**LONG, "alpha": 0.3},
@@ -110,7 +112,7 @@ def cell(real: RealSet, seed: int, args: argparse.Namespace, **hyper: Any) -> di
     made = distill(method, real, **same)
     spent = time.process_time() - started
     score: Any = {"networks": args.networks, "network": args.network, "seed": seed, "random": False} | how
-    result = evaluate(made, real, protocol="idc-quick-v1", **score)
+    result = evaluate(made, real, protocol=args.protocol, **score)
     cost = made.manifest["cost"]
     return {
         "process_seconds": round(spent, 2),
@@ -126,7 +128,8 @@ def study(settings: dict[str, dict[str, Any]], tested: list[str], args: argparse
     whole = load_real(args.data)
     train, validation = whole.split(0.1)
     validating = dataclasses.replace(train, test=dataclasses.replace(validation, test=None))
-    about = {name: getattr(args, name) for name in ("data", "ipc", "network", "precision", "compile", "seconds")}
+    told = ("data", "ipc", "network", "protocol", "precision", "compile", "seconds")
+    about = {name: getattr(args, name) for name in told}
     fresh = {**about, "settings": settings, "cells": {}}
     record: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else fresh
     jobs = [("validation", validating, name) for name in settings] + [("test", whole, name) for name in tested]
@@ -163,6 +166,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--networks", type=int, default=2)
     parser.add_argument("--network", default="convnet", help="that scores; a narrow one is cheap")
+    parser.add_argument("--protocol", default="idc-quick-v1")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--compile", default="off")
     parser.add_argument("--seconds", type=float, help="processor seconds of the steps of every set")
