@@ -28,7 +28,9 @@ def images_of(side: int, per_class: int, channels: int = 3) -> RealSet:
         (32, 10, 1, "dm-fast", 1),
         (16, 40, 1, "stages", 1),
         (28, 40, 1, "stages", 4),
-        (64, 40, 10, "stages", 4),
+        (64, 40, 3, "stages", 4),
+        (64, 40, 4, "stages", 3),
+        (64, 40, 10, "stages", 3),
         (64, 40, 11, "stages", 2),
     ],
 )
@@ -37,8 +39,8 @@ def test_the_rule_is_the_one_on_its_page(side: int, per_class: int, ipc: int, me
     assert job.method_name == method
     assert getattr(job.own_plan.decoder, "factor", 1) == factor
     if method == "stages":
-        given = prepare_job("stages", images_of(side, per_class), ipc=ipc, factor=3)
-        assert given.own_plan.decoder.factor == 3  # type: ignore[attr-defined]
+        given = prepare_job("stages", images_of(side, per_class), ipc=ipc, factor=5)
+        assert given.own_plan.decoder.factor == 5  # type: ignore[attr-defined]
         gray = prepare_job("auto", images_of(side, per_class, channels=1), ipc=ipc)
         assert getattr(gray.own_plan.decoder, "factor", 1) == min(factor, 2)
     assert any(note.startswith(f"{method} was chosen: ") for note in job.notes)

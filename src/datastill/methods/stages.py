@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from datastill.surrogates.experts import ExpertsUnit
     from datastill.surrogates.stage_statistics import StageStatistics
 
-#: Pixels of the shorter side from which images are tiled, and color images of a class up to which there are 16 tiles.
-TILED_SIDE, FEW = 28, 10
+#: Pixels of the shorter side from which images are tiled.
+TILED_SIDE = 28
+#: Color images of a class up to which a side is cut so often.
+TILES = ((3, 4), (10, 3))
 
 
 @method("stages", paper="ours, after arXiv:2406.01063", family="distribution")
@@ -44,8 +46,8 @@ class StageMatching(Staged):
 
     steps: Count = 300  #: image updates
     image_lr: AdamRate = 0.01  #: Adam learning rate of the images, which falls along a cosine
-    #: a stored image holds factor x factor smaller ones; 0 takes what suits: 4 for up to 10 color images of a class, 2
-    #: for more and for gray ones, and whole images (1) below 28 pixels a side
+    #: a stored image holds factor x factor smaller ones; 0 takes what suits: 4 for up to 3 color images of a class, 3
+    #: for up to 10, 2 for more and for gray ones, and whole images (1) below 28 pixels a side
     factor: TilesOrAuto = 0
     alpha: Weight = 0.03  #: weight of the cross-entropy on the drawn snapshot
     #: start: tiles of real images, "herded" to the means that are matched, or random ones ("mix"), or as in dance
@@ -71,7 +73,9 @@ class StageMatching(Staged):
             return self.factor
         if min(task.real.shape[1:]) < TILED_SIDE:
             return 1
-        return 4 if task.ipc <= FEW and task.real.shape[0] == 3 else 2
+        if task.real.shape[0] != 3:
+            return 2
+        return next((factor for few, factor in TILES if task.ipc <= few), 2)
 
     def with_part_of_statistics(self, part: float) -> Self:
         """Statistics of fewer images, and fewer candidates for the start."""
