@@ -271,10 +271,10 @@ def test_a_budget_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert second.row("dm").cells[1]["hyper"]["steps"] == steps
 
 
-def test_a_budget_beside_given_steps_is_refused() -> None:
+def test_a_budget_beside_given_steps_is_refused(tmp_path: Path) -> None:
     """As `distill` and `estimate` do; the steps of one method used to push its budget aside without a word."""
     with pytest.raises(InputError, match="either budget"):
-        grid._settle(_asked(5.0), real_sets("digits"), grid.Cell("digits", "dm", 1, 0))
+        grid._settle(_asked(5.0), real_sets("digits"), grid.Cell("digits", "dm", 1, 0), tmp_path)
 
 
 def _asked(budget: float) -> Settings:
