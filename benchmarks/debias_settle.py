@@ -19,16 +19,7 @@ import torch
 
 WAYS = ("none", "kde:draw=true", *(f"loss:draw=true,power={p}" for p in (0.5, 0.7, 1.0, 1.5, 2.0)))
 JUDGES = ("kde", "loss")
-HELD, ODD, NETWORK, PROTOCOL = 0.2, 0.05, "convnet:width=32", "dsa-quick-v1"
-
-
-def oddest(weights: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The heaviest twentieth of each class, (n,) bool."""
-    found = torch.zeros(len(labels), dtype=torch.bool)
-    for c in labels.unique().tolist():
-        members = (labels == c).nonzero().flatten()
-        found[members[weights[members].argsort(descending=True, stable=True)[: int(ODD * len(members))]]] = True
-    return found
+NETWORK, PROTOCOL = "convnet:width=32", "dsa-quick-v1"
 
 
 def scores(made: Any, held: Any, odd: dict[str, torch.Tensor], seed: int, networks: int) -> dict[str, float]:
@@ -53,9 +44,11 @@ def scores(made: Any, held: Any, odd: dict[str, torch.Tensor], seed: int, networ
 
 
 def main() -> None:
-    """Distill and score what is missing, print the table."""
+    """Distill and score what is missing, print each row."""
     import datastill
     from datastill.debias.reweight import weighted_set
+    from datastill.debias.trial import HELD, heaviest
+    from datastill.store.files import write_json
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="bg-fmnist:ratio=0.05")
@@ -68,11 +61,7 @@ def main() -> None:
     real = datastill.load_real(given.data)
     for seed in range(given.seeds):
         kept, held = real.split(HELD, seed)
-        odd = {}
-        for judge in JUDGES:
-            weights = weighted_set(held, judge, seed + 100)[0].weights
-            assert weights is not None
-            odd[f"odd by {judge}"] = oddest(weights, held.labels)
+        odd = {f"odd by {judge}": heaviest(weighted_set(held, judge, seed + 100)[0]) for judge in JUDGES}
         for way in given.ways:
             if any(row["way"] == way and row["seed"] == seed for row in done["rows"]):
                 continue
@@ -85,7 +74,7 @@ def main() -> None:
                 made, real, networks=given.networks, network=NETWORK, protocol=PROTOCOL, random=False
             ).mean, 2)  # fmt: skip
             done["rows"].append(row)
-            given.out.write_text(json.dumps(done, indent=1) + "\n")
+            write_json(given.out, done)
             print(json.dumps(row), flush=True)
 
 

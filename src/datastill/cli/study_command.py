@@ -95,7 +95,7 @@ def debias(options: DebiasOptions) -> int:
     left_out = {described(one.record) for one in study.cells()} - {described(one.record) for one in cells}
     if left_out:
         display.say(f"Left out, since the method has no such networks to replace: {'; '.join(sorted(left_out))}.")
-    weighted = sorted({one.method for one in study.cells()} & {one.method for one in set(cells) - set(study.cells())})
+    weighted = sorted({one.method for one in set(cells) - set(study.cells())})
     if weighted:
         display.say(f"No draw by weight for {', '.join(weighted)}: the weights are in what they train and match.")
     count = 0

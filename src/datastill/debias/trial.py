@@ -107,7 +107,7 @@ def trial(real: RealSet, seed: int = 0, device: str = "cpu", progress: Progress 
     found = []
     for draw in range(DRAWS):
         kept, held = real.split(HELD, seed + draw)
-        odd = _odd(held)
+        odd = heaviest(held)
         if int(odd.sum()) < FEWEST:
             return None
         rng = Rng(seed + draw).child("weigh", "trial")
@@ -130,8 +130,8 @@ def _right(held: RealSet, odd: Tensor, network: torch.nn.Module) -> tuple[float,
     return float(right.double().mean()), float(right[odd].double().mean())
 
 
-def _odd(held: RealSet) -> Tensor:
-    """Which images are among the heaviest twentieth of their class."""
+def heaviest(held: RealSet) -> Tensor:
+    """Which images are among the heaviest twentieth of their class, (n,) bool; the set has weights."""
     assert held.weights is not None
     odd = torch.zeros(len(held), dtype=torch.bool)
     for members in map(held.class_index, range(held.classes)):

@@ -124,8 +124,8 @@ class DebiasStudy:
         for cell in self.cells():
             plan = plans[cell.method, cell.surrogates, cell.init]
             if Surrogates.fits(plan) or cell.own_surrogates == "method":
-                draws = not plan.steps or by_weight(plan) is not None
-                fitting.append(cell if draws else replace(cell, debias=without_draw(cell.debias)))
+                undrawn = by_weight(plan) is None
+                fitting.append(replace(cell, debias=without_draw(cell.debias)) if undrawn else cell)
         return list(dict.fromkeys(fitting))
 
     def _plan(self, cell: Cell, real: RealSet) -> Plan:

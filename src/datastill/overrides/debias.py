@@ -10,7 +10,7 @@ from datastill.core.errors import InputError
 from datastill.core.overrides import Override
 
 if TYPE_CHECKING:
-    from datastill.core.plan import Plan, Sampler, Task
+    from datastill.core.plan import Plan, Task
     from datastill.core.registry import Method
     from datastill.core.runtime import Runtime
 
@@ -47,12 +47,12 @@ class Weights(Override):
 
     def apply(self, plan: Plan, method: str, task: Task) -> Plan:
         """Real images drawn in proportion to their weights, where `draw` asks for that; weights need no exchange."""
-        if not self.report.get("draw") or task.real.weights is None or not plan.steps:
+        if not self.report.get("draw") or task.real.weights is None:
             return plan
-        sampler = by_weight(plan)
-        if sampler is None:
+        drawn = by_weight(plan)
+        if drawn is None:
             raise InputError(f"{method} does not draw class batches of real images; leave draw=true out of debias.")
-        return replace(plan, sampler=sampler)
+        return drawn
 
     def config(self) -> dict[str, Any]:
         """The weights themselves are part of the data's fingerprint."""
@@ -92,15 +92,20 @@ class Weights(Override):
         return ", real images weighted against a bias", cls.told(record)[1]
 
 
-def by_weight(plan: Plan) -> Sampler | None:
-    """The plan's sampler, made to draw real images in proportion to their weights; None where it draws no batches."""
+def by_weight(plan: Plan) -> Plan | None:
+    """The plan with real images drawn in proportion to their weights; None where it draws no class batches.
+
+    One without steps stays as it is: coresets take weights into what they select.
+    """
     from datastill.core.plan import DrawsByWeight, PerClass
     from datastill.sampling.weighted import WeightedClassBatches
 
+    if not plan.steps:
+        return plan
     if isinstance(plan.sampler, DrawsByWeight):
-        return plan.sampler.by_weight()
+        return replace(plan, sampler=plan.sampler.by_weight())
     count = plan.sampler.per_class if isinstance(plan.sampler, PerClass) else None
-    return None if count is None else WeightedClassBatches(count)
+    return None if count is None else replace(plan, sampler=WeightedClassBatches(count))
 
 
 OVERRIDE = Weights
