@@ -73,6 +73,8 @@ FACTORS: dict[str, dict[str, Any]] = {
     "factor 4, two networks, 150 steps": {"factor": 4, "expert_count": 2, "steps": 150},
     "two networks of width 128, 1000 steps": {"expert_count": 2, "width": 128, "steps": 1000},
     "4800 updates, 1000 steps": {**LONG, "steps": 1000},
+    "eight networks, 4800 updates, 5000 steps": {**LONG, "expert_count": 8, "steps": 5000},
+    "4800 updates, 3000 steps": {**LONG, "steps": 3000},
     "4800 updates": LONG,
     "4800 updates, alpha .1": {**LONG, "alpha": 0.1},
     "4800 updates, alpha .3": {**LONG, "alpha": 0.3},
@@ -132,6 +134,11 @@ def study(settings: dict[str, dict[str, Any]], tested: list[str], args: argparse
     about = {name: getattr(args, name) for name in told}
     fresh = {**about, "settings": settings, "cells": {}}
     record: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else fresh
+    other = [name for name in told if record[name] != about[name]]
+    if other:
+        was = ", ".join(f"{name} {record[name]}" for name in other)
+        raise SystemExit(f"{args.out} was made with {was}; give another --out, or the same settings.")
+    record["settings"] |= settings
     jobs = [("validation", validating, name) for name in settings] + [("test", whole, name) for name in tested]
     for (split, real, name), seed in itertools.product(jobs, range(args.seeds)):
         key = f"{split}|{name}|{seed}"

@@ -31,6 +31,7 @@ from datastill.distillation.job import Job, prepare_job
 from datastill.methods.ftd import FTD
 from datastill.methods.mtt import MTT
 from datastill.methods.sre2l import SRe2L
+from datastill.methods.stages import StageMatching
 from datastill.methods.tesla import TESLA
 from datastill.models import resolve_network
 from datastill.surrogates.expert_cost import Pace, affordable, expert_seconds, step_seconds
@@ -175,6 +176,20 @@ class TestScaling:
             assert not found.ema_start
             assert found.ema**found.steps < 0.01 < found.ema ** (found.steps // 5)
         assert published.scaled(task, 1e9) == published
+
+    def test_more_time_than_the_defaults_take_buys_longer_experts_of_stages(self, digits: RealSet) -> None:
+        x = torch.rand(40_000, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        task, ours = task_of(load_real((x, torch.arange(40_000) % 10)), "convnet:width=64,depth=2"), StageMatching()
+        one = ours.nominal_preparation(task)
+        found = [ours.at_pace(task, times * one, 1.0, 1.0) for times in (1.9, 5.0, 7.0, 14.0, 28.0)]
+        bought = [(f.expert_count, f.expert_updates, f.expert_epochs) for f in found]
+        assert bought == [(2, 1200, 12), (2, 1200, 12), (4, 2400, 24), (4, 4800, 48), (8, 4800, 48)]
+        assert all(f.nominal_preparation(task) <= 0.6 * t * one for f, t in zip(found[2:], (7.0, 14.0, 28.0)))
+        assert ours.scaled(task, 28.0 * one) == ours, "the automatic recipe is the defaults"
+        more = replace(ours, expert_count=12).at_pace(task, 30.0 * one, 1.0, 1.0)
+        assert (more.expert_count, more.expert_updates) == (12, 2400)
+        few = ours.at_pace(task_of(digits, "convnet:width=64,depth=2"), 1e6, 1.0, 1.0)
+        assert (few.expert_count, few.expert_updates) == (8, 1200), "no more than ten passes over few images"
 
     def test_given_steps_leave_the_experts_to_the_clock(self, digits: RealSet) -> None:
         task, method = task_of(digits, "convnet:width=64,depth=2"), MTT(steps=7, image_lr=100.0, lr_kind="raw")

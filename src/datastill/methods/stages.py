@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from datastill.core.errors import InputError
 from datastill.core.ranges import AdamRate, Amount, AnyRate, Count, Few, TilesOrAuto, Weight, WidthOrNone
 from datastill.core.registry import method
-from datastill.surrogates.stage_cost import Staged
+from datastill.surrogates.stage_cost import EXPERTS_SHARE, Staged
 
 if TYPE_CHECKING:
     from typing import Self
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 TILED_SIDE = 28
 #: Color images of a class up to which a side is cut so often.
 TILES = ((3, 4), (10, 3))
+#: Networks, and updates of each, that a budget buys which pays for more than the defaults.
+LONGER = ((4, 2400), (4, 4800), (8, 4800))
+#: Passes over the real set up to which a longer training was tried.
+LONGEST = 10
 
 
 @method("stages", paper="ours, after arXiv:2406.01063", family="distribution")
@@ -82,6 +86,25 @@ class StageMatching(Staged):
         return replace(
             self, statistics_images=max(min(100, self.statistics_images), int(part * self.statistics_images))
         )
+
+    def at_pace(self, task: Task, seconds: float, preparation: float, step: float) -> Self:
+        """As `scaled`; a budget for more than the defaults buys more and longer experts with three fifths of it."""
+        found = super().at_pace(task, seconds, preparation, step)
+        if self.experts:
+            return found
+        for count, updates in LONGER:
+            longer = self._with_more_experts(count, min(updates, LONGEST * len(task.real) // self.expert_batch))
+            if preparation * longer.nominal_preparation(task) <= EXPERTS_SHARE * seconds:
+                found = longer
+        return found
+
+    def _with_more_experts(self, count: int, updates: int) -> Self:
+        """At least so many, of at least so many updates, in short epochs of the same length."""
+        more = max(count, self.expert_count)
+        if not 0 < self.expert_updates < updates:
+            return replace(self, expert_count=more)
+        epochs = round(self.expert_epochs * updates / self.expert_updates)
+        return replace(self, expert_count=more, expert_updates=updates, expert_epochs=epochs)
 
     def stand_in(self, experts: str) -> Self:
         """On other experts, with statistics of a few images."""
