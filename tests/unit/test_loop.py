@@ -15,7 +15,7 @@ from torch import Tensor
 from datastill import distill, load_real
 from datastill.core.batch import Batch
 from datastill.core.context import Context, class_means
-from datastill.core.errors import Diverged
+from datastill.core.errors import Diverged, InputError
 from datastill.core.guard import Guard
 from datastill.core.loop import Outcome, synthesize
 from datastill.core.plan import Callback, ClassMajor, Grads, Plan, Stepper, Synthetic, Task, UpdateRule
@@ -298,6 +298,24 @@ def test_checks_watch_training_images_and_resume(digits: RealSet, tmp_path) -> N
     resumed = Check(2, images=100)
     distill("dm", digits, out=tmp_path / "run", resume=True, callbacks=[resumed], **settings)
     assert resumed.accuracies == whole.accuracies
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"debias": "kde"}, r"on other weights of real images \(--debias\); use the same"),
+        ({"labels": 2}, "on other real images or labels; use the same"),
+        ({"network": "convnet:width=2,depth=1"}, "its network.* use the same settings"),
+    ],
+)
+def test_a_finished_run_says_in_words_what_another_one_differs_in(
+    digits: RealSet, tmp_path, change: dict, told: str
+) -> None:
+    settings = {"ipc": 1, "network": "convnet:width=4,depth=1", "out": tmp_path / "run"}
+    distill("random", digits, **settings)
+    turned = dataclasses.replace(digits, labels=digits.labels.roll(change.pop("labels", 0)))
+    with pytest.raises(InputError, match=told):
+        distill("random", turned, resume=True, **{**settings, **change})
 
 
 class TestRatesThatFit:

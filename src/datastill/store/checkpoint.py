@@ -153,15 +153,27 @@ def _without_parts(snapshot: Snapshot) -> Snapshot:
     return Snapshot(groups, {**snapshot.meta, "parts": parts})
 
 
+#: Of what differs, what the rest may follow from.
+TOLD_FIRST = ("data", "method", "network")
+#: What a hash stands for, in words.
+HASHED = {"data.fingerprint": "real images or labels", "data.weights": "weights of real images (--debias)"}
+
+
 def refuse_other(config: Mapping[str, Any], stored: Mapping[str, Any], path: Path) -> None:
     """Raise, naming the first field in which a stored configuration differs; the user's code may change."""
-    for name in sorted({*config, *stored} - {"code"}):
+    others = sorted({*config, *stored} - {"code"}, key=lambda k: (k not in TOLD_FIRST, k))
+    for name in others:
         mine, theirs = plain(config.get(name)), plain(stored.get(name))
         if mine == theirs:
             continue
         if isinstance(mine, dict) and isinstance(theirs, dict):
-            inner = next(k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k))
+            keys = sorted({*mine, *theirs}, key=lambda k: (k == "fingerprint", k))  # weights change it
+            inner = next(k for k in keys if mine.get(k) != theirs.get(k))
             name, mine, theirs = f"{name}.{inner}", mine.get(inner), theirs.get(inner)
+        if name in HASHED:
+            raise InputError(
+                f"{path} belongs to another run, on other {HASHED[name]}; use the same to resume, or another --out."
+            )
         there = f"it names no {name}" if theirs is None else f"its {name} is {theirs!r}"
         here = "this run names none" if mine is None else f"this run's is {mine!r}"
         raise InputError(
