@@ -358,7 +358,10 @@ class TestSettings:
         full = Dream().for_task(task)
         cheap = full.scaled(task, 20.0)
         assert cheap.steps < full.steps
-        assert "net_images=200" in cheap.host
+        assert (cheap.host, "net_images=200" in cheap.host_settings) == ("idc", True)
+        named = prepare_job("dream", digits, ipc=1, network="convnet:width=32,depth=2", host="idc:outer=20").method
+        assert (named.host, "net_images=200" in named.host_settings) == ("idc:outer=20", True)
+        assert named._host(task).outer == 20, "what is named stays"
         assert cheap.candidates < full.candidates
         assert full.steps == 200_000
         assert Dream(host="dm").for_task(task).steps == 20_000

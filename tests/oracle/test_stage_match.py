@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from datastill.core.plan import Block, Grads, Plan, Task
 from datastill.core.rng import Rng
 from datastill.data import RealSet
 from datastill.decoders.pixels import Pixels
+from datastill.distillation.job import prepare_job
 from datastill.methods.ncfm import NCFM
 from datastill.models import resolve_network
 from datastill.objectives.feature_means import FeatureMeans
@@ -28,7 +30,7 @@ from datastill.objectives.moments import Reference, characteristic_distance, dis
 from datastill.objectives.stage_match import StageMatch
 from datastill.sampling.inits import RandomReal, mosaic
 from datastill.sampling.samplers import ClassBatches
-from datastill.surrogates.experts import ExpertsUnit, open_buffer
+from datastill.surrogates.experts import ExpertsUnit, open_buffer, train_experts
 from datastill.surrogates.experts.policies import Epoch, TrainingSet, get_policy
 from datastill.surrogates.experts.policies.momentum import MomentumSgd
 from datastill.surrogates.stage_starts import HerdedTiles
@@ -378,6 +380,49 @@ def test_units_are_shared_and_whoever_takes_them_up_says_so(
     assert len(open_buffer(folder)) == 2
     alone = distill("stages", digits, ipc=2, network=NETWORK, **small)
     assert torch.equal(alone.images, load_distilled(tmp_path / "run2").images)
+
+
+def test_an_expert_that_is_gone_from_kept_units_is_trained_again_and_never_passed_over(
+    digits: RealSet, tmp_path: Path
+) -> None:
+    small: dict[str, Any] = {"steps": 2, "expert_count": 2, "expert_updates": 20, "statistics_images": 20, "factor": 1}
+    run = functools.partial(distill, "stages", digits, ipc=1, network=NETWORK, units=tmp_path, **small)
+    first = run().images
+    (folder,) = (p for p in (tmp_path / "prepare").glob("experts-*") if p.is_dir())
+    rows = folder / "expert_00000.bin"
+    rows.write_bytes(bytes([rows.read_bytes()[0] ^ 1]) + rows.read_bytes()[1:])
+    with pytest.raises(InputError, match=rf"remove expert_00000.json in .* and {folder.name}.safetensors beside it"):
+        run()
+    (folder / "expert_00000.json").unlink()
+    with pytest.raises(InputError, match=r"holds 1 of the 2 experts of this run; remove .*\.safetensors as well"):
+        run()
+    folder.with_name(f"{folder.name}.safetensors").unlink()
+    assert torch.equal(run().images, first)
+
+
+def test_given_experts_count_in_the_cost_as_many_as_they_are_and_tell_their_width(
+    digits: RealSet, tmp_path: Path
+) -> None:
+    wide = "convnet:width=16,depth=1,padding=1"
+    factory = resolve_network(wide, channels=1, classes=10, size=(8, 8))
+    for name, count in (("few", 1), ("many", 4)):
+        train_experts(digits, factory, tmp_path / name, experts=count, epochs=2, policy="momentum")
+    costs = []
+    for name in ("few", "many"):
+        job = prepare_job("stages", digits, ipc=1, network=wide, experts=str(tmp_path / name), width=8, steps=1)
+        costs.append(job.method.nominal_preparation(job.task))  # type: ignore[attr-defined]
+        assert "width changed nothing, since experts was given" in " ".join(job.remarks)
+    assert costs[1] == pytest.approx(4 * costs[0])
+    assert distill("stages", digits, ipc=1, network=wide, experts=str(tmp_path / "few"), width=8, steps=1).images.shape
+
+
+@pytest.mark.parametrize("method", ["stages", "dance"])
+def test_a_factor_that_cannot_cut_is_refused_before_anything_is_trained(
+    method: str, digits: RealSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ExpertsUnit, "run", lambda *_: pytest.fail("experts were trained"))
+    with pytest.raises(InputError, match="8 pixels cannot be cut into 5 tiles"):
+        distill(method, digits, ipc=1, network=NETWORK, factor=5, steps=1)
 
 
 def test_units_do_not_go_into_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

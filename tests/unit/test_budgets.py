@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -34,6 +35,7 @@ from datastill.methods.sre2l import SRe2L
 from datastill.methods.stages import StageMatching
 from datastill.methods.tesla import TESLA
 from datastill.models import resolve_network
+from datastill.surrogates import stage_cost
 from datastill.surrogates.expert_cost import Pace, affordable, expert_seconds, step_seconds
 from datastill.surrogates.experts import ExpertsUnit, open_buffer, train_experts
 from datastill.surrogates.experts.policies import Epoch, TrainingSet
@@ -181,15 +183,20 @@ class TestScaling:
         x = torch.rand(40_000, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         task, ours = task_of(load_real((x, torch.arange(40_000) % 10)), "convnet:width=64,depth=2"), StageMatching()
         one = ours.nominal_preparation(task)
-        found = [ours.at_pace(task, times * one, 1.0, 1.0) for times in (1.9, 5.0, 7.0, 14.0, 28.0)]
+        steps = ours.steps * stage_cost.step_seconds(ours, task)
+        more = functools.partial(ours.with_more_preparation, task)
+        found = [more(times * one, 1.0, 1e-3, ()) for times in (1.9, 5.0, 7.0, 14.0, 28.0)]
         bought = [(f.expert_count, f.expert_updates, f.expert_epochs) for f in found]
         assert bought == [(2, 1200, 12), (2, 1200, 12), (4, 2400, 24), (4, 4800, 48), (8, 4800, 48)]
         assert all(f.nominal_preparation(task) <= 0.6 * t * one for f, t in zip(found[2:], (7.0, 14.0, 28.0)))
-        assert ours.scaled(task, 28.0 * one) == ours, "the automatic recipe is the defaults"
-        more = replace(ours, expert_count=12).at_pace(task, 30.0 * one, 1.0, 1.0)
-        assert (more.expert_count, more.expert_updates) == (12, 2400)
-        few = ours.at_pace(task_of(digits, "convnet:width=64,depth=2"), 1e6, 1.0, 1.0)
+        assert more(7.0 * one, 1.0, 6.0 * one / steps, ()) == ours, "the steps of the defaults are paid for first"
+        assert more(28.0 * one, 1.0, 1e-3, {"expert_updates"}) == ours, "what is given stays"
+        many = replace(ours, expert_count=12).with_more_preparation(task, 30.0 * one, 1.0, 1e-3, ())
+        assert (many.expert_count, many.expert_updates) == (12, 2400)
+        few = ours.with_more_preparation(task_of(digits, "convnet:width=64,depth=2"), 1e6, 1.0, 1.0, ())
         assert (few.expert_count, few.expert_updates) == (8, 1200), "no more than ten passes over few images"
+        short = replace(ours, expert_updates=50).scaled(task, 0.01 * one)
+        assert short.expert_updates == 50, "little time does not lengthen what was asked for"
 
     def test_given_steps_leave_the_experts_to_the_clock(self, digits: RealSet) -> None:
         task, method = task_of(digits, "convnet:width=64,depth=2"), MTT(steps=7, image_lr=100.0, lr_kind="raw")
@@ -288,6 +295,11 @@ class TestBudget:
         monkeypatch.setattr(estimation, "measure", None)  # measured once
         made = run(resume=True)
         assert made.manifest["hyper"] == hyper
+        assert f"a budget became {hyper['steps']} steps when this run began" in made.manifest["notes"]
+        (scaled,) = (note for note in made.manifest["notes"] if note.startswith("scaled"))
+        assert f"→ {hyper['expert_count']}," in scaled
+        with pytest.raises(InputError, match="to resume, and --budget if it began with one, or another --out"):
+            distill("mtt", digits, ipc=1, network=NETWORK, out=tmp_path / "run", resume=True)
         assert made.manifest["cost"]["steps"] == hyper["steps"]
         (experts,) = (p for p in (tmp_path / "run" / "prepare").iterdir() if p.is_dir())
         assert len(open_buffer(experts)) == hyper["expert_count"] < 100

@@ -49,6 +49,17 @@ class Rehearsed(Protocol):
         ...
 
 
+@runtime_checkable
+class Grows(Protocol):
+    """A method of which more than its full setting can be had, where there is time for it."""
+
+    def with_more_preparation(
+        self, task: Task, seconds: float, preparation: float, step: float, given: Collection[str]
+    ) -> Self:
+        """This method with more preparation within a time, as for `Rehearsed.at_pace`; none of `given` changes."""
+        ...
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What a run would take, measured on its first steps."""
@@ -200,11 +211,8 @@ def within(job: Job, seconds: float, folder: Path | None, resume: bool) -> Job:
         return _prepared_within(job, seconds)
     per_step, preparing = measure(job)
     steps = min(MANY, max(1, int(max(seconds - preparing, seconds / 2) / per_step)))
-    return replace(
-        job,
-        method=with_overrides(job.method, {"steps": steps}),
-        notes=(*job.notes, f"a budget of {plural(seconds, 'second')} became {plural(steps, 'step')}"),
-    )
+    told = f"a budget of {plural(seconds, 'second')} became {plural(steps, 'step')}"
+    return _settled(job, with_overrides(job.method, {"steps": steps}), told)
 
 
 def _prepared_within(job: Job, seconds: float) -> Job:
@@ -220,7 +228,10 @@ def _prepared_within(job: Job, seconds: float) -> Job:
 
     def scaled(preparation: float, step: float) -> Job:
         assert isinstance(before, Rehearsed)
-        return replace(job, method=with_overrides(before.at_pace(job.task, left(), preparation, step), dict(job.given)))
+        found: Method = before.at_pace(job.task, left(), preparation, step)
+        if found == before and isinstance(before, Grows):
+            found = before.with_more_preparation(job.task, left(), preparation, step, job.given)
+        return replace(job, method=with_overrides(found, dict(job.given)))
 
     preparation = step = 1.0
     for _ in range(2):
@@ -240,12 +251,18 @@ def _prepared_within(job: Job, seconds: float) -> Job:
         told = f"{told} {lasting} of preparation"
     if preparing > seconds:
         told += ", which alone is longer than the budget"
-    notes = [note for note in job.notes if before is job.method or not note.startswith("scaled from")]
-    return replace(job, method=settled, notes=(*notes, *changes(before, settled), told))
+    return _settled(job, settled, told)
+
+
+def _settled(job: Job, method: Method, told: str) -> Job:
+    """The job with what a time was settled to, and notes that say so in the place of those on other scaling."""
+    notes = [note for note in job.notes if job.unscaled is None or not note.startswith("scaled from")]
+    return replace(job, method=method, notes=(*notes, *changes(job.unscaled or job.method, method), told))
 
 
 def _as_stored(job: Job, stored: dict[str, Any]) -> Job:
     """The job with what its budget was settled to when the run began."""
     names = set(job.method.settled_by_budget) if isinstance(job.method, Rehearsed) else _SETTLED
     kept = {f.name: stored[f.name] for f in fields(job.method) if f.name in names and f.name in stored}
-    return replace(job, method=with_overrides(job.method, kept))
+    method = with_overrides(job.method, kept)
+    return _settled(job, method, f"a budget became {plural(method.steps, 'step')} when this run began")

@@ -78,7 +78,7 @@ class Job:
         plan = self.own_plan
         for override in self.overrides:
             plan = override.apply(plan, self.method_name, self.task)
-        return check_plan(plan, self.method_name)
+        return check_plan(plan, self.method_name, self.task.real.shape)
 
     def plan(self) -> Plan:
         """The method's plan with what the run changes in it; the same object at every call.

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from datastill.core.cost import Stopwatch
@@ -98,8 +99,8 @@ def prepared_path(unit: Unit, task: Task, units: Sequence[Unit] = ()) -> Path | 
     return task.folder / "prepare" / f"{unit.name}-{digest(key)}.safetensors"
 
 
-def check_plan(plan: Plan, method: str) -> Plan:
-    """The plan, if it can be run to its end.
+def check_plan(plan: Plan, method: str, shape: Sequence[int] = ()) -> Plan:
+    """The plan, if it can be run to its end on images of this shape.
 
     Raises:
         InputError: its steps are none, its units cannot be prepared, its decoder not be read back, or its objective
@@ -108,7 +109,7 @@ def check_plan(plan: Plan, method: str) -> Plan:
     if not 0 <= plan.steps <= MANY:
         raise InputError(f"{method} would take {plan.steps} steps; give a number of them from 0 to {MANY:,}.")
     in_order(plan.prepare)
-    _check_decoder(plan.decoder, method)
+    _check_decoder(plan.decoder, method, shape)
     objective = plan.objective
     reduced = isinstance(objective, Reduces) and objective.reduces and not _looks_past(plan)
     if plan.reduce is not None and not reduced:
@@ -129,7 +130,11 @@ def _looks_past(plan: Plan) -> bool:
     return frozen or (isinstance(decoder, Pixels) and decoder.contrast is not None)
 
 
-def _check_decoder(decoder: Decoder, method: str) -> None:
+def _check_decoder(decoder: Decoder, method: str, shape: Sequence[int]) -> None:
+    from datastill.decoders.multi_formation import MultiFormation
+
+    if isinstance(decoder, MultiFormation) and shape:
+        decoder.encode(torch.zeros(1, *shape))  # refuses sides that it cannot cut
     record = plain(decoder.describe())
     try:
         same = plain(decoder_of(record).describe()) == record

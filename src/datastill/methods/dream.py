@@ -39,10 +39,11 @@ class Dream(Method):
     """Match on real images that stand for clusters of their class, in the place of a host's random batches."""
 
     paper_values: ClassVar[dict[str, Any]] = {"candidates": 0}
-    settled_by_budget: ClassVar[frozenset[str]] = frozenset({"host", "steps", "real_batch", "candidates"})
+    settled_by_budget: ClassVar[frozenset[str]] = frozenset({"host_settings", "steps", "real_batch", "candidates"})
 
     #: whose batches and start are exchanged: idc, idc-i, dc, dsa, dm, dm-fast; with its settings as idc:outer=20
     host: str = "idc"
+    host_settings: str = ""  #: of the host where it says nothing else, as outer=20,net_images=200; a time settles them
     steps: Amount = 0  #: image updates; 0 is the host's number
     interval: Count = 10  #: steps between two clusterings
     real_batch: Count = 128  #: clusters, and so real images, per class and step
@@ -92,7 +93,7 @@ class Dream(Method):
         most = _CANDIDATES_EACH * values["real_batch"]
         found = replace(
             self,
-            host=_written(self.host.partition(":")[0], cheap),
+            host_settings=_written(cheap),
             real_batch=values["real_batch"],
             candidates=min(self.candidates or most, most),
         )
@@ -125,7 +126,7 @@ class Dream(Method):
         Raises:
             InputError: there is no such host, or no such setting of it.
         """
-        host = _read(self.host)
+        host = _read(self.host, self.host_settings)
         if task is None:
             return host
         taken = {"real_batch": self.real_batch, **({"steps": self.steps} if self.steps else {})}
@@ -138,24 +139,21 @@ def _may_host(cls: type[Method]) -> bool:
     return "real_batch" in {f.name for f in fields(cls)} and not prepares and not issubclass(cls, Dream)
 
 
-def _read(text: str) -> Method:
-    """A host out of "idc:outer=20,net_images=200".
+def _read(text: str, usual: str = "") -> Method:
+    """A host out of "idc:outer=20,net_images=200", and of settings that hold where it says nothing else.
 
     Raises:
         InputError: an unknown host or setting, or a setting that is dream's own.
     """
     from datastill.core.registry import methods
+    from datastill.data.sources import split_options, typed_option
 
-    name, _, settings = text.partition(":")
+    name = text.partition(":")[0]
     known = {name: info for name, info in methods().items() if _may_host(info.cls)}
     if name not in known:
         raise InputError(f"dream has no host {name!r}. {nearest(name, known)}")
     host = known[name].cls()
-    if not settings:
-        return host
-    from datastill.data.sources import split_options, typed_option
-
-    given = split_options(text)[1]
+    given = {**split_options(f"{name}:{usual}")[1], **split_options(text)[1]}
     for option in set(_OWN) & set(given):
         raise InputError(f"{option} is a setting of dream itself; leave it out of host={text}.")
     defaults = {f.name: getattr(host, f.name) for f in fields(host)}
@@ -163,9 +161,8 @@ def _read(text: str) -> Method:
     return with_overrides(host, values, "{name} of the host " + name)
 
 
-def _written(name: str, host: Method) -> str:
-    """The inverse of `_read`, with the settings that are not the host's defaults."""
+def _written(host: Method) -> str:
+    """The settings of a host that are not its defaults, as `_read` takes them."""
     usual = type(host)()
     changed = {f.name: getattr(host, f.name) for f in fields(host) if f.name not in _OWN}
-    options = [f"{n}={v}" for n, v in changed.items() if v != getattr(usual, n)]
-    return f"{name}:{','.join(options)}" if options else name
+    return ",".join(f"{n}={v}" for n, v in changed.items() if v != getattr(usual, n))

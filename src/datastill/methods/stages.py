@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from datastill.core.errors import InputError
 from datastill.core.ranges import AdamRate, Amount, AnyRate, Count, Few, TilesOrAuto, Weight, WidthOrNone
 from datastill.core.registry import method
-from datastill.surrogates.stage_cost import EXPERTS_SHARE, Staged
+from datastill.surrogates.stage_cost import CHOSEN, EXPERTS_SHARE, Staged, step_seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import Self
 
     from datastill.core.plan import Init, Plan, Task
@@ -87,14 +88,17 @@ class StageMatching(Staged):
             self, statistics_images=max(min(100, self.statistics_images), int(part * self.statistics_images))
         )
 
-    def at_pace(self, task: Task, seconds: float, preparation: float, step: float) -> Self:
-        """As `scaled`; a budget for more than the defaults buys more and longer experts with three fifths of it."""
-        found = super().at_pace(task, seconds, preparation, step)
-        if self.experts:
+    def with_more_preparation(
+        self, task: Task, seconds: float, preparation: float, step: float, given: Collection[str]
+    ) -> Self:
+        """More and longer experts, for up to three fifths of a time that pays for these and all steps."""
+        found = self
+        if self.experts or CHOSEN & set(given):
             return found
+        steps = self.steps * step * step_seconds(self, task)
         for count, updates in LONGER:
             longer = self._with_more_experts(count, min(updates, LONGEST * len(task.real) // self.expert_batch))
-            if preparation * longer.nominal_preparation(task) <= EXPERTS_SHARE * seconds:
+            if preparation * longer.nominal_preparation(task) <= min(EXPERTS_SHARE * seconds, seconds - steps):
                 found = longer
         return found
 
@@ -152,7 +156,7 @@ class StageMatching(Staged):
         from datastill.surrogates.stage_starts import HerdedTiles
 
         if self.init != "herded":
-            return make_init(self.init, tiles)
+            return make_init(self.init, tiles, others=("herded",))
         positions = tuple(sorted({len(epochs) // 2 - 1, len(epochs) - 1} - {-1}))
         means = kept if self.statistics == "amortized" and self.moment != "cf" else None
         return HerdedTiles(unit, epochs, means, positions, tiles, self.statistics_images)

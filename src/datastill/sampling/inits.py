@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -182,12 +182,13 @@ class Given:
         return {"init": "given", "images": digest(self.tensor)}
 
 
-def make_init(init: str | Tensor | Init, factor: int = 1, pixels: bool = False) -> Init:
+def make_init(init: str | Tensor | Init, factor: int = 1, pixels: bool = False, others: Sequence[str] = ()) -> Init:
     """An initialization from its name ("real", "mix", "noise" or "weighted"), from images, or as it is.
 
     Args:
         factor: of multi-formation, whose tiles "mix" fills with a real image each.
         pixels: whether codes are stored as pixels, for "noise".
+        others: names that the method knows besides, for the error.
 
     Raises:
         InputError: unknown name.
@@ -205,5 +206,5 @@ def make_init(init: str | Tensor | Init, factor: int = 1, pixels: bool = False) 
         "weighted": WeightedReal(factor),
     }
     if init not in known:
-        raise InputError(f"There is no initialization {init!r}. {nearest(init, known)}")
+        raise InputError(f"There is no initialization {init!r}. {nearest(init, (*known, *others))}")
     return known[init]

@@ -176,8 +176,9 @@ def refuse_other(config: Mapping[str, Any], stored: Mapping[str, Any], path: Pat
             )
         there = f"it names no {name}" if theirs is None else f"its {name} is {theirs!r}"
         here = "this run names none" if mine is None else f"this run's is {mine!r}"
+        again = "resume, and --budget if it began with one" if name.startswith("hyper.") else "resume"
         raise InputError(
-            f"{path} belongs to another run: {there}, {here}; use the same settings to resume, or another --out."
+            f"{path} belongs to another run: {there}, {here}; use the same settings to {again}, or another --out."
         )
 
 

@@ -137,7 +137,7 @@ def _held_file(path: Path, shared: bool) -> int | None:
             who = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another command"
             os.close(handle)
             raise InputError(
-                f"{path.parent} is in use: {who} is at work in it; wait for its end, or choose another --out."
+                f"{path.parent} is in use: {who} is at work in it; wait for its end, or choose another folder."
             )
         if os.fstat(handle).st_nlink:  # else its last holder removed it between the two calls
             os.truncate(handle, 0)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from datastill.core.ranges import Amount, AnyRate, Count, Few, Seed, Tiles, WidthOrNone
@@ -34,7 +35,7 @@ class Staged(Method):
     """A method that matches on stages of networks which are trained on the real set before its steps."""
 
     voids: ClassVar[dict[str, tuple[str, ...]]] = {
-        "experts": ("expert_count", "expert_updates", "expert_lr", "expert_batch", "expert_seed"),
+        "experts": ("width", "expert_count", "expert_updates", "expert_lr", "expert_batch", "expert_seed"),
     }
     settled_by_budget: ClassVar[frozenset[str]] = frozenset(
         {"steps", "real_batch", "width", "expert_count", "expert_updates", "expert_epochs"}
@@ -59,10 +60,10 @@ class Staged(Method):
     expert_cutmix: ClassVar[float] = 0.5
 
     def network(self, task: Task) -> NetworkFactory:
-        """The experts' network."""
+        """The experts' network; as wide as they are, where they are given."""
         from datastill.models import narrowed
 
-        return narrowed(task.network, self.width)
+        return narrowed(task.network, self.width if not self.experts else _width_of(self.experts))
 
     def epochs_and_part(self, n: int) -> tuple[int, float]:
         """Epochs of an expert on n real images, and the part of them that an epoch passes over."""
@@ -144,13 +145,25 @@ class Staged(Method):
 
     @contextmanager
     def rehearse(self, task: Task) -> Iterator[tuple[Self, float]]:
-        """This method on experts that are good for timing its steps alone, and the seconds that its own would take."""
-        if self.experts:
-            yield self.stand_in(self.experts), statistics_seconds(self, task)
-            return
-        with self.experts_unit(task).rehearse(task) as (path, seconds):
-            pace = seconds / max(1e-9, expert_seconds(self, task))
-            yield self.stand_in(str(path)), seconds + pace * statistics_seconds(self, task)
+        """This method on experts that are good for timing its steps alone, and the seconds that its own would take.
+
+        What is given is not trained; some updates of one are timed all the same, for the pace of the statistics.
+        """
+        unit = dataclasses.replace(self.experts_unit(task), path=None)
+        with unit.rehearse(task) as (path, seconds):
+            width = int(self.network(task).options.get("width", 0))
+            pace = seconds / max(1e-9, expert_seconds(dataclasses.replace(self, experts="", width=width), task))
+            statistics = pace * statistics_seconds(self, task)
+            given = bool(self.experts)
+            yield self.stand_in(self.experts if given else str(path)), statistics + (0.0 if given else seconds)
+
+
+def _width_of(experts: str) -> int:
+    """Channels of the networks in a folder; 0 where they have no width."""
+    from datastill.surrogates.experts.store import read_meta
+
+    width = read_meta(Path(experts).expanduser())["config"]["network"].get("options", {}).get("width", 0)
+    return width if isinstance(width, int) else 0
 
 
 def expert_seconds(method: Staged, task: Task) -> float:
@@ -206,7 +219,7 @@ def with_short_experts(method: S, task: Task, seconds: float) -> S:
             method.with_part_of_statistics(part),
             width=width,
             expert_count=count,
-            expert_updates=max(_FEWEST_UPDATES, int(most * part)),
+            expert_updates=max(min(_FEWEST_UPDATES, most), int(most * part)),
             expert_epochs=min(method.expert_epochs, _EPOCHS),
         )
 

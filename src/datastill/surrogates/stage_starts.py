@@ -76,7 +76,7 @@ class HerdedTiles:
         """One pass for each candidate and snapshot that is looked at."""
         most = max(self.candidates, task.ipc * self.factor**2)
         images = sum(min(most, int(n)) for n in task.real.counts)
-        return float(self.unit.experts * len(self.positions) * images * (self.unit.network or task.network).macs)
+        return float(self.unit.count * len(self.positions) * images * (self.unit.network or task.network).macs)
 
     def _of_class(self, c: int, buffer: ExpertBuffer, network: Network, context: Context) -> Tensor:
         """Positions of the tiles of a class, (ipc, factor^2): the first of every image are chosen first."""

@@ -85,7 +85,7 @@ class StageStatistics:
     def macs(self, task: Task) -> float:
         """One pass for each image and stage."""
         images = sum(min(self.per_class, int(n)) for n in task.real.counts)
-        return float(self.unit.experts * len(self.epochs) * images * (self.unit.network or task.network).macs)
+        return float(self.unit.count * len(self.epochs) * images * (self.unit.network or task.network).macs)
 
     def run(self, task: Task) -> dict[str, Tensor]:
         """Take them."""

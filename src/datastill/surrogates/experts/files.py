@@ -263,5 +263,6 @@ def durable(target: Path) -> Iterator[IO[bytes]]:
 
 
 def _again(folder: Path, expert: int) -> str:
-    name = record_path(folder, expert).name
-    return f"remove {name} in {folder} and run the command that made the buffer again"
+    name, ready = record_path(folder, expert).name, folder.with_name(f"{folder.name}.safetensors")
+    also = f" and {ready.name} beside it," if ready.is_file() else ""  # of a run, which takes them to be complete
+    return f"remove {name} in {folder}{also} and run the command that made the buffer again"

@@ -123,8 +123,18 @@ class ExpertsUnit:
             if not path.is_dir():
                 raise InputError(f"The experts of this run are gone from {path}; remove {path}.safetensors as well.")
         buffer = open_buffer(path)
+        if self.path is None and len(buffer) < self.experts:
+            raise InputError(
+                f"{path} holds {len(buffer)} of the {self.experts} experts of this run; remove {path}.safetensors as "
+                "well, and the same command trains the rest."
+            )
         buffer.check(self._network(task), task.real)
         return buffer
+
+    @property
+    def count(self) -> int:
+        """How many experts there are or will be: those of the folder, where one is given."""
+        return self.experts if self.path is None else len(open_buffer(self.path))
 
     def _network(self, task: Task) -> NetworkFactory:
         return self.network or task.network
