@@ -416,6 +416,12 @@ def test_given_experts_count_in_the_cost_as_many_as_they_are_and_tell_their_widt
     assert distill("stages", digits, ipc=1, network=wide, experts=str(tmp_path / "few"), width=8, steps=1).images.shape
 
 
+def test_the_tiles_that_were_taken_are_told(digits: RealSet) -> None:
+    job = prepare_job("stages", digits, ipc=1, network=NETWORK)
+    assert job.method.factor == 1  # type: ignore[attr-defined]
+    assert "factor 1" in " ".join(job.remarks)
+
+
 @pytest.mark.parametrize("method", ["stages", "dance"])
 def test_a_factor_that_cannot_cut_is_refused_before_anything_is_trained(
     method: str, digits: RealSet, monkeypatch: pytest.MonkeyPatch

@@ -29,6 +29,7 @@ from datastill.data import RealSet
 from datastill.distillation import budget as estimation
 from datastill.distillation.budget import within
 from datastill.distillation.job import Job, prepare_job
+from datastill.distillation.preparation import prepare
 from datastill.methods.ftd import FTD
 from datastill.methods.mtt import MTT
 from datastill.methods.sre2l import SRe2L
@@ -243,6 +244,28 @@ class TestBudget:
         job = within(job_of(digits, experts=str(tmp_path / "b")), 60.0, None, False)
         assert job.method.steps == pytest.approx(60.0 / STEP, rel=0.02)  # type: ignore[attr-defined]
         assert "preparation" not in job.notes[-1]
+
+    def test_what_was_prepared_before_costs_a_budget_nothing_and_is_told(self, digits: RealSet, tmp_path: Path) -> None:
+        def job(seed: int) -> Job:
+            few = {"expert_updates": 20, "statistics_images": 8}
+            return prepare_job("stages", digits, ipc=1, network=NETWORK, seed=seed, folder=tmp_path, **few)
+
+        first = within(job(0), 4.0, None, False)
+        prepare(first.plan(), first.task)
+        again = within(job(1), 4.0, None, False)
+        assert first.notes[-1].endswith("of preparation")
+        assert again.notes[-1].endswith("steps, with what was prepared before")
+
+    def test_seconds_of_experts_are_those_of_all_processes_that_trained_them(
+        self, digits: RealSet, tmp_path: Path
+    ) -> None:
+        task = replace(task_of(digits), folder=tmp_path)
+        unit = ExpertsUnit(experts=1, epochs=2, policy=Slow(), seed=0, span=1)
+        trained = 2 * 5 * Slow.seconds  # half of 899 images by the hundred
+        assert unit.spent(task, unit.run(task)) >= trained
+        plan = replace(prepare_job("mtt", digits, ipc=1, network=NETWORK, steps=1).plan(), prepare=[unit])
+        _, seconds = prepare(plan, task)  # finds them trained, as a process that goes on finds some
+        assert seconds >= trained
 
     def test_what_the_caller_gave_stays(self, digits: RealSet, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(estimation, "measure", pretend)

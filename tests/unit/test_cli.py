@@ -158,6 +158,13 @@ def test_distill_evaluate_inspect_export(tmp_path: Path, capsys: pytest.CaptureF
     assert len(list((tmp_path / "png").rglob("*.png"))) == 6
 
 
+def test_estimate_without_a_method_is_of_the_one_that_would_be_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "--data", "digits", "--ipc", "1", "--network", "convnet:width=4,depth=1"]) == 0
+    assert "dm-fast was chosen" in capsys.readouterr().out
+    assert main(["estimate", "--data", "digits", "--image-lr", "3"]) == 2
+    assert "write for instance `datastill estimate dm ...`" in capsys.readouterr().err
+
+
 def test_estimate(capsys: pytest.CaptureFixture[str]) -> None:
     args = ["estimate", "dm", "--ipc", 1, "--network", "convnet:width=4,depth=1", "--json"]
     code, out, err = run(args, capsys)

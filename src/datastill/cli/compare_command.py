@@ -55,7 +55,7 @@ class CompareOptions(RuntimeOptions):
     networks: Few = 3  #: fresh networks per distilled set
     network: str | None = None  #: architecture to distill with and to evaluate on; sized to fit if none
     recipe: str = "auto"  #: auto (minutes each on a laptop) or paper (the published settings)
-    budget: str | None = None  #: time to distill each set, such as 60s or 5m, instead of auto's two minutes
+    budget: str | None = None  #: time to distill each set, such as 60s or 5m, instead of what --recipe takes
     optimizer: Literal["auto", "sgd", "adam", "adamw"] = "auto"  #: that trains, at its usual rate; auto: the protocol's
     #: robustness scores too (LRS, ARS): fractions keeps them in [0, 1]; released counts as DD-Ranking's package. Trains
     #: on the whole real set, on hard labels, and with and without augmentation

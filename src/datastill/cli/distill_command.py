@@ -47,7 +47,7 @@ class RunOptions(RuntimeOptions):
     ipc: Count = 1  #: images per class
     network: str | None = None  #: network to match on, such as convnet:width=64 or my_file.py:Net; sized to fit
     recipe: str = "auto"  #: auto (minutes on a laptop), paper (the published setting), or a recipe's name
-    budget: str | None = None  #: time to spend, such as 60s or 5m, instead of auto's two minutes
+    budget: str | None = None  #: time to spend, such as 60s or 5m, instead of what --recipe takes
     seed: Seed = 0  #: of every random draw
     profile: bool = False  #: measure a few steps first, and tell how long this run and the paper's setting take
     resume: bool = False  #: go on from the checkpoints in --out
@@ -74,7 +74,7 @@ def main(args: list[str]) -> int:
                 "`datastill methods` lists them)."
             )
         name = UNNAMED
-        _refuse_options_of_methods([*rest, *(f"--{option}" for option in config.values)])
+        refuse_options_of_methods([*rest, *(f"--{option}" for option in config.values)])
     info = get_method(name or str(config.method))
     run, data, values = parse_options(info, rest, config=config)
     with plain_warnings(run.quiet):
@@ -88,7 +88,7 @@ def main(args: list[str]) -> int:
             return done.exit_code
 
 
-def _refuse_options_of_methods(args: Sequence[str]) -> None:
+def refuse_options_of_methods(args: Sequence[str], command: str = "distill") -> None:
     """Options that only a method has, where none is named."""
     parts = (RunOptions, DataOptions, override_options(), get_method(UNNAMED).cls)
     known = {f.name for part in parts for f in dataclasses.fields(part)}
@@ -98,7 +98,7 @@ def _refuse_options_of_methods(args: Sequence[str]) -> None:
         if owners and name not in known:
             raise InputError(
                 f"{text.split('=')[0]} is an option of a method, and none is named: write for instance `datastill "
-                f"distill {'dm' if 'dm' in owners else owners[0]} ...`; leave it out to have the method chosen."
+                f"{command} {'dm' if 'dm' in owners else owners[0]} ...`; leave it out to have the method chosen."
             )
 
 
@@ -219,8 +219,7 @@ def _say_done(record: Manifest, job: Job, out: Path, display: Display) -> None:
     from datastill.core.cost import describe_cost
 
     cost = record.cost
-    made = describe_cost(cost.steps, cost.seconds + cost.prepare_seconds)
-    display.say(f"Done: {made}; saved in {out}.")
+    display.say(f"Done: {describe_cost(cost.steps, cost.seconds, cost.prepare_seconds)}; saved in {out}.")
     if cost.skipped_steps:
         display.say(f"{cost.skipped_steps} steps were not finite and changed nothing.")
     for note in record.notes:

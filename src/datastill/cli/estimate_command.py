@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from datastill.cli.config_file import config_of
-from datastill.cli.distill_command import describe_job, parse_options, parse_seconds
+from datastill.cli.distill_command import UNNAMED, describe_job, parse_options, parse_seconds, refuse_options_of_methods
 from datastill.cli.options import helped, plain_warnings, positional_first
 from datastill.core.errors import InputError
 from datastill.core.registry import get_method
@@ -18,7 +18,10 @@ def main(args: list[str]) -> int:
     if name is None and config.method is None:
         if helped(args, usage):
             return 0
-        raise InputError("Name a method: `datastill estimate dm --data PATH --ipc 10`.")
+        if not args:
+            raise InputError("Name the data: `datastill estimate --data PATH` (and a method, `datastill estimate dm`).")
+        name = UNNAMED
+        refuse_options_of_methods([*rest, *(f"--{option}" for option in config.values)], "estimate")
     info = get_method(name or str(config.method))
     run, data, values = parse_options(info, rest, "estimate", config)
     from datastill.core.cost import describe_seconds, plural
@@ -56,7 +59,7 @@ def main(args: list[str]) -> int:
 def usage() -> str:
     """What `datastill estimate --help` prints."""
     return (
-        "usage: datastill estimate METHOD [options]\n\n"
-        "Tell minutes and memory of a run before it starts; takes the options of `datastill distill METHOD`, also out "
-        "of a file: --config run.toml."
+        "usage: datastill estimate [METHOD] [options]\n\n"
+        "Tell minutes and memory of a run before it starts; takes the options of `datastill distill [METHOD]`, also "
+        "out of a file: --config run.toml."
     )

@@ -55,7 +55,7 @@ def main(args: list[str]) -> int:
         "network": "none" if network is None else network.spec or network.name,
         "hyper-parameters": ", ".join(f"{k}={v}" for k, v in record.hyper.items()) or "none",
         "evaluate with": record.student.protocol + (f", learning rate {rate:.4g} (learned)" if rate else ""),
-        "cost": f"{describe_cost(cost.steps, cost.seconds + cost.prepare_seconds)}, {cost.hardware}"
+        "cost": f"{describe_cost(cost.steps, cost.seconds, cost.prepare_seconds)}, {cost.hardware}"
         if cost.known
         else "not known: made by others",
         "made by": f"datastill {cost.versions.datastill}, torch {cost.versions.torch}",

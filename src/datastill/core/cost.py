@@ -114,10 +114,12 @@ def plural(count: float, noun: str) -> str:
     return f"{count:,} {noun}{ending}" if isinstance(count, int) else f"{count:g} {noun}{ending}"
 
 
-def describe_cost(steps: int, seconds: float) -> str:
-    """What making a set took, in words."""
-    total = describe_seconds(seconds)
-    return f"{plural(steps, 'step')} in {total}" if steps else f"selected in {total}"
+def describe_cost(steps: int, seconds: float, preparing: float = 0.0) -> str:
+    """What making a set took, in words; `preparing` came before, in this run or in one whose units it took."""
+    if not steps:
+        return f"selected in {describe_seconds(seconds + preparing)}"
+    before = f" after {describe_seconds(preparing)} of preparation" if preparing >= 0.5 else ""
+    return f"{plural(steps, 'step')} in {describe_seconds(seconds)}{before}"
 
 
 def environment(device: torch.device) -> dict[str, Any]:

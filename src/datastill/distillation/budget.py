@@ -19,7 +19,7 @@ from datastill.core.runtime import Runtime
 from datastill.core.threads import threads_for
 from datastill.core.update import load_optimizers
 from datastill.distillation.job import CONFIG, Job, RunRecord, compiled_for, prepare_job
-from datastill.distillation.preparation import Prepared, in_order, run_unit
+from datastill.distillation.preparation import Prepared, in_order, ready_units, run_unit
 from datastill.distillation.remarks import changes
 from datastill.store.files import read_sealed
 
@@ -241,12 +241,17 @@ def _prepared_within(job: Job, seconds: float) -> Job:
         preparation, step = preparing / nominal if nominal else 1.0, per_step / _nominal_step(now)
     now = scaled(preparation, step)
     preparing = preparation * _nominal_preparation(now)
+    units = in_order(now.plan().prepare)
+    made_before = bool(units) and len(ready_units(now.plan(), now.task)) == len(units)
+    if made_before:
+        preparing = 0.0
     lasting = "less than a second" if preparing < 0.5 else f"about {describe_seconds(preparing)}"
     settled, told = now.method, f"a budget of {plural(seconds, 'second')} became"
     if settled.steps:
         steps = min(MANY, max(1, int((left() - preparing) / (step * _nominal_step(now)))))
         settled, told = with_overrides(settled, {"steps": steps}), f"{told} {plural(steps, 'step')}"
         told += f" after {lasting} of preparation" if preparing else ""
+        told += ", with what was prepared before" if made_before else ""
     else:
         told = f"{told} {lasting} of preparation"
     if preparing > seconds:

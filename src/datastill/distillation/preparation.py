@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,15 @@ from datastill.store.files import digest, read_tensors, seconds_of, write_tensor
 from datastill.store.rendering import decoder_of
 
 Prepared = dict[str, dict[str, Tensor]]
+
+
+@runtime_checkable
+class Resumes(Protocol):
+    """A unit that goes on where a process before was stopped, and knows what that took."""
+
+    def spent(self, task: Task, prepared: Mapping[str, Tensor]) -> float:
+        """Seconds of all processes that worked at it."""
+        ...
 
 
 def prepare(plan: Plan, task: Task, only: Unit | None = None) -> tuple[Prepared, float]:
@@ -39,6 +48,8 @@ def prepare(plan: Plan, task: Task, only: Unit | None = None) -> tuple[Prepared,
         watch = Stopwatch()
         prepared[name] = run_unit(unit, task, prepared)
         seconds = watch.read()["seconds"]
+        if isinstance(unit, Resumes):
+            seconds = max(seconds, unit.spent(task, prepared[name]))
         total += seconds
         if path is not None:
             write_tensors(path, prepared[name], {"seconds": str(seconds)})

@@ -82,6 +82,10 @@ class StageMatching(Staged):
             return 2
         return next((factor for few, factor in TILES if task.ipc <= few), 2)
 
+    def for_task(self, task: Task) -> Self:
+        """The number of tiles."""
+        return replace(self, factor=self.tiles(task))
+
     def with_part_of_statistics(self, part: float) -> Self:
         """Statistics of fewer images, and fewer candidates for the start."""
         return replace(

@@ -89,7 +89,8 @@ def page(reading: Reading) -> dict[str, Any]:
         "name": first.name,
         "title": f"{record.method} on {record.data.name}",
         "record": record,
-        "images": len(first.targets),
+        "images": first.stored,
+        "rendered": len(first.targets),
         "kind": words.kind_of_images(record),
         "sets": [one.record.seed for one in reading.sets],
         "outcome": outcome(evaluation),
@@ -131,6 +132,6 @@ def _tiles(first: DistilledSet, evaluation: Evaluation | None) -> list[tuple[str
     meaning = f"stored images in place of {real:,}{share}" if real else "images"
     tiles.append(("plain", f"{count:,}", "", meaning))
     if "seconds" in record.cost.model_fields_set and record.cost.known:
-        number, _, unit = words.duration(record.cost.seconds).partition(" ")
-        tiles.append(("plain", number, unit, "to distill"))
+        number, _, unit = words.duration(record.cost.seconds + record.cost.prepare_seconds).partition(" ")
+        tiles.append(("plain", number, unit, "to distill" + ", with preparation" * bool(record.cost.prepare_seconds)))
     return tiles

@@ -198,6 +198,7 @@ def affordable(method: S, task: Task, seconds: float, preparation: float, step: 
     if whole <= seconds:
         return method
     cheap: Any = dataclasses.replace(method, real_batch=min(method.real_batch, 32))
+    cheap = cheap if cheap.macs_per_step(task) < method.macs_per_step(task) else method
     cheap = with_short_experts(cheap, task, EXPERTS_SHARE * seconds / preparation)
     left = seconds - preparation * cheap.nominal_preparation(task)
     steps = int(max(left, (1 - EXPERTS_SHARE) * seconds / 2) / (step * step_seconds(cheap, task)))
@@ -228,4 +229,5 @@ def with_short_experts(method: S, task: Task, seconds: float) -> S:
         one = of(1, 1.0, width).nominal_preparation(task)
         if seconds >= least * one:
             return of(min(method.expert_count, int(seconds / one)), 1.0, width)
-    return of(least, seconds / (least * one), width)
+    part = 2.0 ** (math.floor(2 * math.log2(seconds / (least * one))) / 2)  # coarse: a second run finds the same units
+    return of(least, part, width)

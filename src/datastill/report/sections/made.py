@@ -90,6 +90,7 @@ def _cost(record: Manifest, evaluation: Evaluation | None) -> list[tuple[str, st
 
     rows = [
         ("Wall time", *both("seconds", words.duration)),
+        ("Preparation before that", *both("prepare_seconds", lambda v: words.duration(v) if v else "–")),
         ("CPU time", *both("cpu_seconds", words.duration)),
         ("Image updates", *both("steps", words.value)),
         ("Steps skipped as not finite", *both("skipped_steps", words.value)),
@@ -115,8 +116,9 @@ def _made(record: Manifest) -> str:
     ]
     if cost.model_fields_set and cost.known:
         versions = ", ".join(f"{name} {number}" for name, number in cost.versions.plain().items())
+        before = f" after {words.duration(cost.prepare_seconds)} of preparation" if cost.prepare_seconds else ""
         lines.append(
-            f"Cost: {words.plural(cost.steps, 'image update')} in {words.duration(cost.seconds)} on "
+            f"Cost: {words.plural(cost.steps, 'image update')} in {words.duration(cost.seconds)}{before} on "
             f"{md(cost.hardware or 'unknown hardware')}, "
             f"peak memory of the process {bytes_in_words(cost.peak_memory_bytes)}; {md(versions)}."
         )

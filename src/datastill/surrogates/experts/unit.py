@@ -92,8 +92,8 @@ class ExpertsUnit:
                 **self._settings(task),
             )
         except Interrupted as stop:
-            kept = "nothing was saved" if task.folder is None else f"they are in {folder}; add --resume to go on"
-            raise Interrupted(f"Stopped while experts were trained; {kept}.") from stop
+            kept = "; nothing was saved" if task.folder is None else ""  # else the run says where, and how to go on
+            raise Interrupted(f"Stopped while experts were trained{kept}.") from stop
         return {"path": _encode(folder if task.folder is None else inside)}
 
     @contextmanager
@@ -108,6 +108,13 @@ class ExpertsUnit:
             updates = math.ceil(images / job.policy.batch)
             rounds = math.ceil(self.experts / Workers.of(self.workers).likely)
             yield timed.path, rounds * job.last * (updates * timed.update_seconds + timed.epoch_seconds)
+
+    def spent(self, task: Task, prepared: Mapping[str, Tensor]) -> float:
+        """Seconds of training the experts, of processes that were stopped on the way too; 0 where they were given."""
+        if self.path is not None:
+            return 0.0
+        seconds = sum(record.seconds or 0.0 for record in self.open(task, prepared).records.values())
+        return seconds / Workers.of(self.workers).likely
 
     def open(self, task: Task, prepared: Mapping[str, Tensor]) -> ExpertBuffer:
         """The buffer that `run` made or found.
