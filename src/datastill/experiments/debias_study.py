@@ -118,10 +118,10 @@ class DebiasStudy:
             DebiasedTraining.parse(training)
         for way in self.debias:
             way_of(way)
-        distinct = {(cell.method, cell.surrogates, cell.init): cell for cell in self.cells()}
+        cells, fitting = self.cells(), []
+        distinct = {(cell.method, cell.surrogates, cell.init): cell for cell in cells}
         plans = {key: self._plan(cell, real) for key, cell in distinct.items()}
-        fitting = []
-        for cell in self.cells():
+        for cell in cells:
             plan = plans[cell.method, cell.surrogates, cell.init]
             if Surrogates.fits(plan) or cell.own_surrogates == "method":
                 undrawn = by_weight(plan) is None
