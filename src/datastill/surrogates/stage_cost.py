@@ -229,5 +229,7 @@ def with_short_experts(method: S, task: Task, seconds: float) -> S:
         one = of(1, 1.0, width).nominal_preparation(task)
         if seconds >= least * one:
             return of(min(method.expert_count, int(seconds / one)), 1.0, width)
-    part = 2.0 ** (math.floor(2 * math.log2(seconds / (least * one))) / 2)  # coarse: a second run finds the same units
+    part = 2.0 ** (
+        math.floor(2 * math.log2(max(1e-6, seconds / (least * one)))) / 2
+    )  # coarse: a second run finds the same units
     return of(least, part, width)
