@@ -73,8 +73,6 @@ FACTORS: dict[str, dict[str, Any]] = {
     "factor 4, two networks, 150 steps": {"factor": 4, "expert_count": 2, "steps": 150},
     "two networks of width 128, 1000 steps": {"expert_count": 2, "width": 128, "steps": 1000},
     "4800 updates, 1000 steps": {**LONG, "steps": 1000},
-    "eight networks, 4800 updates, 5000 steps": {**LONG, "expert_count": 8, "steps": 5000},
-    "4800 updates, 3000 steps": {**LONG, "steps": 3000},
     "4800 updates": LONG,
     "4800 updates, alpha .1": {**LONG, "alpha": 0.1},
     "4800 updates, alpha .3": {**LONG, "alpha": 0.3},
@@ -125,18 +123,20 @@ def cell(real: RealSet, seed: int, args: argparse.Namespace, **hyper: Any) -> di
     }
 
 
-def study(settings: dict[str, dict[str, Any]], tested: list[str], args: argparse.Namespace) -> None:
-    """Fill in what is missing."""
+def study(
+    settings: dict[str, dict[str, Any]], tested: list[str], args: argparse.Namespace, usual: dict[str, Any]
+) -> None:
+    """Fill in what is missing; `usual` has the defaults of what all cells of a file share."""
     whole = load_real(args.data)
     train, validation = whole.split(0.1)
     validating = dataclasses.replace(train, test=dataclasses.replace(validation, test=None))
-    told = ("data", "ipc", "network", "protocol", "precision", "compile", "seconds")
-    about = {name: getattr(args, name) for name in told}
+    about = {name: getattr(args, name) for name in usual}
     fresh = {**about, "settings": settings, "cells": {}}
     record: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else fresh
-    other = [name for name in told if record[name] != about[name]]
+    made = {**usual, **record}  # a file of before names no option that there was not
+    other = [name for name in usual if made[name] != about[name]]
     if other:
-        was = ", ".join(f"{name} {record[name]}" for name in other)
+        was = ", ".join(f"{name} {made[name]}" for name in other)
         raise SystemExit(f"{args.out} was made with {was}; give another --out, or the same settings.")
     record["settings"] |= settings
     jobs = [("validation", validating, name) for name in settings] + [("test", whole, name) for name in tested]
@@ -189,7 +189,9 @@ def main() -> None:
         show(args.path)
         return
     settings = FACTORS if args.what == "factors" else table({} if args.width is None else {"width": args.width})
-    study({n: s for n, s in settings.items() if args.only is None or n in args.only}, args.test, args)
+    shared = ("data", "ipc", "network", "protocol", "precision", "compile", "seconds")
+    usual = {name: parser.get_default(name) for name in shared}
+    study({n: s for n, s in settings.items() if args.only is None or n in args.only}, args.test, args, usual)
 
 
 if __name__ == "__main__":

@@ -133,5 +133,6 @@ def _tiles(first: DistilledSet, evaluation: Evaluation | None) -> list[tuple[str
     tiles.append(("plain", f"{count:,}", "", meaning))
     if "seconds" in record.cost.model_fields_set and record.cost.known:
         number, _, unit = words.duration(record.cost.seconds + record.cost.prepare_seconds).partition(" ")
-        tiles.append(("plain", number, unit, "to distill" + ", with preparation" * bool(record.cost.prepare_seconds)))
+        meaning = "to distill, with preparation" if record.cost.prepare_seconds else "to distill"
+        tiles.append(("plain", number, unit, meaning))
     return tiles

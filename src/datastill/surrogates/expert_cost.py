@@ -42,11 +42,13 @@ class Pace:
 
     @property
     def of_experts(self) -> float:
-        """That of experts, up to the next half power of two: measured twice, it mostly gives the same experts.
+        """That of experts, coarse: so the methods and sizes of a comparison mostly share what they train."""
+        return coarse(self.experts)
 
-        So the methods and sizes of a comparison mostly share what they train.
-        """
-        return 1.0 if self.experts == 1.0 else float(2 ** (math.ceil(2 * math.log2(self.experts)) / 2))
+
+def coarse(ratio: float) -> float:
+    """Up to the next half power of two: measured twice, it mostly gives the same experts."""
+    return float(2 ** (math.ceil(2 * math.log2(ratio)) / 2))
 
 
 class PaysForExperts(Method):

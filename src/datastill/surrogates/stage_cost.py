@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from datastill.core.ranges import Amount, AnyRate, Count, Few, Seed, Tiles, WidthOrNone
 from datastill.core.registry import NOMINAL_STEP_SECONDS, Method, nominal_seconds, nominal_speed
+from datastill.surrogates.expert_cost import coarse
 
 if TYPE_CHECKING:
     from datastill.core.plan import Task
@@ -229,7 +230,4 @@ def with_short_experts(method: S, task: Task, seconds: float) -> S:
         one = of(1, 1.0, width).nominal_preparation(task)
         if seconds >= least * one:
             return of(min(method.expert_count, int(seconds / one)), 1.0, width)
-    part = 2.0 ** (
-        math.floor(2 * math.log2(max(1e-6, seconds / (least * one)))) / 2
-    )  # coarse: a second run finds the same units
-    return of(least, part, width)
+    return of(least, 1 / coarse(least * one / max(seconds, 1e-9)), width)
