@@ -473,7 +473,7 @@ class TestSettings:
         assert method.steps >= 20
         least = method.steps == 20 or method.expert_count == 2
         assert experts + steps < (600 if least else 130)
-        assert any("scaled" in note for note in job.notes)
+        assert any("changed from" in note for note in job.notes)
 
     def test_auto_takes_what_a_folder_has(self, digits: RealSet, buffer: str) -> None:
         method = prepare_job("mtt", digits, ipc=1, network=NETWORK, experts=buffer).method

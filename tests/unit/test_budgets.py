@@ -319,7 +319,7 @@ class TestBudget:
         made = run(resume=True)
         assert made.manifest["hyper"] == hyper
         assert f"a budget became {hyper['steps']} steps when this run began" in made.manifest["notes"]
-        (scaled,) = (note for note in made.manifest["notes"] if note.startswith("scaled"))
+        (scaled,) = (note for note in made.manifest["notes"] if note.startswith("changed from"))
         assert f"→ {hyper['expert_count']}," in scaled
         with pytest.raises(InputError, match="to resume, and --budget if it began with one, or another --out"):
             distill("mtt", digits, ipc=1, network=NETWORK, out=tmp_path / "run", resume=True)
@@ -423,3 +423,18 @@ def test_what_torch_loads_is_no_part_of_the_first_step(digits: RealSet, monkeypa
     estimate("dm", digits, ipc=1, network=NETWORK, steps=3, real_batch=4)
     assert order[0] == "load"
     assert set(order[1:]) == {"run"}
+
+
+@pytest.mark.parametrize("budget, seconds", [("90", 90), ("4s", 4), ("1.5m", 90), ("2h", 7200), (3, 3), (None, None)])
+def test_a_budget_is_a_number_of_seconds_or_a_time_in_words(budget: Any, seconds: Any) -> None:
+    assert estimation.seconds_of(budget) == seconds
+
+
+def test_python_takes_a_time_in_words_as_the_command_does(digits: RealSet) -> None:
+    made = distill("dm", digits, ipc=1, network=NETWORK, real_batch=4, budget="0.2s")
+    assert any(note.startswith("a budget of 0.2 seconds became") for note in made.record.notes)
+    for what in ({"budget": "soon"}, {"budget": "inf"}):
+        with pytest.raises(InputError, match="a time such as 60s, 5m or 2h"):
+            distill("dm", digits, ipc=1, **what)
+    with pytest.raises(InputError, match="above 0 seconds"):
+        distill("dm", digits, ipc=1, network=NETWORK, budget="-1s")

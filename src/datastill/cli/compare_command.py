@@ -108,7 +108,6 @@ def main(args: list[str]) -> int:
 
 def run(options: CompareOptions, changes: dict[str, str]) -> int:
     """Compare, print, write."""
-    from datastill.cli.distill_command import parse_seconds
     from datastill.cli.progress import Display
     from datastill.experiments import CellsFailed, compare
     from datastill.experiments.comparison import refuse_comparison
@@ -129,7 +128,7 @@ def run(options: CompareOptions, changes: dict[str, str]) -> int:
                 networks=options.networks,
                 recipe=options.recipe,
                 settings=parse_settings(options.set),
-                budget=None if options.budget is None else parse_seconds(options.budget),
+                budget=options.budget,
                 optimizer=options.optimizer,
                 scores=options.scores,
                 out=out,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 import shlex
 import sys
@@ -49,7 +48,7 @@ class RunOptions(RuntimeOptions):
     recipe: str = "auto"  #: auto (minutes on a laptop), paper (the published setting), or a recipe's name
     budget: str | None = None  #: time to spend, such as 60s or 5m, instead of what --recipe takes
     seed: Seed = 0  #: of every random draw
-    profile: bool = False  #: measure a few steps first, and tell how long this run and the paper's setting take
+    profile: bool = False  #: measure a few steps first, and tell how long this run and the full setting take
     resume: bool = False  #: go on from the checkpoints in --out
     check_every: Amount = 0  #: every so many steps, train a network and show its accuracy on training images
     track: tuple[Literal["tensorboard"], ...] = ()  #: where numbers of each step go besides losses.csv and losses.jsonl
@@ -143,6 +142,7 @@ def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[s
     from datastill.cli.progress import Display, LoopProgress
     from datastill.core.ranks import here
     from datastill.core.runtime import Runtime
+    from datastill.distillation.budget import seconds_of
     from datastill.distillation.distill import carry_out, check_out
     from datastill.distillation.job import prepare_job
     from datastill.distillation.parallel import Spread
@@ -157,7 +157,7 @@ def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[s
     asked = trackers(run.track, run.out)
     display.say(f"Reading {data.data} ...")
     real = data.load()
-    budget = parse_seconds(run.budget) if run.budget is not None else None
+    budget = seconds_of(run.budget)
     settings: dict[str, Any] = {"ipc": run.ipc, "network": run.network, "seed": run.seed, **values}
     settings["runtime"] = Runtime.of(**run.engine, progress=display.update)
     job = prepare_job(info.cls, real, recipe=run.recipe, folder=run.units or run.out, **settings)
@@ -203,7 +203,7 @@ def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[s
 
 
 def _say_expected(job: Job, display: Display) -> None:
-    """How long it will take, and how long the paper's setting would."""
+    """How long it will take, and how long the full setting would."""
     from datastill.core.cost import describe_seconds, plural
     from datastill.distillation.budget import estimate_job, paper_of
 
@@ -211,7 +211,7 @@ def _say_expected(job: Job, display: Display) -> None:
     steps = f", {plural(told.steps, 'step')}" if told.steps else ""
     display.say(f"Expected: {describe_seconds(told.seconds)}{steps}.")
     if told.paper_seconds > 1.5 * told.seconds:
-        display.say(f"The paper's setting would take {describe_seconds(told.paper_seconds)} (--recipe paper).")
+        display.say(f"The full setting would take {describe_seconds(told.paper_seconds)} (--recipe paper).")
 
 
 def _say_done(record: Manifest, job: Job, out: Path, display: Display) -> None:
@@ -257,16 +257,3 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not found:
         raise InputError(f"A share of the blocks is i/n, such as 0/4, not {text!r}.")
     return int(found.group(1)), int(found.group(2))
-
-
-def parse_seconds(text: str) -> float:
-    """Seconds from "60", "60s", "5m" or "2h"."""
-    units = {"s": 1, "m": 60, "h": 3600}
-    number, unit = (text[:-1], text[-1]) if text and text[-1] in units else (text, "s")
-    try:
-        seconds = float(number) * units[unit]
-        if not math.isfinite(seconds):
-            raise ValueError(text)
-        return seconds
-    except ValueError:
-        raise InputError(f"A budget is a time such as 60s, 5m or 2h, not {text!r}.") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from datastill.cli.config_file import config_of
-from datastill.cli.distill_command import UNNAMED, describe_job, parse_options, parse_seconds, refuse_options_of_methods
+from datastill.cli.distill_command import UNNAMED, describe_job, parse_options, refuse_options_of_methods
 from datastill.cli.options import helped, plain_warnings, positional_first
 from datastill.core.errors import InputError
 from datastill.core.registry import get_method
@@ -26,7 +26,7 @@ def main(args: list[str]) -> int:
     run, data, values = parse_options(info, rest, "estimate", config)
     from datastill.core.cost import describe_seconds, plural
     from datastill.core.runtime import Runtime
-    from datastill.distillation.budget import estimate_job, paper_of, within
+    from datastill.distillation.budget import estimate_job, paper_of, seconds_of, within
     from datastill.distillation.job import prepare_job
 
     with plain_warnings(run.quiet):
@@ -40,8 +40,9 @@ def main(args: list[str]) -> int:
         }
         job = prepare_job(info.cls, real, recipe=run.recipe, **settings)
         paper = paper_of(job)
-        if run.budget is not None:
-            job = within(job, parse_seconds(run.budget), None, False)
+        budget = seconds_of(run.budget)
+        if budget is not None:
+            job = within(job, budget, None, False)
         told = estimate_job(job, paper)
     if run.json:
         print(json.dumps(told.to_dict(), indent=2))
@@ -51,7 +52,7 @@ def main(args: list[str]) -> int:
     print(f"This run:          {describe_seconds(told.seconds)} ({steps})")
     if told.prepare_seconds:
         print(f"  of which preparing: {describe_seconds(told.prepare_seconds)}")
-    print(f"The paper's setting: {describe_seconds(told.paper_seconds)} ({plural(told.paper_steps, 'step')})")
+    print(f"The full setting:  {describe_seconds(told.paper_seconds)} ({plural(told.paper_steps, 'step')})")
     print(f"Peak memory:       {told.peak_memory_bytes / 2**30:.1f} GiB")
     return 0
 

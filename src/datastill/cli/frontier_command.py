@@ -40,20 +40,18 @@ def main(args: list[str]) -> int:
 def run(options: FrontierOptions) -> int:
     """Compare at every budget, print, write."""
     from datastill.cli.compare_command import teller
-    from datastill.cli.distill_command import parse_seconds
     from datastill.cli.progress import Display
     from datastill.cli.tables import part_laid_out
     from datastill.experiments.frontier import frontier
 
     display = Display(options.quiet or options.json)
-    budgets = [parse_seconds(text) for text in options.budgets]
     display.say(f"Everything finished is kept in {options.out}: stop at any time, and run the same command to go on.")
     with display.bars():
         found = frontier(
             options.methods,
             options.data.load(),
             ipc=options.ipc,
-            budgets=budgets,
+            budgets=options.budgets,
             out=options.out,
             seeds=options.seeds,
             networks=options.networks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection
 from contextlib import AbstractContextManager
@@ -20,7 +21,7 @@ from datastill.core.threads import threads_for
 from datastill.core.update import load_optimizers
 from datastill.distillation.job import CONFIG, Job, RunRecord, compiled_for, prepare_job
 from datastill.distillation.preparation import Prepared, in_order, ready_units, run_unit
-from datastill.distillation.remarks import changes
+from datastill.distillation.remarks import CHANGED, changes
 from datastill.store.files import read_sealed
 
 #: What a budget settles where nothing is prepared.
@@ -115,7 +116,7 @@ def estimate(
 
 
 def paper_of(job: Job) -> Job:
-    """The same run at the paper's setting, whatever numbers were given in its place; words, such as folders, stay."""
+    """The same run at the full setting, whatever numbers were given in its place; words, such as folders, stay."""
     words = {name: value for name, value in job.given.items() if not isinstance(value, bool | int | float)}
     task = job.task
     return prepare_job(
@@ -125,7 +126,7 @@ def paper_of(job: Job) -> Job:
 
 
 def estimate_job(job: Job, paper: Job) -> Estimate:
-    """The estimate of a settled job beside the paper's setting."""
+    """The estimate of a settled job beside the full setting."""
     steps, paper_steps = job.method.steps, paper.method.steps
     per_step, preparing = measure(job)
     same_cost = job.method == replace(paper.method, **({"steps": steps} if steps else {}))
@@ -187,6 +188,25 @@ def _nominal_preparation(job: Job) -> float:
         return job.method.nominal_preparation(job.task)
     task = job.task
     return sum(nominal_seconds(unit.macs(task), task.device.type) for unit in job.plan().prepare)
+
+
+def seconds_of(budget: float | str | None) -> float | None:
+    """Seconds from a number or from "60", "60s", "5m" or "2h"; None stays.
+
+    Raises:
+        InputError: it is no time.
+    """
+    if not isinstance(budget, str):
+        return budget
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (budget[:-1], budget[-1]) if budget and budget[-1] in units else (budget, "s")
+    try:
+        seconds = float(number) * units[unit]
+        if not math.isfinite(seconds):
+            raise ValueError(budget)
+        return seconds
+    except ValueError:
+        raise InputError(f"A budget is a time such as 60s, 5m or 2h, not {budget!r}.") from None
 
 
 def within(job: Job, seconds: float, folder: Path | None, resume: bool) -> Job:
@@ -260,8 +280,8 @@ def _prepared_within(job: Job, seconds: float) -> Job:
 
 
 def _settled(job: Job, method: Method, told: str) -> Job:
-    """The job with what a time was settled to, and notes that say so in the place of those on other scaling."""
-    notes = [note for note in job.notes if job.unscaled is None or not note.startswith("scaled from")]
+    """The job with what a time was settled to, and notes that say so in the place of what `auto` changed."""
+    notes = [note for note in job.notes if job.unscaled is None or not note.startswith(CHANGED)]
     return replace(job, method=method, notes=(*notes, *changes(job.unscaled or job.method, method), told))
 
 

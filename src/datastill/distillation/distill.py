@@ -23,7 +23,7 @@ from datastill.core.threads import threads_for
 from datastill.core.update import load_optimizers
 from datastill.data.places import places_of
 from datastill.distillation.among import among, refuse_differing
-from datastill.distillation.budget import within
+from datastill.distillation.budget import seconds_of, within
 from datastill.distillation.job import CONFIG, Job, RunRecord, as_begun, prepare_job
 from datastill.distillation.parallel import Spread, run_apart
 from datastill.distillation.preparation import prepare
@@ -56,7 +56,7 @@ def distill(
     ipc: Count,
     network: Any = None,
     recipe: str = "auto",
-    budget: Seconds | None = None,
+    budget: Seconds | str | None = None,
     seed: Seed = 0,
     out: str | Path | None = None,
     resume: bool = False,
@@ -80,9 +80,10 @@ def distill(
         ipc: images per class.
         network: the surrogates' architecture: a name, a class or function that builds one, or a module;
             None takes a ConvNet that fits the image size.
-        recipe: "auto" scales the paper's setting to about two minutes of a laptop, "paper" takes it whole,
-            a name such as "dm/cifar10-ipc10" takes that one.
-        budget: seconds to scale to instead, by a measurement at the start; recorded as a number of steps.
+        recipe: "auto" scales the full setting to about two minutes of a laptop, "paper" takes it whole (as published,
+            where it was), a name such as "dm/cifar10-ipc10" takes that one.
+        budget: seconds, or a time such as "5m", to scale to instead, by a measurement at the start; recorded as a
+            number of steps.
         seed: of every random draw.
         out: a folder for the run: artifact, checkpoints, log; None keeps the result in memory only.
         resume: go on from the checkpoints in `out`.
@@ -118,6 +119,7 @@ def distill(
         Diverged: too many non-finite steps.
     """
     folder = Path(out) if out is not None else None
+    seconds = seconds_of(budget)
     with joined():
         if folder is not None:
             check_out(folder, resume, real)
@@ -137,7 +139,7 @@ def distill(
         )
         spread = Spread(workers, shard)
         return carry_out(
-            job, folder, budget=budget, resume=resume, callbacks=hooks, every=checkpoint_seconds, spread=spread
+            job, folder, budget=seconds, resume=resume, callbacks=hooks, every=checkpoint_seconds, spread=spread
         )
 
 

@@ -15,12 +15,15 @@ from datastill.core.registry import Method
 from datastill.data.spaces import name_of
 from datastill.store.files import digest
 
+#: How a note on values that a time or `auto` changed begins.
+CHANGED = "changed from the full setting: "
+
 
 def changes(before: Method, after: Method) -> list[str]:
     """A sentence on the values in which two settings of a method differ, or nothing."""
     old, new = hyper_of(before), hyper_of(after)
     changed = [f"{n} {_told(old[n])} → {_told(new[n])}" for n in old if old[n] != new[n]]
-    return [f"scaled from the full setting: {', '.join(changed)}"] if changed else []
+    return [CHANGED + ", ".join(changed)] if changed else []
 
 
 def _told(value: Any) -> str:

@@ -86,8 +86,14 @@ def check_fit(distilled: DistilledSet, real: RealSet) -> None:
     if shape != tuple(real.shape):
         raise InputError(
             f"The distilled images are {shape} (channels, height, width) and those of {real.name} are "
-            f"{tuple(real.shape)}; load the data at that size (--size)."
+            f"{tuple(real.shape)}; load the data at that size ({_loaded_at(*shape)})."
         )
+
+
+def _loaded_at(channels: int, height: int, width: int) -> str:
+    """How images of a shape are asked for."""
+    size = f"--size {height}" if height == width else f"size=({height}, {width}) in Python"
+    return size + (" --mode L" if channels == 1 else " --mode RGB" if channels == 3 else "")
 
 
 def _check_sentences(distilled: DistilledSet, real: RealSet) -> None:

@@ -11,6 +11,7 @@ from datastill.core.allocator import keep_freed_memory
 from datastill.core.errors import InputError, Interrupted
 from datastill.core.ranges import Few, Processes, Seconds, checked
 from datastill.data.places import places_of
+from datastill.distillation.budget import seconds_of
 from datastill.evaluation.protocols import Protocol
 from datastill.experiments.cells import Cell, perform, readable
 from datastill.experiments.grid import lay_out, units_of
@@ -68,7 +69,7 @@ def compare(
     networks: Few = 3,
     recipe: str = "auto",
     settings: Mapping[str, Mapping[str, Any]] | None = None,
-    budget: Seconds | None = None,
+    budget: Seconds | str | None = None,
     out: str | Path | None = None,
     workers: Processes = 1,
     device: str = "auto",
@@ -97,8 +98,8 @@ def compare(
         networks: fresh networks per distilled set.
         recipe: "auto" scales each method to about two minutes of a laptop, "paper" takes its published setting.
         settings: hyper-parameters over the recipe's, by method: {"dm": {"steps": 60}}.
-        budget: seconds of distillation, which become a number of steps once per method, data set and size,
-            by a measurement at the start; a method whose steps are given is refused.
+        budget: seconds of distillation, or a time such as "5m", which become a number of steps once per method, data
+            set and size, by a measurement at the start; a method whose steps are given is refused.
         out: a folder for cells, results and tables; None keeps nothing on disk.
         workers: processes to run cells in; "ray" or "ray:4": those of a Ray cluster.
         device: "auto", "cpu", "cuda", "mps".
@@ -124,8 +125,8 @@ def compare(
     reals = real_sets(real)
     asked = make_settings(
         methods, reals, ipc=ipc, seeds=seeds, network=network, protocol=protocol, networks=networks,
-        recipe=recipe, settings=settings, budget=budget, device=device, precision=precision, compile=compile,
-        optimizer=optimizer, scores=scores, changes=changes,
+        recipe=recipe, settings=settings, budget=seconds_of(budget), device=device, precision=precision,
+        compile=compile, optimizer=optimizer, scores=scores, changes=changes,
     )  # fmt: skip
     if Workers.of(workers).several:
         refuse_inside_worker()  # before the folder is held, which the process that started this one does

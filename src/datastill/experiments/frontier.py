@@ -19,6 +19,7 @@ from datastill.core.errors import InputError
 from datastill.core.recipes import find_recipe
 from datastill.core.registry import Chooses, get_method, methods
 from datastill.data.places import places_of
+from datastill.distillation.budget import seconds_of
 from datastill.experiments.comparison import Progress, compare, silent
 from datastill.experiments.grid import refusals
 from datastill.experiments.result import Comparison, Row
@@ -187,7 +188,7 @@ def frontier(
     real: RealSets | Any,
     *,
     ipc: int,
-    budgets: Sequence[float],
+    budgets: Sequence[float | str],
     out: str | Path,
     progress: Progress = silent,
     **options: Any,
@@ -198,7 +199,7 @@ def frontier(
         names: methods; "all" stands for all that these real sets, network and protocol suit.
         real: one real set, as `compare` takes it.
         ipc: images per class.
-        budgets: seconds, ascending or not.
+        budgets: seconds, or times such as "5m", ascending or not.
         out: a folder for the comparisons, one for each budget, and the results; what is finished in it is kept.
         progress: told after every unit.
         options: further arguments of `compare`, such as seeds, networks and protocol.
@@ -207,7 +208,8 @@ def frontier(
         InputError: something given cannot be used.
         CellsFailed: some cells failed; the others are kept.
     """
-    if not budgets or any(not 0 < b < math.inf for b in budgets):
+    times = {time for budget in budgets if (time := seconds_of(budget)) is not None}
+    if not times or any(not 0 < b < math.inf for b in times):
         raise InputError("Give at least one budget, a time above 0 seconds: --budgets 30s 2m 10m.")
     everything = list(names) == ["all"]
     reals = real_sets(real)
@@ -243,7 +245,7 @@ def frontier(
                 settings=settings,
                 **options,
             )
-            for budget in sorted(set(budgets))
+            for budget in sorted(times)
         }
         found = replace(gathered(first, done), left_out=left)
         found.save(folder)
