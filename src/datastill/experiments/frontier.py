@@ -169,8 +169,10 @@ class Frontier:
         axes.grid(color="0.92")
         beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if len(names) > _FEW else {}
         axes.legend(fontsize=8, ncols=2, **beside)
+        left, right = axes.get_xlim()
+        room = (right / left) ** 0.05
         for point, after in zip(best, [p.seconds for p in best[1:]] + [math.inf], strict=True):
-            if after > 1.1 * point.seconds:  # else two names would lie on each other
+            if after > room * point.seconds:  # else two names would lie on each other
                 at = (point.seconds, 100 * point.mean)
                 axes.annotate(point.method, at, (0, 7), textcoords="offset points", ha="center", fontsize=8)
 
