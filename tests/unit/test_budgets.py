@@ -425,7 +425,10 @@ def test_what_torch_loads_is_no_part_of_the_first_step(digits: RealSet, monkeypa
     assert set(order[1:]) == {"run"}
 
 
-@pytest.mark.parametrize("budget, seconds", [("90", 90), ("4s", 4), ("1.5m", 90), ("2h", 7200), (3, 3), (None, None)])
+TIMES = [("90", 90), ("4s", 4), ("1.5m", 90), ("2h", 7200), (3, 3), (None, None)]
+
+
+@pytest.mark.parametrize(("budget", "seconds"), TIMES)
 def test_a_budget_is_a_number_of_seconds_or_a_time_in_words(budget: Any, seconds: Any) -> None:
     assert estimation.seconds_of(budget) == seconds
 

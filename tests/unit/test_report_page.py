@@ -163,7 +163,7 @@ def test_the_card_says_what_it_is_and_has_sound_front_matter():
     assert "dataset-distillation" in record["tags"]
     assert record["license"] == "other"
     for needed in (
-        "Beats Random: +20.0", "| dm | 70.0 ±", "| random | 50.0 ±", "load_distilled(", "image updates", "dc-v1",
+        "Beats Random: +20.0", "| dm | 70.0 ±", "| random | 50.0 ±", "load_distilled(", " steps in ", "dc-v1",
         "cat\\|dog, &lt;script&gt;, line break", "license", "mean 0.5 and std 0.3", "500 training",
     ):  # fmt: skip
         assert needed in body

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from datastill.core.cost import describe_cost
 from datastill.report import words
 from datastill.report.section import Page, Reading, Section
 from datastill.report.words import code
@@ -116,10 +117,9 @@ def _made(record: Manifest) -> str:
     ]
     if cost.model_fields_set and cost.known:
         versions = ", ".join(f"{name} {number}" for name, number in cost.versions.plain().items())
-        before = f" after {words.duration(cost.prepare_seconds)} of preparation" if cost.prepare_seconds else ""
+        took = describe_cost(cost.steps, cost.seconds, cost.prepare_seconds)
         lines.append(
-            f"Cost: {words.plural(cost.steps, 'image update')} in {words.duration(cost.seconds)}{before} on "
-            f"{md(cost.hardware or 'unknown hardware')}, "
+            f"Cost: {took} on {md(cost.hardware or 'unknown hardware')}, "
             f"peak memory of the process {bytes_in_words(cost.peak_memory_bytes)}; {md(versions)}."
         )
     lines += [f"- {md(note)}" for note in record.notes]
