@@ -57,8 +57,13 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    done = json.loads(given.out.read_text()) if given.out.is_file() else {"data": given.data, "rows": []}
+    asked = {"data": given.data, "networks": given.networks}
+    done = json.loads(given.out.read_text()) if given.out.is_file() else {**asked, "rows": []}
+    if {"networks": 2, **done, **asked} != {"networks": 2, **done}:
+        raise SystemExit(f"{given.out} is of other data or of another number of networks; give another --out.")
     real = datastill.load_real(given.data)
+    if real.bias is None:
+        raise SystemExit(f"{given.data} does not know its bias, which test accuracy is told beside; take cmnist, ...")
     for seed in range(given.seeds):
         kept, held = real.split(HELD, seed)
         odd = {f"odd by {judge}": heaviest(weighted_set(held, judge, seed + 100)[0]) for judge in JUDGES}

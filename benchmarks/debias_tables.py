@@ -38,9 +38,19 @@ def read(paths: list[Path]) -> dict[Key, dict[str, Any]]:
     for path in paths:
         study = json.loads(path.read_text())
         name, _, options = study["data"]["source"].partition(":")
-        ratio = dict(part.split("=") for part in options.split(","))["ratio"]
+        given = dict(part.split("=") for part in options.split(",") if part)
+        if set(given) != {"ratio"} or name not in SETS:
+            raise SystemExit(f"{path} is of {study['data']['source']}; the tables are of whole sets at their defaults.")
         for row in study["rows"]:
-            found[name, ratio, row["method"], row["debias"].partition(":")[0], row["ipc"]] = row
+            way, _, how = row["debias"].partition(":")
+            start = row["init"] == "real" or row["method"] == "random"
+            usual = start and (row["surrogates"], row["training"]) == ("method", "plain")
+            if not usual or how not in ("", "draw=true"):
+                raise SystemExit(f"{path} has a row of other choices ({row['method']}, {row['debias']}); leave it out.")
+            key = name, f"{float(given['ratio']):g}", row["method"], way, row["ipc"]
+            if key in found:
+                raise SystemExit(f"{path} has {' '.join(map(str, key))} once more; give each study once.")
+            found[key] = row
     return found
 
 

@@ -33,6 +33,8 @@ ALL = methods()
 METHODS = sorted(
     name for name, info in ALL.items() if not isinstance(info.cls(), Chooses) and "classes" in info.cls.takes
 )
+#: Weights are in the training of the network that these look with, which a short one hardly shows.
+UNWEIGHTED = {"forgetting", "kcenter"}
 ROOT = Path(__file__).resolve().parents[2]
 
 #: Small values for the hyper-parameters that make a method slow, wherever a method has them.
@@ -133,6 +135,15 @@ class TestEveryMethod:
         assert again.space == made.space
         for key, value in made.extra.items():
             assert torch.equal(again.extra[key], value)
+
+    def test_weights_on_real_images_count(self, name: str, digits: RealSet) -> None:
+        """A third of them weighs nothing."""
+        weights = torch.rand(len(digits), generator=Rng(5).generator("weights"))
+        weighted = digits.with_weights(torch.where(weights < 1 / 3, 0.0, weights.square()))
+        network = fitting(name, "convnet:width=8,depth=1")
+        plain, made = (distill(name, real, ipc=2, network=network, **small(name)) for real in (digits, weighted))
+        same = torch.equal(made.images, plain.images) and torch.equal(made.labels, plain.labels)
+        assert same == (name in UNWEIGHTED)
 
     @pytest.mark.parametrize(
         ("channels", "side", "classes", "per_class"), [(3, 28, 3, 4), (1, 40, 2, 4), (3, 9, 30, 4)]

@@ -232,16 +232,19 @@ class TestRidge:
         one, other = (fit_ridge(self.kernel, self.x[p], self.y[p], 1e-3)(self.t) for p in (order, torch.arange(20)))
         assert torch.allclose(one, other, atol=1e-9)
 
-    def test_solved_labels_are_where_gradient_descent_ends(self) -> None:
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_solved_labels_are_where_gradient_descent_ends(self, weighted: bool) -> None:
         wanted = torch.randn(60, 2, generator=Rng(8).generator("t"), dtype=torch.float64)
         targets = images(60, 9)
-        solved = solved_labels(self.kernel, self.x, targets, wanted, 0.1)
+        weight = torch.rand(60, generator=Rng(10).generator("w"), dtype=torch.float64) if weighted else None
+        solved = solved_labels(self.kernel, self.x, targets, wanted, 0.1, weight)
         y = torch.zeros(20, 2, dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.LBFGS([y], max_iter=300, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
         def loss() -> Tensor:
             optimizer.zero_grad()
-            value = (fit_ridge(self.kernel, self.x, y, 0.1)(targets) - wanted).square().sum()
+            each = (fit_ridge(self.kernel, self.x, y, 0.1)(targets) - wanted).square().sum(1)
+            value = (each if weight is None else weight * each).sum()
             value.backward()
             return value
 

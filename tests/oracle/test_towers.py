@@ -159,6 +159,15 @@ def test_moments_are_those_of_numpy() -> None:
     assert float(found.distance(shuffled, cross=0.0)) == pytest.approx(0.0, abs=1e-12)
 
 
+def test_a_weight_of_two_counts_as_a_pair_that_is_there_twice() -> None:
+    f, g = torch.randn(6, 7, generator=torch.Generator().manual_seed(3), dtype=torch.float64).split([4, 3], dim=1)
+    times = torch.tensor([1, 2, 0, 3, 1, 1])
+    weighted = PairMoments.of(f, g, times.float())
+    repeated = PairMoments.of(f.repeat_interleave(times, 0), g.repeat_interleave(times, 0))
+    assert float(repeated.distance(weighted)) == pytest.approx(0.0, abs=1e-12)
+    assert float(repeated.distance(PairMoments.of(f, g))) > 0.01
+
+
 def test_towers_are_called_as_their_image_tower_and_start_from_one_seed() -> None:
     shapes = {"channels": 3, "classes": 16, "size": (16, 16)}
     factory = resolve_network("convnet:width=8,depth=2", **shapes, text=12)

@@ -168,6 +168,27 @@ def test_cells_that_a_method_cannot_make_are_left_out_before_anything_is_made(bi
     assert not any(tmp_path.iterdir())
 
 
+def test_choices_that_leave_nothing_to_make_are_refused(biased) -> None:
+    nothing = study(methods=("mtt",), debias=("none",), surrogates=("dfa",), hyper={})
+    with pytest.raises(InputError, match="None of these choices go together"):
+        nothing.fitting(biased)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--dataset", "digits"], "bias labels, which digits has not: take cmnist, bg-fmnist, ccifar10"),
+        (["--dataset", "cmnist:base=digits,ratio=0.1"], "Give the ratio as --ratio 0.1"),
+        (["--debias", "none:draw=true"], "'none' has no options"),
+    ],
+)
+def test_what_the_command_cannot_cross_is_one_sentence(given, message, tmp_path: Path, capsys) -> None:
+    if "--dataset" not in given:
+        given = ["--dataset", "cmnist:base=digits,train=200", *given]
+    assert main(["study", "debias", *given, "--out", str(tmp_path / "s")]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_experts_of_a_study_follow_the_choice_of_surrogates():
     cells = study(methods=("mtt",), debias=("none", "kde"), surrogates=("method", "dfa", "selecmix"), seeds=1).cells()
     assert [(c.debias, c.values.get("expert_policy"), c.own_surrogates) for c in cells] == [

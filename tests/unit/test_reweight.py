@@ -85,19 +85,19 @@ def test_effective_samples() -> None:
 
 def test_warnings_at_both_ends_and_none_between() -> None:
     y = torch.arange(3).repeat_interleave(100)
-    told = describe_weights(torch.ones(300), y, 3)["warnings"]
+    told = describe_weights(torch.ones(300), y, "abc")["warnings"]
     assert len(told) == 1
     assert "uniform" in told[0]
     one = torch.full((300,), 1e-6)
     one[::100] = 1.0
-    told = describe_weights(one, y, 3)
+    told = describe_weights(one, y, "abc")
     assert len(told["warnings"]) == 1
     assert "3 of 3 classes" in told["warnings"][0]
     assert told["largest_share"] == pytest.approx(1, abs=1e-3)
     sound = torch.where(torch.arange(300) % 5 == 0, 4.0, 1.0)
-    assert describe_weights(sound, y, 3)["warnings"] == []
-    assert warn_of(torch.tensor([1.0, 1.0]), torch.tensor([1, 1])) == [], "classes of one image can be nothing else"
-    assert warn_of(torch.tensor([3.0, 3.0]), torch.tensor([4, 4])) == [], "small classes have few to rest on"
+    assert describe_weights(sound, y, "abc")["warnings"] == []
+    assert warn_of(torch.tensor([1.0, 1.0]), torch.tensor([1, 1]), "ab") == [], "of one image each"
+    assert warn_of(torch.tensor([3.0, 3.0]), torch.tensor([4, 4]), "ab") == [], "small classes have few to rest on"
 
 
 # ---- extractor

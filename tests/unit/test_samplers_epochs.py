@@ -17,7 +17,7 @@ from datastill.data import RealSet
 from datastill.decoders.pixels import Pixels
 from datastill.models import resolve_network
 from datastill.sampling.inits import RandomReal
-from datastill.sampling.samplers import ClassEpochs
+from datastill.sampling.samplers import ClassBatches, ClassEpochs
 
 
 def ragged(counts: list[int]) -> RealSet:
@@ -34,7 +34,7 @@ def context_of(real: RealSet, classes: list[int] | None = None, seed: int = 0, k
     return Context(Task(real, 1, network, seed), Plan(RandomReal(), Pixels()), Block(key, y, y), Rng(seed))
 
 
-def draw(sampler: ClassEpochs, real: RealSet, context: Context, step: int) -> Batch:
+def draw(sampler: ClassEpochs | ClassBatches, real: RealSet, context: Context, step: int) -> Batch:
     context.step = step
     return sampler.draw(real, context)
 
@@ -102,11 +102,23 @@ def test_tiny_and_empty_classes() -> None:
 
 def test_weights_travel_with_the_images() -> None:
     real = ragged([6, 6])
-    weights = torch.arange(12.0)
+    weights = torch.arange(12.0) + 1
     weighted = real.with_weights(weights)
     batch = draw(ClassEpochs(4), weighted, context_of(weighted), 1)
     assert torch.equal(batch.weight, weights[batch.index])
     assert torch.equal(batch.index, draw(ClassEpochs(4), real, context_of(real), 1).index)
+
+
+@pytest.mark.parametrize("sampler", [ClassEpochs(2), ClassBatches(2)])
+def test_images_that_weigh_nothing_are_never_drawn(sampler) -> None:
+    real = ragged([8, 8])
+    heavy = torch.cat([real.class_index(0)[:2], real.class_index(1)[3:4]])
+    weights = torch.zeros(16).index_fill(0, heavy, 1.0)
+    drawn = [draw(sampler, real.with_weights(weights), context_of(real), step).index.tolist() for step in range(4)]
+    assert all(sorted(index) == sorted(heavy.tolist()) for index in drawn)
+    weights[heavy[2]] = 0.0
+    with pytest.raises(InputError, match="has no image with a weight above 0"):
+        draw(sampler, real.with_weights(weights), context_of(real), 0)
 
 
 def test_an_empty_batch_is_refused() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from datastill import load_real
 from datastill.cli import main
 from datastill.core.errors import InputError
 from datastill.data import RealSet
@@ -18,6 +21,7 @@ from datastill.debias.overview import crowd_and_odd, weighed_classes
 from datastill.debias.trial import Trial, trial
 from debias_data import biased_set, colored_strokes
 
+BATCH = ["--debias", "loss:batch=1"]
 pytestmark = pytest.mark.usefixtures("short_protocols")
 
 
@@ -105,8 +109,31 @@ def test_the_command_writes_picture_weights_and_table(tmp_path: Path, capsys: py
     assert "weight of the heaviest" in capsys.readouterr().out
 
 
+def test_weights_name_the_file_of_each_image(tmp_path: Path) -> None:
+    """One that cannot be read, and those that are held out, leave no gap between names and weights."""
+    for name, tones in {"day": range(12), "night": range(100, 110)}.items():
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for k, tone in enumerate(tones):
+            Image.new("L", (8, 8), 2 * tone).save(tmp_path / "photos" / name / f"{k:02d}.png")
+    (tmp_path / "photos" / "day" / "03.png").write_bytes(b"not an image")
+    args = ["weigh", "--data", str(tmp_path / "photos"), "--skip-bad", "--out", str(tmp_path / "w")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main([*args, "--debias", "kde:width=4,epochs=1", "--quiet"]) == 0
+        real = load_real(tmp_path / "photos", skip_bad=True)
+    with open(tmp_path / "w" / "weights.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(real) < 21
+    for row in rows:
+        path = tmp_path / "photos" / row["image"].split("photos/")[-1]
+        tone = real.pixels(torch.tensor([int(row["index"])])).mean() * 255
+        assert row["class"] == path.parent.name
+        assert float(tone) == pytest.approx(Image.open(path).getpixel((0, 0)), abs=0.5)
+
+
 @pytest.mark.parametrize(
-    ("more", "message"), [(["--debias", "none"], "weighs nothing"), (["--images", "0"], "at least 1")]
+    ("more", "message"),
+    [(["--debias", "none"], "weighs nothing"), (["--images", "0"], "at least 1"), (BATCH, "at least 2")],
 )
 def test_bad_input_is_one_sentence(
     more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

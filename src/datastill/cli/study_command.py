@@ -12,6 +12,8 @@ from datastill.cli.options import DeviceOptions, helped, parse, plain_warnings, 
 from datastill.core.errors import InputError, nearest
 from datastill.core.ranges import Count, Few, Probability, Processes
 
+#: Sets whose bias is known.
+BIASED = ("cmnist", "bg-fmnist", "ccifar10")
 ACTIONS = {"debias": "Distill a biased set by several methods, with and without weights against its bias."}
 
 
@@ -70,8 +72,7 @@ def debias(options: DebiasOptions) -> int:
     from datastill.store.outputs import STUDY, refuse_out
 
     display = Display(options.quiet or options.json)
-    name, _, more = options.dataset.partition(":")
-    source = f"{name}:ratio={options.ratio}" + (f",{more}" if more else "")
+    source = biased_source(options.dataset, options.ratio)
     refuse_out(options.out, places_of(source), STUDY)
     display.say(f"Reading {source} ...")
     real = load_real(source)
@@ -116,10 +117,46 @@ def debias(options: DebiasOptions) -> int:
         print(json.dumps(_plain(found), indent=2))
     else:
         display.table(table(found, f"{source}, {options.protocol}, {options.seeds} sets x {options.networks} networks"))
+    if gone := rows_gone(options.out / "study.json", _plain(found)):
+        display.say(
+            f"{options.out / 'study.json'} and the picture are of this command alone now: {gone} of the rows that they "
+            "had are of another. Their cells are kept; one command that names all has them all in its table."
+        )
     write_text(options.out / "study.json", as_json(real.describe(), _plain(found), records))
     pictures = write_pictures(records, found, options.out)
     display.say(f"Written to {options.out / 'study.json'}, {' and '.join(str(path) for path in pictures)}.")
     return 0
+
+
+def biased_source(dataset: str, ratio: float) -> str:
+    """The set in the words of `load_real`.
+
+    Raises:
+        InputError: it takes no ratio, so that its bias is not known, or its options give one.
+    """
+    from datastill.data.sources import split_options
+
+    name, more = split_options(dataset)
+    if name not in BIASED:
+        raise InputError(
+            f"The study scores by bias labels, which {dataset} has not: take {', '.join(BIASED)}. Your own images are "
+            "weighed by `datastill distill --debias kde --data ...`."
+        )
+    if "ratio" in more:
+        raise InputError(f"Give the ratio as --ratio {more['ratio']}, not in --dataset.")
+    return f"{name}:" + ",".join(f"{k}={v}" for k, v in {"ratio": str(ratio), **more}.items())
+
+
+def rows_gone(path: Path, found: list[dict[str, Any]]) -> int:
+    """How many rows of an earlier command's file are none of these choices."""
+    from datastill.experiments.debias_rows import NAMES
+
+    try:
+        before = json.loads(path.read_text())["rows"]
+        kept = {tuple(row[name] for name in NAMES) for row in found}
+        return sum(tuple(row[name] for name in NAMES) not in kept for row in before)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def as_json(data: dict[str, Any], found: list[dict[str, Any]], records: list[dict[str, Any]]) -> str:
@@ -146,10 +183,10 @@ def table(found: list[dict[str, Any]], title: str) -> Any:
     numbers = {"accuracy": ("test %", 1), "interval": ("± 95 %", 1), "aligned": ("aligned", 1)}
     numbers["conflicting"] = ("conflicting", 1)
     if any(not math.isnan(row["conflict_mass"]) for row in found):
-        numbers["conflict_mass"] = ("mass", 2)
+        numbers["conflict_mass"] = ("weight on conflicting", 2)
     if any(not math.isnan(row["conflicting_images"]) for row in found):
-        numbers["conflicting_images"] = ("odd colors", 2)
-    numbers["seconds"] = ("s", 0)
+        numbers["conflicting_images"] = ("images in other colors", 2)
+    numbers["seconds"] = ("seconds", 0)
     for name, head in choices.items():
         made.add_column(head, justify="right" if name == "ipc" else "left")
     for head, _ in numbers.values():

@@ -82,9 +82,10 @@ def weigh(options: WeighOptions) -> int:
     verdict = tried.verdict if tried is not None else NO_TRIAL if wanted else ""
     for told in filter(None, [*report["warnings"], verdict]):
         display.say(f"  {told}")
+    drawn, listed = picture(weighted, options.images), as_csv(weighted)
+    write_text(options.out / "weights.csv", listed)
+    write_bytes(options.out / "crowd_and_odd.png", drawn)
     write_json(options.out / "weights.json", record)
-    write_text(options.out / "weights.csv", as_csv(weighted))
-    write_bytes(options.out / "crowd_and_odd.png", picture(weighted, options.images))
     if alike:
         display.say(f"All images weigh about the same, so --debias {options.debias} would change nothing.")
         return 0
@@ -123,11 +124,11 @@ def picture(real: RealSet, count: int) -> bytes:
 
 
 def as_csv(real: RealSet) -> str:
-    """Index, class and weight of every image; 1 is the mean weight of a class."""
+    """Index, class, weight and file of every image; 1 is the mean weight of a class."""
     assert real.weights is not None
     buffer = io.StringIO()
     rows = csv.writer(buffer, lineterminator="\n")
-    rows.writerow(("index", "class", "weight"))
-    names = [real.class_names[c] for c in real.labels.tolist()]
-    rows.writerows((i, name, f"{w:.6g}") for i, (name, w) in enumerate(zip(names, real.weights.tolist(), strict=True)))
+    rows.writerow(("index", "class", "weight", "image"))
+    for i, (c, weight) in enumerate(zip(real.labels.tolist(), real.weights.tolist(), strict=True)):
+        rows.writerow((i, real.class_names[c], f"{weight:.6g}", real.store.name_of(i)))
     return buffer.getvalue()

@@ -111,7 +111,8 @@ def materialise(
             with quiet_decoding():
                 found = _in_memory(items, request.skip_bad)
     record, store = found
-    return _split(record, store, lambda i: listing().name(i)), _names(record)
+    items_of = functools.cache(listing)
+    return _split(record, store, lambda i: items_of().name(i)), _names(record)
 
 
 def _open(entry: Path, storage: str) -> tuple[Record, Store] | None:
@@ -259,6 +260,7 @@ def _empty_record(items: Listing) -> Record:
 
 
 def _split(record: Record, store: Store, called: Callable[[int], str]) -> Split:
+    store.called = called
     if not record.skipped:
         return Split(store, record.labels, called=called)
     rows = [i for i in range(len(record.labels)) if str(i) not in record.skipped]

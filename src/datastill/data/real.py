@@ -126,6 +126,20 @@ class RealSet:
         """Positions of the images of class position `c`, ascending, (n_c,) int64."""
         return self._members[c]
 
+    def drawable(self, c: int) -> Tensor:
+        """Positions of the images of class position `c` that weigh anything, ascending; batches are drawn from these.
+
+        Raises:
+            InputError: the class has images, and none weighs anything.
+        """
+        members = self.class_index(c)
+        if self.weights is None or not len(members):
+            return members
+        heavy = members[self.weights[members] > 0]
+        if not len(heavy):
+            raise InputError(f"Class {self.class_names[c]!r} has no image with a weight above 0; check the weights.")
+        return heavy
+
     def pixels(self, index: Tensor) -> Tensor:
         """Images at `index` (n,) as pixels in [0, 1], (n, c, h, w) float32."""
         return self.store.get(index)
@@ -138,7 +152,7 @@ class RealSet:
     def of_classes(self, classes: Sequence[int], n: int, generator: torch.Generator) -> Batch:
         """`n` images of each of `classes`, drawn without replacement, class after class.
 
-        A class of fewer than `n` images gives all it has, in random order.
+        A class of fewer than `n` images gives all it has, in random order; images that weigh nothing are never drawn.
 
         Args:
             classes: class positions, in the order wanted.
@@ -147,7 +161,7 @@ class RealSet:
         """
         drawn = []
         for c in classes:
-            members = self.class_index(int(c))
+            members = self.drawable(int(c))
             drawn.append(members[torch.randperm(len(members), generator=generator)[:n]])
         return self.batch(torch.cat(drawn) if drawn else torch.zeros(0, dtype=torch.int64))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,8 +25,18 @@ class Store(Protocol):
 
     #: (channels, height, width) of every image
     shape: tuple[int, int, int]
+    #: position -> what an image is called in its source; None where images have no names
+    called: Callable[[int], str] | None = None
 
     def __len__(self) -> int: ...
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the names, which may hang on open files."""
+        return {name: value for name, value in vars(self).items() if name != "called"}
+
+    def name_of(self, i: int) -> str:
+        """What the image at a position is called in its source, such as its file; "" where it has no name."""
+        return "" if self.called is None else self.called(i)
 
     def stored(self, index: Tensor) -> Tensor:
         """The images at `index` (n,) as they are kept: (n, c, h, w) uint8 of 0..255 or float32 of [0, 1]."""
@@ -141,6 +151,9 @@ class SubsetStore(Store):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def name_of(self, i: int) -> str:
+        return self.store.name_of(int(self.rows[i]))
 
     def stored(self, index: Tensor) -> Tensor:
         return self.store.stored(self.rows[index])

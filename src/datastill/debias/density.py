@@ -15,7 +15,7 @@ from torch import Tensor, device
 
 from datastill.core.errors import InputError, nearest
 from datastill.core.plan import Progress
-from datastill.core.ranges import Count, Rate, check_fields
+from datastill.core.ranges import Count, check_fields
 from datastill.debias.diagnosis import OF_DENSITY
 from datastill.debias.kde import density, inverse_density, median_variance, spread_variance
 from datastill.store.schema import Number, Record, Text
@@ -33,7 +33,7 @@ RULES = {"median": median_variance, "spread": spread_variance}
 class Kernel:
     """From embeddings to weights, see `kde.density` and `kde.inverse_density`."""
 
-    variance: Rate | Literal["median", "spread"] = (
+    variance: Annotated[float, Ge(1e-9), Le(1e6)] | Literal["median", "spread"] = (
         0.03  #: s^2 of exp(-d^2 / (2 s^2)) on unit vectors; or a rule: "median" or "spread"
     )
     power: Annotated[float, Ge(0), Le(1000)] = (
@@ -143,7 +143,7 @@ class ByDensity:
         if report.get("rule") or not taken or not better or max(taken / better, better / taken) < _FAR:
             return []
         return [
-            f"In this embedding weights vary most at a variance of {better:g}, not {taken:g}: try variance='spread'."
+            f"In this embedding weights vary most at a variance of {better:g}, not {taken:g}: try kde:variance=spread."
         ]
 
 

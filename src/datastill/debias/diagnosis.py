@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -65,43 +66,47 @@ def check_bias(bias: Tensor, y: Tensor) -> None:
         )
 
 
-#: What weights that do nothing come from, and what to do about those that rest on a few images, by density.
+#: What weights that do nothing come from, and what to do where they rest on too few images: by density, by bias labels.
 OF_DENSITY = (
     "the variance is far too small or too large for this embedding, or nothing in it crowds together",
     "lower the power, or raise the variance",
 )
+OF_LABELS = ("no class has images of several bias values", "bring more images that do not follow the bias")
 
 
-def describe_weights(weights: Tensor, y: Tensor, classes: int, advice: tuple[str, str] = OF_DENSITY) -> dict[str, Any]:
+def describe_weights(
+    weights: Tensor, y: Tensor, names: Sequence[str], advice: tuple[str, str] = OF_DENSITY
+) -> dict[str, Any]:
     """Effective sample sizes and what to be warned of; JSON-able.
 
     Args:
         weights: (n,), not negative.
         y: class positions, (n,).
-        classes: how many there are.
+        names: of the classes.
         advice: what weights that do nothing come from, and what to do about those that rest on a few images.
 
     Returns:
         `effective_samples` per class, `effective_share`, their mean share of the class, `largest_share`, the largest
         share of its class that one sample weighs, and `warnings`, sentences.
     """
-    effective, counts = effective_samples(weights, y, classes), torch.bincount(y, minlength=classes)
+    effective, counts = effective_samples(weights, y, len(names)), torch.bincount(y, minlength=len(names))
     present = counts > 0
     largest = float(per_class(weights.double(), y).max()) if len(y) else math.nan
     return {
         "effective_samples": [round(v, 2) for v in effective.tolist()],
         "effective_share": float((effective[present] / counts[present]).mean()) if bool(present.any()) else math.nan,
         "largest_share": largest,
-        "warnings": warn_of(effective, counts, advice),
+        "warnings": warn_of(effective, counts, names, advice),
     }
 
 
-def warn_of(effective: Tensor, counts: Tensor, advice: tuple[str, str] = OF_DENSITY) -> list[str]:
+def warn_of(effective: Tensor, counts: Tensor, names: Sequence[str], advice: tuple[str, str] = OF_DENSITY) -> list[str]:
     """Sentences on weights that do nothing, or that rest on a few samples.
 
     Args:
         effective: effective sample size of every class, (C,).
         counts: samples of every class, (C,).
+        names: of the classes.
         advice: as `describe_weights` takes it.
     """
     large = counts >= 2
@@ -118,7 +123,8 @@ def warn_of(effective: Tensor, counts: Tensor, advice: tuple[str, str] = OF_DENS
     if bool(few.any()):
         worst = int(torch.where(few, effective, torch.inf).argmin())
         told.append(
-            f"The weights of {int(few.sum())} of {int(large.sum())} classes rest on a few images (class {worst}: on "
-            f"{float(effective[worst]):.1f} of {int(counts[worst])} in effect): {advice[1]}."
+            f"The weights of {int(few.sum())} of {int(large.sum())} classes rest on a few images (class "
+            f"{names[worst]!r}: on {float(effective[worst]):.1f} of {int(counts[worst])} in effect). In a small class "
+            f"these may be all that are odd; if they are outliers, {advice[1]}."
         )
     return told

@@ -211,14 +211,14 @@ def spread_variance(
     """The variance, of those given, at which the weights within a class vary most (coefficient of variation).
 
     Far too small and far too large a variance both give equal weights; this is the one in between. At most `most`
-    random samples of each class are looked at.
+    random samples of each class are looked at. NaN where the weights vary at none of them.
     """
     spread = torch.zeros(len(variances), dtype=torch.float64)
     for group in _sampled(unit(z), y, most, seed):
         for v, f in enumerate(_within(group, variances, False)):
             weights = inverse_density(f.cpu(), None, power) * len(f)
             spread[v] += (weights - 1).square().mean().sqrt()
-    return float(variances[int(spread.argmax())])
+    return float(variances[int(spread.argmax())]) if float(spread.max()) > _ROUNDING else math.nan
 
 
 def _sampled(z: Tensor, y: Tensor, most: int, seed: int) -> Iterator[Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor, device, nn
 
 from datastill.core.errors import Diverged, InputError, nearest
 from datastill.core.plan import Progress, chunk_for
-from datastill.core.ranges import AnyRate, Count, Probability, Side, check_fields
+from datastill.core.ranges import MANY, AnyRate, Count, Probability, Side, check_fields
 from datastill.core.rng import Rng, isolated
 from datastill.core.threads import threads_for
 from datastill.debias.kde import inverse_density
@@ -57,7 +57,7 @@ class ByLoss:
     network: str = ""  #: as `resolve_network` reads it; "" is a batch-norm ConvNet that fits the size
     width: Side = 16  #: of the default network
     steps: Count | None = None  #: None is one and a half passes, from 300 to 1,200 steps; more learn what is odd, too
-    batch: Count = 64  #: images per step
+    batch: Annotated[int, Ge(2), Le(MANY)] = 64  #: images per step
     lr: AnyRate = 1e-3  #: of Adam
     q: Probability = 0.7  #: of the generalized cross-entropy: 0 is the plain one, 1 gives up soonest
     power: Annotated[float, Ge(0), Le(100)] = 0.7  #: weights are loss^power; more is sharper

@@ -25,7 +25,7 @@ from datastill.data import load_real
 from datastill.data.cache import cache_folder, kept
 from datastill.data.sources import split_options, typed_option
 from datastill.debias.density import ByDensity
-from datastill.debias.diagnosis import OF_DENSITY, conflict_mass, describe_weights
+from datastill.debias.diagnosis import OF_LABELS, conflict_mass, describe_weights
 from datastill.debias.loss import ByLoss
 from datastill.debias.oracle import group_weights
 from datastill.store.files import digest, read_tensors, write_tensors
@@ -106,6 +106,8 @@ def debias(
 
     _check_way(how)
     real = real if isinstance(real, RealSet) else load_real(real)
+    if not len(real):
+        raise InputError(f"{real.name or 'The set'} has no images to weigh; give it some.")
     watch = Stopwatch()
     keep_freed_memory()
     report: dict[str, Any] = {"how": how}
@@ -121,7 +123,8 @@ def debias(
         report |= told
     if weights is not None:
         weights = (weights * real.counts[real.labels]).float()
-        report |= describe_weights(weights, real.labels, real.classes, WAYS[how].advice if how in WAYS else OF_DENSITY)
+        advice = WAYS[how].advice if how in WAYS else OF_LABELS
+        report |= describe_weights(weights, real.labels, real.class_names, advice)
         report["warnings"] += way.warnings(report) if how in WAYS else []
     if real.bias is not None:
         report["conflict_mass"] = conflict_mass(weights, real.labels, real.bias)
@@ -156,6 +159,8 @@ def way_of(text: str) -> tuple[str, bool, dict[str, Any]]:
     """
     how, given = split_options(text)
     _check_way(how)
+    if how == "none":
+        _refuse(given, how)
     draw = typed_option(given.pop("draw", "false"), False, "--debias draw")
     options: dict[str, Any] = dict(given)
     if how in WAYS:
@@ -183,7 +188,11 @@ def _value(way: type[Way], name: str, text: str) -> Any:
     defaults = way.defaults()
     if name not in defaults or text in way.words(name):
         return text  # what is unknown is refused, with the known names, where it is used
-    return typed_option(text, defaults[name], f"--debias {name}")
+    try:
+        return typed_option(text, defaults[name], f"--debias {name}")
+    except InputError as error:
+        words = " or ".join(way.words(name))
+        raise InputError(f"{error} It may also be {words}." if words else str(error)) from None
 
 
 class Weighed(Record):

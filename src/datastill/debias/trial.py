@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 #: Share of each class that is held out, share of that which counts as odd, and odd images that say something.
 HELD, ODD, FEWEST = 0.2, 0.05, 50
 NO_TRIAL = (
-    f"The weights were not tried: fewer than {FEWEST} held-out images would count as odd, which takes about "
-    f"{FEWEST / HELD / ODD:,.0f} real images."
+    f"The weights were not tried: fewer than {FEWEST} held-out images would count as odd, a twentieth of the fifth of "
+    f"each class that is held out, rounded down; that takes {FEWEST / HELD / ODD:,.0f} real images or more."
 )
 #: Times that all of it is done, each with other images held out: one is off by up to five points.
 DRAWS = 3
@@ -76,9 +76,9 @@ class Trial:
             else "not twice as much, so do without them unless you know of a bias"
         )
         return (
-            f"Over {DRAWS} draws, a small network trained without weights is right on {100 * self.odd_plain:.0f} % of "
-            f"{self.odd:,} odd images that were held out, with weights on {100 * self.odd_weighted:.0f} %; on all "
-            f"{self.held:,} of them on {100 * self.all_plain:.0f} and {100 * self.all_weighted:.0f} %. Weights gain "
+            f"Over {DRAWS} draws, a small network trained without weights is right on {100 * self.odd_plain:.1f} % of "
+            f"{self.odd:,} odd images that were held out, with weights on {100 * self.odd_weighted:.1f} %; on all "
+            f"{self.held:,} of them on {100 * self.all_plain:.1f} and {100 * self.all_weighted:.1f} %. Weights gain "
             f"{100 * self.gain:.1f} points on odd images and cost {100 * self.loss:.1f} on all: {rule}."
         )
 

@@ -126,6 +126,12 @@ class DebiasStudy:
             if Surrogates.fits(plan) or cell.own_surrogates == "method":
                 undrawn = by_weight(plan) is None
                 fitting.append(replace(cell, debias=without_draw(cell.debias)) if undrawn else cell)
+        if not fitting:
+            raise InputError(
+                "None of these choices go together: a weighted start (--init) needs weights (--debias) and a method "
+                "that takes a start; dfa and selecmix (--surrogates) stand in for fresh networks that a method matches "
+                "on, and experts take selecmix without weights."
+            )
         return list(dict.fromkeys(fitting))
 
     def _plan(self, cell: Cell, real: RealSet) -> Plan:

@@ -37,4 +37,4 @@ class Solved:
         x = context.plan.decoder.decode(context.codes, block.y).x.detach()
         generator = context.rng.generator("label-solve", block.key)
         real = context.task.real.of_classes(block.classes, self.per_class, generator).to(context.device)
-        return solved_labels(self.kernel, x, real.x, centered(real.y, classes), self.ridge).float()
+        return solved_labels(self.kernel, x, real.x, centered(real.y, classes), self.ridge, real.weight).float()

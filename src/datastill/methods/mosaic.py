@@ -1,7 +1,7 @@
 """Random mosaics: the start of methods with tiles (IDC, arXiv:2205.14959), as a baseline beside them.
 
 Every stored image holds factor x factor real images of its class, reduced to tiles; each is enlarged to a whole image
-again. The first tiles are those of `random`.
+again. The first tiles are those of `random`; like these they are drawn by weight where the set has weights.
 
 - Needs: nothing.
 - Cost: none.
@@ -32,6 +32,8 @@ class Mosaic(Method):
         from datastill.core.plan import Plan
         from datastill.decoders.multi_formation import MultiFormation
         from datastill.sampling.inits import MixReal
+        from datastill.sampling.weighted import WeightedReal
 
         pad = 0.5 if task.real.space.kind == "raw" else 0.0
-        return Plan(init=MixReal(self.factor), decoder=MultiFormation(self.factor, pad=pad))
+        init = MixReal(self.factor) if task.real.weights is None else WeightedReal(self.factor)
+        return Plan(init=init, decoder=MultiFormation(self.factor, pad=pad))

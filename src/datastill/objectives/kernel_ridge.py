@@ -56,7 +56,7 @@ class KernelRidge:
             x, y = torch.cat([x, x.flip(-1)]), torch.cat([y, y])
         kernel = self.kernel or self._features(context)
         if self.solve:
-            y = solved_labels(kernel, x.detach(), batch.x, wanted, self.ridge)
+            y = solved_labels(kernel, x.detach(), batch.x, wanted, self.ridge, batch.weight)
         fitted = fit_ridge(kernel, x, y, self.ridge)
         self._remember(context, fitted.grown)
         each = 0.5 * (fitted(batch.x) - wanted).square().sum(1)

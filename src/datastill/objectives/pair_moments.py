@@ -28,11 +28,14 @@ class PairMoments(NamedTuple):
     cross: Tensor  #: (d, k)
 
     @classmethod
-    def of(cls, images: Tensor, texts: Tensor) -> PairMoments:
-        """Those of embeddings; covariances are divided by n."""
-        means = images.mean(0), texts.mean(0)
+    def of(cls, images: Tensor, texts: Tensor, weight: Tensor | None = None) -> PairMoments:
+        """Those of embeddings, weighted by `weight` (n,), of which at least one is above 0; None is 1 / n each."""
+        share = images.new_full((len(images), 1), 1 / len(images))
+        if weight is not None:
+            share = (weight / weight.sum()).to(images)[:, None]
+        means = (share * images).sum(0), (share * texts).sum(0)
         f, g = images - means[0], texts - means[1]
-        return cls(means, (f.T @ f / len(f), g.T @ g / len(g)), f.T @ g / len(f))
+        return cls(means, (f.T @ (share * f), g.T @ (share * g)), f.T @ (share * g))
 
     def distance(self, other: PairMoments, cross: float = 1.0) -> Tensor:
         """L, relative to these moments; `cross` is the weight of its last term."""
@@ -57,7 +60,8 @@ class MatchPairMoments:
         towers, batch = cast("Towers", context.surrogate), context.real_batch()
         assert context.synthetic is not None
         with torch.no_grad():
-            real = PairMoments.of(_images(towers, batch.x, context.chunk), towers.sentences(batch.y))
+            embedded = _images(towers, batch.x, context.chunk), towers.sentences(batch.y)
+            real = PairMoments.of(*embedded, batch.weight)
         synthetic = PairMoments.of(towers(context.synthetic.x), towers.sentences(context.synthetic.y))
         return real.distance(synthetic, self.cross)
 

@@ -49,9 +49,7 @@ class Candidates:
             count = self.most or len(real.class_index(c))
             index, times = WeightedClassBatches(count).of_class(real, c, generator).unique(return_counts=True)
             return index, times.float()
-        members = real.class_index(c)
-        if real.weights is not None and bool((real.weights[members] > 0).any()):
-            members = members[real.weights[members] > 0]
+        members = real.drawable(c)
         if 0 < self.most < len(members):
             members = members[torch.randperm(len(members), generator=generator)[: self.most].sort().values]
         return members, None if real.weights is None else real.weights[members]

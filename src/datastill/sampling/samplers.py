@@ -60,7 +60,7 @@ class ClassEpochs:
 
     def draw(self, real: RealSet, context: Context) -> Batch:
         """Images of the block's classes at this step."""
-        index = [self._of_class(real.class_index(c), c, context) for c in context.block.classes]
+        index = [self._of_class(real.drawable(c), c, context) for c in context.block.classes]
         return real.batch(torch.cat(index))
 
     def _of_class(self, members: Tensor, c: int, context: Context) -> Tensor:

@@ -108,8 +108,6 @@ def weights_of_class(real: RealSet, c: int) -> tuple[Tensor, Tensor]:
     """
     if real.weights is None:
         raise InputError("A weighted draw needs a set with weights, and this one has none; de-bias it first.")
+    real.drawable(c)  # refuses a class that weighs nothing
     members = real.class_index(c)
-    weights = real.weights[members].double()
-    if not bool((weights > 0).any()):
-        raise InputError(f"Class {real.class_names[c]!r} has no image with a weight above 0; check the weights.")
-    return members, weights
+    return members, real.weights[members].double()

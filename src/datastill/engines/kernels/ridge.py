@@ -90,14 +90,21 @@ def fit_ridge(kernel: Kernel, x: Tensor, y: Tensor, lam: float) -> Ridge:
     return Ridge(kernel, None, weights, grown)
 
 
-def solved_labels(kernel: Kernel, x: Tensor, targets: Tensor, y: Tensor, lam: float) -> Tensor:
+def solved_labels(
+    kernel: Kernel, x: Tensor, targets: Tensor, y: Tensor, lam: float, weight: Tensor | None = None
+) -> Tensor:
     """The labels (n, C) of a support x by which the regression fits targets' y (m, C) best, in least squares.
 
-    The minimum of ||y - A y_s||^2 with A = K_ts (K_ss + lam tr/n I)^(-1), of smallest norm; without a graph.
+    The minimum of sum_t w_t |y_t - (A y_s)_t|^2 with A = K_ts (K_ss + lam tr/n I)^(-1), of smallest norm; without a
+    graph. `weight` is (m,), None for equal ones.
     """
     with torch.no_grad():
         inverse, _ = _solve(kernel.gram(x), kernel.cross(targets, x).T, lam)
-        return torch.linalg.pinv(inverse.T) @ y.double()
+        rows, wanted = inverse.T, y.double()
+        if weight is not None:
+            root = (weight.double() / weight.double().mean()).sqrt().to(rows.device)[:, None]
+            rows, wanted = root * rows, root * wanted
+        return torch.linalg.pinv(rows) @ wanted
 
 
 def refuse_size(n: int, device: torch.device) -> None:
