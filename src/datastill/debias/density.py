@@ -118,7 +118,7 @@ class ByDensity:
         known = [*names, *(f.name for f in fields(Extractor))]
         for name in options:
             if name not in known:
-                raise InputError(f"De-biasing by density has no option {name!r}. {nearest(name, known)}")
+                raise InputError(f"De-biasing by density has no option {name!r}. {nearest(name, [*known, 'draw'])}")
         kernel = Kernel(**{name: value for name, value in options.items() if name in names})
         return cls(kernel, with_options(Extractor(), **{n: v for n, v in options.items() if n not in names}))
 

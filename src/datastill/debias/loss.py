@@ -92,7 +92,7 @@ class ByLoss:
         known = list(cls.defaults())
         for name in options:
             if name not in known:
-                raise InputError(f"De-biasing by loss has no option {name!r}. {nearest(name, known)}")
+                raise InputError(f"De-biasing by loss has no option {name!r}. {nearest(name, [*known, 'draw'])}")
         return cls(**options)
 
     def settled(self, n: int) -> Self:
