@@ -77,18 +77,25 @@ def cell(row: dict[str, Any] | None, published: list[float] | None) -> str:
 def draw(rows: dict[Key, dict[str, Any]], target: Path) -> None:
     """A panel for each biased set and size: for each method three lines, of 1, 2 and 5 %, from without to with."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(11.5, 9.5), layout="constrained")
-    axes = figure.subplots(len(SETS), len(SIZES), sharex="row", sharey=True)
-    for down, name in enumerate(SETS):
+    names = [name for name in SETS if any(key[0] == name for key in rows)]
+    figure = Figure(figsize=(11.5, 0.7 + 3 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), len(SIZES), sharex="row", sharey=True, squeeze=False)
+    for down, name in enumerate(names):
         for across, size in enumerate(SIZES):
             panel(axes[down][across], rows, name, size)
             axes[down][across].set_title(f"{SETS[name]}, {size} per class", fontsize=9)
         axes[down][1].set_xlabel("test accuracy (%)", fontsize=9)
     axes[0][0].invert_yaxis()
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(WAYS), frameon=False)
+    marks = [Line2D([], [], **mark(way), label=label) for way, (label, _) in WAYS.items()]
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(WAYS), frameon=False)
     figure.savefig(target, dpi=110)
+
+
+def mark(way: str) -> dict[str, Any]:
+    """How a way is drawn."""
+    return {"marker": "|" if way == "oracle" else "o", "color": WAYS[way][1], "ms": 6, "mew": 2, "ls": "none"}
 
 
 def panel(axis: Any, rows: dict[Key, dict[str, Any]], name: str, size: int) -> None:
@@ -101,8 +108,7 @@ def panel(axis: Any, rows: dict[Key, dict[str, Any]], name: str, size: int) -> N
             if {"none", "kde"} <= set(values):
                 axis.plot([values["none"], values["kde"]], [place, place], color="#e5e7eb", lw=2, zorder=0)
             for way, value in values.items():
-                label = WAYS[way][0] if k == j == 0 else None
-                axis.plot(value, place, "|" if way == "oracle" else "o", color=WAYS[way][1], ms=6, mew=2, label=label)
+                axis.plot(value, place, **mark(way))
     axis.set_yticks(range(len(METHODS)), list(METHODS.values()), fontsize=8)
     axis.grid(True, axis="x", color="#f3f4f6")
     for side in ("top", "right"):
