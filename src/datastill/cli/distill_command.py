@@ -157,9 +157,8 @@ def distill(info: MethodInfo, run: RunOptions, data: DataOptions, values: dict[s
     asked = trackers(run.track, run.out)
     display.say(f"Reading {data.data} ...")
     real = data.load()
-    budget = seconds_of(run.budget)
-    settings: dict[str, Any] = {"ipc": run.ipc, "network": run.network, "seed": run.seed, **values}
-    settings["runtime"] = Runtime.of(**run.engine, progress=display.update)
+    budget, runtime = seconds_of(run.budget), Runtime.of(**run.engine, progress=display.update)
+    settings: dict[str, Any] = {"ipc": run.ipc, "network": run.network, "seed": run.seed, "runtime": runtime, **values}
     job = prepare_job(info.cls, real, recipe=run.recipe, folder=run.units or run.out, **settings)
     display.say(describe_job(job))
     known = run.units is not None and not run.resume and budget is None

@@ -6,11 +6,16 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datastill.cli.options import DeviceOptions, helped, parse, plain_warnings, positional_first, value_of
 from datastill.core.errors import InputError, nearest
 from datastill.core.ranges import Count, Few, Probability, Processes
+
+if TYPE_CHECKING:
+    from datastill.cli.progress import Display
+    from datastill.experiments.debias_cell import Cell
+    from datastill.experiments.debias_study import DebiasStudy
 
 #: Sets whose bias is known.
 BIASED = ("cmnist", "bg-fmnist", "ccifar10")
@@ -67,7 +72,6 @@ def debias(options: DebiasOptions) -> int:
     from datastill.data.places import places_of
     from datastill.experiments.debias_pictures import write_pictures
     from datastill.experiments.debias_rows import described, rows
-    from datastill.experiments.debias_study import DebiasStudy
     from datastill.store.files import write_text
     from datastill.store.outputs import STUDY, refuse_out
 
@@ -76,29 +80,10 @@ def debias(options: DebiasOptions) -> int:
     refuse_out(options.out, places_of(source), STUDY)
     display.say(f"Reading {source} ...")
     real = load_real(source)
-    study = DebiasStudy(
-        methods=options.methods,
-        debias=options.debias,
-        inits=options.init,
-        surrogates=options.surrogates,
-        training=options.training,
-        ipcs=options.ipc,
-        seeds=options.seeds,
-        networks=options.networks,
-        network=options.network,
-        protocol=options.protocol,
-        recipe=options.recipe,
-        hyper=parse_values(options.set),
-        device=options.device,
-    )
+    study = _study(options)
     cells = study.fitting(real)
     total = len(cells)
-    left_out = {described(one.record) for one in study.cells()} - {described(one.record) for one in cells}
-    if left_out:
-        display.say(f"Left out, since the method has no such networks to replace: {'; '.join(sorted(left_out))}.")
-    weighted = sorted({one.method for one in set(cells) - set(study.cells())})
-    if weighted:
-        display.say(f"No draw by weight for {', '.join(weighted)}: the weights are in what they train and match.")
+    _say_left_out(display, study, cells)
     count = 0
 
     def on_cell(record: dict[str, Any]) -> None:
@@ -126,6 +111,39 @@ def debias(options: DebiasOptions) -> int:
     pictures = write_pictures(records, found, options.out)
     display.say(f"Written to {options.out / 'study.json'}, {' and '.join(str(path) for path in pictures)}.")
     return 0
+
+
+def _study(options: DebiasOptions) -> DebiasStudy:
+    """What is crossed."""
+    from datastill.experiments.debias_study import DebiasStudy
+
+    return DebiasStudy(
+        methods=options.methods,
+        debias=options.debias,
+        inits=options.init,
+        surrogates=options.surrogates,
+        training=options.training,
+        ipcs=options.ipc,
+        seeds=options.seeds,
+        networks=options.networks,
+        network=options.network,
+        protocol=options.protocol,
+        recipe=options.recipe,
+        hyper=parse_values(options.set),
+        device=options.device,
+    )
+
+
+def _say_left_out(display: Display, study: DebiasStudy, cells: list[Cell]) -> None:
+    """What a method has not, and what stands in for it."""
+    from datastill.experiments.debias_rows import described
+
+    left_out = {described(one.record) for one in study.cells()} - {described(one.record) for one in cells}
+    if left_out:
+        display.say(f"Left out, since the method has no such networks to replace: {'; '.join(sorted(left_out))}.")
+    weighted = sorted({one.method for one in set(cells) - set(study.cells())})
+    if weighted:
+        display.say(f"No draw by weight for {', '.join(weighted)}: the weights are in what they train and match.")
 
 
 def biased_source(dataset: str, ratio: float) -> str:

@@ -80,10 +80,9 @@ def distill(
         ipc: images per class.
         network: the surrogates' architecture: a name, a class or function that builds one, or a module;
             None takes a ConvNet that fits the image size.
-        recipe: "auto" scales the full setting to about two minutes of a laptop, "paper" takes it whole (as published,
-            where it was), a name such as "dm/cifar10-ipc10" takes that one.
-        budget: seconds, or a time such as "5m", to scale to instead, by a measurement at the start; recorded as a
-            number of steps.
+        recipe: "auto" scales the full setting to about two minutes of a laptop, "paper" takes it whole, a name such as
+            "dm/cifar10-ipc10" takes that one.
+        budget: seconds, or a time such as "5m", to scale to instead, by a measurement at the start; kept as steps.
         seed: of every random draw.
         out: a folder for the run: artifact, checkpoints, log; None keeps the result in memory only.
         resume: go on from the checkpoints in `out`.

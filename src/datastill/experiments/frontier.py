@@ -169,8 +169,7 @@ class Frontier:
         axes.grid(color="0.92")
         beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if len(names) > _FEW else {}
         axes.legend(fontsize=8, ncols=2, **beside)
-        left, right = axes.get_xlim()
-        room = (right / left) ** 0.05
+        room = (axes.get_xlim()[1] / axes.get_xlim()[0]) ** 0.05
         for point, after in zip(best, [p.seconds for p in best[1:]] + [math.inf], strict=True):
             if after > room * point.seconds:  # else two names would lie on each other
                 at = (point.seconds, 100 * point.mean)
@@ -210,11 +209,10 @@ def frontier(
         InputError: something given cannot be used.
         CellsFailed: some cells failed; the others are kept.
     """
-    times = {time for budget in budgets if (time := seconds_of(budget)) is not None}
-    if not times or any(not 0 < b < math.inf for b in times):
+    times = sorted({time for budget in budgets if (time := seconds_of(budget)) is not None})
+    if not times or not 0 < times[0] <= times[-1] < math.inf:
         raise InputError("Give at least one budget, a time above 0 seconds: --budgets 30s 2m 10m.")
-    everything = list(names) == ["all"]
-    reals = real_sets(real)
+    everything, reals = list(names) == ["all"], real_sets(real)
     wanted = every_method(reals.get(reals.labels()[0]).kind) if everything else names
     timed = [name for name in wanted if name not in LINES]
     if not timed:
@@ -247,7 +245,7 @@ def frontier(
                 settings=settings,
                 **options,
             )
-            for budget in sorted(times)
+            for budget in times
         }
         found = replace(gathered(first, done), left_out=left)
         found.save(folder)
