@@ -35,7 +35,7 @@ TILED_SIDE = 28
 #: Color images of a class up to which a side is cut so often.
 TILES = ((3, 4), (10, 3))
 #: Networks, and updates of each, that a budget buys which pays for more than the defaults; beyond, nothing was won.
-LONGER = ((4, 2400), (4, 4800))
+LONGER = ((2, 2400), (4, 2400), (4, 4800))
 #: Passes over the real set up to which a longer training was tried.
 LONGEST = 10
 
