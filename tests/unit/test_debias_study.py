@@ -177,7 +177,7 @@ def test_choices_that_leave_nothing_to_make_are_refused(biased) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--dataset", "digits"], "bias labels, which digits has not: take cmnist, bg-fmnist, ccifar10"),
+        (["--dataset", "digits"], "bias labels, which digits has not: take bg-fmnist, ccifar10"),
         (["--dataset", "cmnist:base=digits,ratio=0.1"], "Give the ratio as --ratio 0.1"),
         (["--debias", "none:draw=true"], "'none' has no options"),
     ],

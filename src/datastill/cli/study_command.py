@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from dataclasses import dataclass, field
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from datastill.experiments.debias_cell import Cell
     from datastill.experiments.debias_study import DebiasStudy
 
-#: Sets whose bias is known.
-BIASED = ("cmnist", "bg-fmnist", "ccifar10")
 ACTIONS = {"debias": "Distill a biased set by several methods, with and without weights against its bias."}
 
 
@@ -152,12 +151,13 @@ def biased_source(dataset: str, ratio: float) -> str:
     Raises:
         InputError: it takes no ratio, so that its bias is not known, or its options give one.
     """
-    from datastill.data.sources import split_options
+    from datastill.data.sources import sources, split_options
 
     name, more = split_options(dataset)
-    if name not in BIASED:
+    known = [one for one, function in sources().items() if "ratio" in inspect.signature(function).parameters]
+    if name not in known:
         raise InputError(
-            f"The study scores by bias labels, which {dataset} has not: take {', '.join(BIASED)}. Your own images are "
+            f"The study scores by bias labels, which {dataset} has not: take {', '.join(known)}. Your own images are "
             "weighed by `datastill distill --debias kde --data ...`."
         )
     if "ratio" in more:
