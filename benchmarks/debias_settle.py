@@ -59,7 +59,8 @@ def main() -> None:
     given = parser.parse_args()
     asked = {"data": given.data, "networks": given.networks}
     done = json.loads(given.out.read_text()) if given.out.is_file() else {**asked, "rows": []}
-    if {"networks": 2, **done, **asked} != {"networks": 2, **done}:
+    made = {"networks": parser.get_default("networks"), **done}  # a file of before does not name them
+    if any(made[name] != value for name, value in asked.items()):
         raise SystemExit(f"{given.out} is of other data or of another number of networks; give another --out.")
     real = datastill.load_real(given.data)
     if real.bias is None:

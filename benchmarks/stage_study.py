@@ -72,7 +72,6 @@ FACTORS: dict[str, dict[str, Any]] = {
     **{f"factor {n}": {"factor": n} for n in (4, 5, 6, 8)},
     "factor 4, two networks, 150 steps": {"factor": 4, "expert_count": 2, "steps": 150},
     "two networks of width 128, 1000 steps": {"expert_count": 2, "width": 128, "steps": 1000},
-    "two networks of width 128, 4800 updates, 1000 steps": {**LONG, "expert_count": 2, "width": 128, "steps": 1000},
     "4800 updates, 1000 steps": {**LONG, "steps": 1000},
     "two networks, 2400 updates": {"expert_count": 2, "expert_updates": 2400, "expert_epochs": 24},
     "4800 updates": LONG,

@@ -262,11 +262,12 @@ def test_a_rule_may_choose_the_variance(strokes: RealSet, rule: str) -> None:
     assert report["kernel"]["variance"] == report["rules"][rule] > 0
 
 
-def test_a_rule_that_finds_nothing_says_so() -> None:
+@pytest.mark.parametrize("rule", ["median", "spread"])
+def test_a_rule_that_finds_nothing_says_so(rule: str) -> None:
     varied = load_real(((torch.arange(512) % 251).view(8, 1, 8, 8) / 250, [0, 0, 0, 0, 1, 1, 1, 1]), holdout=0.0)
     same = dataclasses.replace(varied, store=MemoryStore(torch.full((8, 1, 8, 8), 128, dtype=torch.uint8)))
     with pytest.raises(InputError, match="does not vary"):
-        debias(same, variance="median", width=4)
+        debias(same, variance=rule, width=4)
     weighted, report = debias(same, width=4)
     assert torch.allclose(weighted.weights, torch.ones(8))
     assert any("uniform" in warning for warning in report["warnings"]), report["warnings"]

@@ -262,11 +262,11 @@ def _empty_record(items: Listing) -> Record:
 def _split(record: Record, store: Store, called: Callable[[int], str]) -> Split:
     store.called = called
     if not record.skipped:
-        return Split(store, record.labels, called=called)
+        return Split(store, record.labels)
     rows = [i for i in range(len(record.labels)) if str(i) not in record.skipped]
     labels = [record.labels[i] for i in rows]
     skipped = tuple(record.skipped.values())
-    return Split(SubsetStore(store, torch.tensor(rows)), labels, skipped, called=lambda i: called(rows[i]))
+    return Split(SubsetStore(store, torch.tensor(rows)), labels, skipped)
 
 
 def _names(record: Record) -> tuple[str, ...] | None:

@@ -101,7 +101,8 @@ def _read_split(dataset: Any, request: Request, where: str) -> Split:
         store = DecodeStore(len(rows), size, lambda i: _item(dataset, rows[i], request, where)[0])
     else:
         store = MemoryStore(torch.from_numpy(_alike(images)))
-    return Split(store, read_labels(labels), tuple(skipped), called=lambda i: f"item {rows[i]}")
+    store.called = lambda i: f"item {rows[i]}"
+    return Split(store, read_labels(labels), tuple(skipped))
 
 
 class _Kept:

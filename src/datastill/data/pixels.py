@@ -116,4 +116,5 @@ def _all_within(store: Store) -> bool:
 
 
 def _such_as(split: Split, position: int) -> str:
-    return "" if split.called is None else f", such as {split.called(position)}"
+    name = split.store.name_of(position)
+    return f", such as {name}" if name else ""

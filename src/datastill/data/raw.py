@@ -107,7 +107,6 @@ class Split:
     labels: Sequence[LabelId]
     skipped: tuple[str, ...] = ()  #: names of images left out because they cannot be decoded
     bias: Tensor | None = None  #: bias attribute of each image, (n,) int64, where the set was made biased
-    called: Callable[[int], str] | None = None  #: what errors call an image, where it has a name
     sentences: Sentences | None = None  #: captions in the place of labels, of a source of pairs
 
 

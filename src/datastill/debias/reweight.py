@@ -159,9 +159,7 @@ def way_of(text: str) -> tuple[str, bool, dict[str, Any]]:
     """
     how, given = split_options(text)
     _check_way(how)
-    if how == "none":
-        _refuse(given, how)
-    draw = typed_option(given.pop("draw", "false"), False, "--debias draw")
+    draw = how != "none" and typed_option(given.pop("draw", "false"), False, "--debias draw")
     options: dict[str, Any] = dict(given)
     if how in WAYS:
         options = {name: _value(WAYS[how], name, value) for name, value in given.items()}

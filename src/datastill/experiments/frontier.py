@@ -210,7 +210,7 @@ def frontier(
         CellsFailed: some cells failed; the others are kept.
     """
     times = sorted({time for budget in budgets if (time := seconds_of(budget)) is not None})
-    if not times or not 0 < times[0] <= times[-1] < math.inf:
+    if not times or any(not 0 < b < math.inf for b in times):
         raise InputError("Give at least one budget, a time above 0 seconds: --budgets 30s 2m 10m.")
     everything, reals = list(names) == ["all"], real_sets(real)
     wanted = every_method(reals.get(reals.labels()[0]).kind) if everything else names

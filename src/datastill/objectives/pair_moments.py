@@ -30,9 +30,8 @@ class PairMoments(NamedTuple):
     @classmethod
     def of(cls, images: Tensor, texts: Tensor, weight: Tensor | None = None) -> PairMoments:
         """Those of embeddings, weighted by `weight` (n,), of which at least one is above 0; None is 1 / n each."""
-        share = images.new_full((len(images), 1), 1 / len(images))
-        if weight is not None:
-            share = (weight / weight.sum()).to(images)[:, None]
+        weight = images.new_ones(len(images)) if weight is None else weight.to(images)
+        share = (weight / weight.sum())[:, None]
         means = (share * images).sum(0), (share * texts).sum(0)
         f, g = images - means[0], texts - means[1]
         return cls(means, (f.T @ (share * f), g.T @ (share * g)), f.T @ (share * g))

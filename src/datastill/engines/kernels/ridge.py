@@ -102,7 +102,7 @@ def solved_labels(
         inverse, _ = _solve(kernel.gram(x), kernel.cross(targets, x).T, lam)
         rows, wanted = inverse.T, y.double()
         if weight is not None:
-            root = (weight.double() / weight.double().mean()).sqrt().to(rows.device)[:, None]
+            root = weight.double().sqrt()[:, None]
             rows, wanted = root * rows, root * wanted
         return torch.linalg.pinv(rows) @ wanted
 
