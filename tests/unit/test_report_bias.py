@@ -16,7 +16,7 @@ from datastill.cli import main
 from datastill.core.errors import InputError
 from datastill.data.real import RealSet
 from datastill.experiments.ledger import read_ledger
-from datastill.report import card
+from datastill.report import card, write_report
 from datastill.report.reproduce import command, evaluate_call, python_call
 from datastill.store.artifact import DistilledSet
 from datastill.surrogates.debiased import DebiasedSurrogates
@@ -154,3 +154,21 @@ def test_a_comparison_takes_them_for_all_but_random(tmp_path, capsys: pytest.Cap
     assert main(asked) == 2, "another comparison"
     with pytest.raises(InputError, match="no option 'debais'"):
         datastill.compare("dm", DATA, ipc=1, debais="kde")
+
+
+def test_the_report_shows_which_images_weights_took_for_odd(
+    made: DistilledSet, biased: RealSet, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    title = "Weights against a bias"
+    told = write_report(tmp_path / "report.html", made, real=biased).read_text()
+    assert title in told
+    assert WEIGHTS in told
+    plain = datastill.distill("random", biased, ipc=1, network=NET)
+    assert title not in write_report(tmp_path / "plain.html", plain, real=biased).read_text()
+    monkeypatch.setenv("DATASTILL_CACHE", str(tmp_path / "empty"))
+    assert title not in write_report(tmp_path / "gone.html", made, real=biased).read_text()
+    assert not (tmp_path / "empty").exists(), "nothing is trained for a picture"
+    known = datastill.distill("random", biased, ipc=1, network=NET, debias="oracle")
+    assert title in write_report(tmp_path / "known.html", known, real=biased).read_text(), (
+        "bias labels need no training"
+    )

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from datastill.debias.overview import Weighed
 
 
-#: Classes in the picture.
-CLASSES = 20
-
-
 @dataclass(frozen=True, kw_only=True)
 class WeighOptions(DeviceOptions):
     """How to weigh, and where to put what comes of it."""
@@ -57,6 +53,7 @@ def weigh(options: WeighOptions) -> int:
     from datastill.debias.overview import weighed_classes
     from datastill.debias.reweight import weighted_set
     from datastill.debias.trial import NO_TRIAL, trial
+    from datastill.report.sections.weights import weights_picture
     from datastill.store.files import write_bytes, write_json, write_text
     from datastill.store.outputs import WEIGHTS, refuse_out
 
@@ -82,7 +79,7 @@ def weigh(options: WeighOptions) -> int:
     verdict = tried.verdict if tried is not None else NO_TRIAL if wanted else ""
     for told in filter(None, [*report["warnings"], verdict]):
         display.say(f"  {told}")
-    drawn, listed = picture(weighted, options.images), as_csv(weighted)
+    drawn, listed = weights_picture(weighted, options.images), as_csv(weighted)
     write_text(options.out / "weights.csv", listed)
     write_bytes(options.out / "crowd_and_odd.png", drawn)
     write_json(options.out / "weights.json", record)
@@ -110,17 +107,6 @@ def table(classes: list[Weighed], title: str) -> Any:
         odd = [] if one.conflicting is None else [f"{100 * one.conflicting:.0f} %"]
         made.add_row(one.name, f"{one.images:,}", f"{one.in_effect:.0f}", f"{100 * one.heaviest:.0f} %", *odd)
     return made
-
-
-def picture(real: RealSet, count: int) -> bytes:
-    """The lightest images of each class on the left, the heaviest on the right, as PNG."""
-    from datastill.debias.overview import crowd_and_odd
-    from datastill.report.pictures import comparison, png
-
-    shown = [index[real.labels[index] < CLASSES] for index in crowd_and_odd(real, count)]
-    sides = [(real.pixels(index), real.labels[index], real.class_names) for index in shown]
-    titles = ("the crowd: lightest images", "the odd ones: heaviest images")
-    return png(comparison(sides[0], sides[1], titles, columns=count, rows=CLASSES))
 
 
 def as_csv(real: RealSet) -> str:
