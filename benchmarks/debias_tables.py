@@ -89,7 +89,8 @@ def draw(rows: dict[Key, dict[str, Any]], target: Path) -> None:
         axes[down][1].set_xlabel("test accuracy (%)", fontsize=9)
     axes[0][0].invert_yaxis()
     marks = [Line2D([], [], **mark(way), label=label) for way, (label, _) in WAYS.items()]
-    figure.legend(handles=marks, loc="outside lower center", ncols=len(WAYS), frameon=False)
+    told = "within each method, from the top: 1, 2 and 5 % of the images against the bias"
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(WAYS), frameon=False, title=told)
     figure.savefig(target, dpi=110)
 
 
