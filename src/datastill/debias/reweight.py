@@ -119,7 +119,7 @@ def debias(
         weights = group_weights(real.labels, _bias_of(real))
     else:
         way = WAYS[how].of(options)
-        weights, told = _kept(way, real, seed, device, progress, folder)
+        weights, told = _kept(way, real, seed, pick_device(device), progress, folder)
         report |= told
     if weights is not None:
         weights = (weights * real.counts[real.labels]).float()
@@ -146,8 +146,7 @@ def weighted_set(
         InputError: as `debias`, or an option that is no number or word of the kind that it takes.
     """
     how, draw, options = way_of(text)
-    folder = cache_folder() / "weights"
-    weighted, report = debias(real, how, seed=seed, device=device, progress=progress, folder=folder, **options)
+    weighted, report = debias(real, how, seed=seed, device=device, progress=progress, folder=_folder(), **options)
     return weighted, {**report, "draw": draw}
 
 
@@ -158,8 +157,10 @@ def kept_set(real: RealSet, text: str, seed: int, device: str = "cpu") -> RealSe
         InputError: as `weighted_set`.
     """
     how, _, options = way_of(text)
-    if how in WAYS and not _place(cache_folder() / "weights", WAYS[how].of(options), real, seed, device).is_file():
-        return None
+    if how in WAYS:
+        way = WAYS[how].of(options)
+        if not _place(_folder(), way, real, seed, pick_device(device)).is_file():
+            return None
     return weighted_set(real, text, seed, device)[0]
 
 
@@ -213,13 +214,18 @@ class Weighed(Record):
     warnings: list[Text] = Field(default_factory=list)
 
 
-def _place(folder: Path, way: Way, real: RealSet, seed: int, device: str) -> Path:
+def _folder() -> Path:
+    """Where weights are kept that came of words."""
+    return cache_folder() / "weights"
+
+
+def _place(folder: Path, way: Way, real: RealSet, seed: int, device: torch.device) -> Path:
     """The file of a folder that keeps these weights."""
-    return Path(folder) / f"weights-{digest(way.key(real, seed, pick_device(device)))}.safetensors"
+    return Path(folder) / f"weights-{digest(way.key(real, seed, device))}.safetensors"
 
 
 def _kept(
-    way: Way, real: RealSet, seed: int, device: str, progress: Progress, folder: Path | None
+    way: Way, real: RealSet, seed: int, device: torch.device, progress: Progress, folder: Path | None
 ) -> tuple[Tensor, dict[str, Any]]:
     """Weights (n,) float64 and what is to be said of them; from the folder where they are there."""
     path = None if folder is None else _place(folder, way, real, seed, device)
@@ -233,7 +239,7 @@ def _kept(
             raise InputError(f"{path} does not hold a weight for each image; remove it to have them computed again.")
         return weights, report
     watch = Stopwatch()
-    weights, report = way.run(real, seed, pick_device(device), progress)
+    weights, report = way.run(real, seed, device, progress)
     report |= {"seed": seed, "seconds": watch.read()["seconds"]}
     if path is not None:
         with kept("The weights are"):
