@@ -172,3 +172,15 @@ def test_the_report_shows_which_images_weights_took_for_odd(
     assert title in write_report(tmp_path / "known.html", known, real=biased).read_text(), (
         "bias labels need no training"
     )
+
+
+def test_the_report_says_why_damaged_weights_are_not_shown(
+    made: DistilledSet, biased: RealSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATASTILL_CACHE", str(tmp_path))
+    datastill.distill("random", biased, ipc=1, network=NET, seed=3, debias=WEIGHTS)
+    (kept,) = (tmp_path / "weights").glob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:40])
+    told = write_report(tmp_path / "report.html", made, real=biased).read_text()
+    assert f"The weights by {WEIGHTS} cannot be shown" in told
+    assert f"Remove {kept}" in told

@@ -8,7 +8,7 @@ from datastill.core.errors import InputError
 from datastill.debias.overview import crowd_and_odd
 from datastill.debias.reweight import kept_set
 from datastill.report.pictures import comparison, png
-from datastill.report.section import Page, Reading, Section, data_uri
+from datastill.report.section import Page, Paragraph, Reading, Section, Shown, data_uri
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -21,21 +21,22 @@ class Weights(Section):
     """The lightest and the heaviest images."""
 
     name = "weights"
+    title = "Weights against a bias"
     order = 35
 
-    def page(self, reading: Reading) -> Page | None:
-        """A picture; None where the set is not weighted, or its weights have to be made again."""
+    def page(self, reading: Reading) -> Shown | Page | None:
+        """A picture, or why there is none; None where the set has no weights, or they have to be made again."""
         record = reading.record.change("debias")
         if record is None or "asked" not in record or reading.real is None:
             return None
         try:
             weighted = kept_set(reading.real, record["asked"], reading.record.seed, reading.record.cost.device)
-        except InputError:  # damaged, or in words of another version: the report does without
-            return None
+        except InputError as error:  # damaged, or in words of another version
+            return Shown(self.title, [Paragraph(f"The weights by {record['asked']} cannot be shown: {error}")])
         if weighted is None:
             return None
         values = {"picture": data_uri(weights_picture(weighted, 8)), "asked": record["asked"]}
-        return Page("Weights against a bias", "sections/weights.html.j2", values)
+        return Page(self.title, "sections/weights.html.j2", values)
 
 
 def weights_picture(real: RealSet, count: int) -> bytes:
