@@ -15,6 +15,7 @@ import datastill
 from datastill.cli import main
 from datastill.core.errors import InputError
 from datastill.data.real import RealSet
+from datastill.experiments import cross_architecture
 from datastill.experiments.ledger import read_ledger
 from datastill.report import card, write_report
 from datastill.report.reproduce import command, evaluate_call, python_call
@@ -73,10 +74,13 @@ def test_weights_of_ones_own_are_still_to_be_given(biased: RealSet) -> None:
     assert "surrogates" not in python_call(plain.manifest)
 
 
-def test_card_and_score_say_how_networks_were_trained(made: DistilledSet, biased: RealSet) -> None:
+def test_card_and_score_say_how_networks_were_trained(made: DistilledSet, biased: RealSet, tmp_path: Path) -> None:
     asked = {"protocol": "dc-v1", "networks": 2}
     scored = datastill.evaluate(made, biased, **asked, training="selecmix:steps=2,lr=0.005")
     assert 'training="selecmix:steps=2,lr=0.005"' in evaluate_call(scored.to_dict())
+    assert scored.distilled.name == f"dm + {WEIGHTS} + dfa:steps=3,lr=0.002,count=2"
+    assert "trained by selecmix" in scored.conditions
+    assert "Random is drawn without weights" in write_report(tmp_path / "scored.html", made, scored).read_text()
     text = card(made, scored)
     for needed in (
         "trained by `selecmix:steps=2,lr=0.005`", 'training="selecmix:steps=2,lr=0.005"',
@@ -159,17 +163,23 @@ def test_a_comparison_takes_them_for_all_but_random(tmp_path, capsys: pytest.Cap
 def test_the_report_shows_which_images_weights_took_for_odd(
     made: DistilledSet, biased: RealSet, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    title = "Weights against a bias"
+    title, shown = "Weights against a bias", "Lightest real images of each class"
     told = write_report(tmp_path / "report.html", made, real=biased).read_text()
     assert title in told
-    assert WEIGHTS in told
+    assert shown in told
+    assert f"weighted by <code>{WEIGHTS}</code>" in told
+    assert "images count in effect" in told
+    assert "Images against the bias have" in told
+    assert "Random is drawn without weights" not in told, "nothing was scored"
     plain = datastill.distill("random", biased, ipc=1, network=NET)
     assert title not in write_report(tmp_path / "plain.html", plain, real=biased).read_text()
     monkeypatch.setenv("DATASTILL_CACHE", str(tmp_path / "empty"))
-    assert title not in write_report(tmp_path / "gone.html", made, real=biased).read_text()
+    gone = write_report(tmp_path / "gone.html", made, real=biased).read_text()
+    assert title in gone
+    assert shown not in gone
     assert not (tmp_path / "empty").exists(), "nothing is trained for a picture"
     known = datastill.distill("random", biased, ipc=1, network=NET, debias="oracle")
-    assert title in write_report(tmp_path / "known.html", known, real=biased).read_text(), (
+    assert shown in write_report(tmp_path / "known.html", known, real=biased).read_text(), (
         "bias labels need no training"
     )
 
@@ -184,3 +194,26 @@ def test_the_report_says_why_damaged_weights_are_not_shown(
     told = write_report(tmp_path / "report.html", made, real=biased).read_text()
     assert f"The weights by {WEIGHTS} cannot be shown" in told
     assert f"Remove {kept}" in told
+
+
+def test_a_hold_out_says_that_it_has_the_bias_too(biased: RealSet, tmp_path: Path) -> None:
+    """Its accuracy speaks against weights that help elsewhere."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(40, 1, 8, 8, generator=generator), torch.arange(2).repeat_interleave(20)
+    held = datastill.load_real((x, y))
+    assert held.held_out
+    assert not biased.held_out
+    asked = {"ipc": 1, "network": NET, "seed": 0}
+    weighted, plain = (datastill.distill("random", held, **asked, **more) for more in ({"debias": "loss:steps=5"}, {}))
+    scored = [datastill.evaluate(one, held, protocol="dc-v1", networks=1, random=False) for one in (weighted, plain)]
+    assert any("so they have its bias" in note for note in scored[0].notes)
+    assert not any("its bias" in note for note in scored[1].notes)
+    other = datastill.load_real(((x, y), (x, y)))
+    assert not other.held_out
+
+
+def test_weighted_sets_have_a_row_of_their_own_over_networks(biased: RealSet) -> None:
+    asked = {"ipc": 1, "network": NET, "steps": 2, "real_batch": 8, "seed": 0}
+    sets = [datastill.distill("dm", biased, **asked, **more) for more in ({"debias": "oracle"}, {})]
+    matrix = cross_architecture(sets, biased, [NET], protocol="dc-v1", repeats=1, random=False)
+    assert matrix.methods == ["dm + oracle", "dm"]

@@ -71,7 +71,7 @@ def test_a_trial_tells_weights_against_a_bias_from_weights_at_random() -> None:
     assert found is not None
     assert (found.held, found.odd) == (1200, 60)
     assert found.gain > 0.1
-    assert found.helps
+    assert found.may_help
     assert "may help" in found.verdict
     order = torch.cat([c[torch.randperm(len(c), generator=generator)] for c in map(real.class_index, range(3))])
     index = torch.cat([real.class_index(c) for c in range(3)])
@@ -82,9 +82,9 @@ def test_a_trial_tells_weights_against_a_bias_from_weights_at_random() -> None:
 
 
 def test_a_trial_by_hand_and_where_there_is_none(weighed: RealSet) -> None:
-    assert Trial(0.9, 0.2, 0.8, 0.5, 100, 50).helps
+    assert Trial(0.9, 0.2, 0.8, 0.5, 100, 50).may_help
     costly = Trial(0.9, 0.2, 0.7, 0.5, 100, 50)
-    assert not costly.helps
+    assert not costly.may_help
     assert "gain 30.0 points on odd images and cost 20.0 on all: not twice as much" in costly.verdict
     assert trial(weighed) is None  # too few odd images
     with pytest.raises(InputError, match="no weights"):

@@ -135,9 +135,13 @@ def _study(options: DebiasOptions) -> DebiasStudy:
 
 def _say_left_out(display: Display, study: DebiasStudy, cells: list[Cell]) -> None:
     """What a method has not, and what stands in for it."""
+    from datastill.debias.reweight import without_draw
     from datastill.experiments.debias_rows import described
 
-    left_out = {described(one.record) for one in study.cells()} - {described(one.record) for one in cells}
+    def named(some: list[Cell]) -> set[str]:
+        return {described({**one.record, "debias": without_draw(one.debias)}) for one in some}
+
+    left_out = named(study.cells()) - named(cells)
     if left_out:
         display.say(f"Left out, since the method has no such networks to replace: {'; '.join(sorted(left_out))}.")
     weighted = sorted({one.method for one in set(cells) - set(study.cells())})
@@ -158,7 +162,7 @@ def biased_source(dataset: str, ratio: float) -> str:
     if name not in known:
         raise InputError(
             f"The study scores by bias labels, which {dataset} has not: take {', '.join(known)}. Your own images are "
-            "weighed by `datastill distill --debias kde --data ...`."
+            "weighed by `datastill distill --debias loss:draw=true --data ...`."
         )
     if "ratio" in more:
         raise InputError(f"Give the ratio as --ratio {more['ratio']}, not in --dataset.")
@@ -206,7 +210,7 @@ def table(found: list[dict[str, Any]], title: str) -> Any:
         numbers["conflicting_images"] = ("images in other colors", 2)
     numbers["seconds"] = ("seconds", 0)
     for name, head in choices.items():
-        made.add_column(head, justify="right" if name == "ipc" else "left")
+        made.add_column(head, justify="right" if name == "ipc" else "left", overflow="fold")
     for head, _ in numbers.values():
         made.add_column(head, justify="right")
     for row in found:

@@ -22,12 +22,12 @@ class WeighOptions(DeviceOptions):
     """How to weigh, and where to put what comes of it."""
 
     data: DataOptions
-    #: kde (by density; options as in kde:variance=0.05,power=1), loss (of a network that was led to the bias), or
-    #: oracle where the bias is known
-    debias: str = "kde"
+    #: loss (of a network that is trained to follow the bias; options as in loss:power=1), kde (by density; options as
+    #: in kde:variance=0.05,power=1), or oracle where the bias is known
+    debias: str = "loss"
     out: Path = Path("runs/weights")  #: folder for the picture, the weights and the table
     images: Few = 8  #: lightest and heaviest images of each class in the picture
-    seed: Seed = 0  #: of the network that the density is measured with
+    seed: Seed = 0  #: of the network that tells the bias
     #: train a small network with the weights and one without, and say on held-out images what they gain and cost
     trial: bool = True
     quiet: bool = False  #: print the table only
@@ -51,7 +51,7 @@ def weigh(options: WeighOptions) -> int:
     from datastill.data.places import places_of
     from datastill.debias.diagnosis import UNIFORM
     from datastill.debias.overview import weighed_classes
-    from datastill.debias.reweight import weighted_set
+    from datastill.debias.reweight import weighted_set, with_draw
     from datastill.debias.trial import NO_TRIAL, trial
     from datastill.report.sections.weights import weights_picture
     from datastill.store.files import write_bytes, write_json, write_text
@@ -64,7 +64,7 @@ def weigh(options: WeighOptions) -> int:
     with display.bars():
         weighted, report = weighted_set(real, options.debias, options.seed, options.device, display.update)
     if weighted.weights is None:
-        raise InputError(f"{options.debias} weighs nothing; take kde.")
+        raise InputError(f"{options.debias} weighs nothing; take loss, or kde.")
     alike = report["effective_share"] > UNIFORM
     with display.bars():
         wanted = options.trial and not alike
@@ -88,8 +88,9 @@ def weigh(options: WeighOptions) -> int:
         return 0
     display.say(
         f"Look at {options.out / 'crowd_and_odd.png'}: where the images on the left share something that is not the "
-        f"class, and those on the right lack it, distill with --debias {options.debias}. If those on the right are "
-        f"only strange, there is no such bias to weigh against. The weights are in {options.out / 'weights.csv'}."
+        f"class, and those on the right lack it, distill with --debias {with_draw(options.debias)}. If those on the "
+        "right are only strange, there is no such bias to weigh against. The weights are in "
+        f"{options.out / 'weights.csv'}."
     )
     return 0
 

@@ -265,6 +265,7 @@ def assemble(
         source=raw.source,
         options=dict(options or {}),
         test=None if test is None else RealSet(store=test[0], labels=test[1], bias=test_bias, **common),  # type: ignore[arg-type]
+        held_out=raw.test is None and test is not None,
         notes=tuple(notes),
         bias=bias,
         **common,  # type: ignore[arg-type]

@@ -45,6 +45,7 @@ class RealSet:
     options: Mapping[str, Any] = field(default_factory=dict)  #: arguments of `load_real` other than defaults
     weights: Tensor | None = field(default=None, repr=False)  #: weight per image, (n,) float, or None
     test: RealSet | None = field(default=None, repr=False)  #: the test split, in the same Space and classes
+    held_out: bool = False  #: whether the test split was held out of these images, so that it has their bias, if any
     notes: tuple[str, ...] = ()  #: what was decided while loading, one sentence each
     #: Bias attribute of each image of a biased set, (n,) int64, else None. For evaluation, diagnosis and tests
     #: only: what distills must not read it.

@@ -69,7 +69,7 @@ def check_bias(bias: Tensor, y: Tensor) -> None:
 #: What weights that do nothing come from, and what to do where they rest on too few images: by density, by bias labels.
 OF_DENSITY = (
     "the variance is far too small or too large for this embedding, or nothing in it crowds together",
-    "lower the power, or raise the variance",
+    "lower the power (kde:power=1), or raise the variance (kde:variance=0.05)",
 )
 OF_LABELS = ("no class has images of several bias values", "bring more images that do not follow the bias")
 

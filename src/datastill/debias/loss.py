@@ -66,7 +66,7 @@ class ByLoss:
     advice: ClassVar[tuple[str, str]] = (
         "the biased network is equally wrong on all images, after too few steps or at a bad rate (lr), or there is no "
         "bias to go by",
-        "lower the power, or take fewer steps",
+        "lower the power (loss:power=0.5), or train the biased network for fewer steps (loss:steps=150)",
     )
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ from datastill.debias.diagnosis import OF_LABELS, conflict_mass, describe_weight
 from datastill.debias.loss import ByLoss
 from datastill.debias.oracle import group_weights
 from datastill.store.files import digest, read_tensors, write_tensors
-from datastill.store.schema import Kind, Name, Record, Text, as_record
+from datastill.store.schema import Kind, Name, Number, Record, Text, as_record
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -86,8 +86,9 @@ def debias(
 
     Args:
         real: the real set, as `load_real` takes it.
-        how: "kde", inverse density; "loss", the loss of a network that was led to the bias; "oracle", 1 / n(class,
-            bias) from the set's bias labels, for diagnosis only; "none", no weights.
+        how: "kde", inverse density; "loss", the loss of a network that is trained to follow the bias; "oracle", 1 /
+            n(class, bias) from the set's bias labels, for diagnosis only; "none", no weights. Options may stand in it,
+            as in "kde:power=1".
         seed: of the network that is trained.
         device: where it is trained and densities are taken.
         progress: told how the training goes.
@@ -104,7 +105,7 @@ def debias(
     """
     from datastill.data.real import RealSet
 
-    _check_way(how)
+    how, options = _asked(how, options)
     real = real if isinstance(real, RealSet) else load_real(real)
     if not len(real):
         raise InputError(f"{real.name or 'The set'} has no images to weigh; give it some.")
@@ -182,11 +183,35 @@ def way_of(text: str) -> tuple[str, bool, dict[str, Any]]:
     return how, draw, options
 
 
+def _asked(how: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A way and its options, from words and keywords.
+
+    Raises:
+        InputError: an unknown way, an option given twice, or draw, which is of how images are drawn.
+    """
+    name, draw, given = way_of(how)
+    if draw or "draw" in options:
+        raise InputError(
+            "To draw real images by weight is for the method: leave draw out here, or give distill the unweighted set "
+            f'and debias="{with_draw(how)}".'
+        )
+    if twice := given.keys() & options.keys():
+        raise InputError(f"{', '.join(sorted(twice))} of {name} is given twice; give it once.")
+    return name, {**given, **options}
+
+
 def without_draw(text: str) -> str:
     """The same way with weights in the losses: "kde:power=1" from "kde:draw=true,power=1"."""
     how, given = split_options(text)
     given = {name: value for name, value in given.items() if name != "draw"}
     return how + (":" if given else "") + ",".join(f"{name}={value}" for name, value in given.items())
+
+
+def with_draw(text: str) -> str:
+    """The same way with real images drawn by weight: "kde:draw=true,power=1" from "kde:power=1"."""
+    how, given = split_options(text)
+    given = {"draw": "true"} | {name: value for name, value in given.items() if name != "draw"}
+    return how + ":" + ",".join(f"{name}={value}" for name, value in given.items())
 
 
 def _check_way(how: str) -> None:
@@ -212,6 +237,8 @@ class Weighed(Record):
     how: Name
     asked: Text | None = None
     warnings: list[Text] = Field(default_factory=list)
+    effective_samples: list[Number] = Field(default_factory=list)
+    conflict_mass: Number | None = None
 
 
 def _folder() -> Path:
@@ -254,5 +281,5 @@ def _refuse(options: Mapping[str, Any], how: str) -> None:
 
 def _bias_of(real: RealSet) -> Tensor:
     if real.bias is None:
-        raise InputError("Oracle weights need the bias label of every image, and this set has none; use how='kde'.")
+        raise InputError("Oracle weights need the bias label of every image, and this set has none; take loss or kde.")
     return real.bias

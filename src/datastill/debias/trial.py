@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 HELD, ODD, FEWEST = 0.2, 0.05, 50
 NO_TRIAL = (
     f"The weights were not tried: fewer than {FEWEST} held-out images would count as odd, a twentieth of the fifth of "
-    f"each class that is held out, rounded down; that takes {FEWEST / HELD / ODD:,.0f} real images or more."
+    f"each class that is held out, rounded down; that takes about {FEWEST / HELD / ODD:,.0f} real images, more where "
+    "classes are small."
 )
 #: Times that all of it is done, each with other images held out: one is off by up to five points.
 DRAWS = 3
@@ -63,7 +64,7 @@ class Trial:
         return self.all_plain - self.all_weighted
 
     @property
-    def helps(self) -> bool:
+    def may_help(self) -> bool:
         """Whether weights gain on odd images more than twice what they lose on all."""
         return self.gain > WORTH * max(0.0, self.loss)
 
@@ -72,19 +73,19 @@ class Trial:
         """What it says, in a few sentences."""
         rule = (
             "more than twice as much, so they may help, and the picture decides"
-            if self.helps
+            if self.may_help
             else "not twice as much, so do without them unless you know of a bias"
         )
         return (
-            f"Over {DRAWS} draws, a small network trained without weights is right on {100 * self.odd_plain:.1f} % of "
-            f"{self.odd:,} odd images that were held out, with weights on {100 * self.odd_weighted:.1f} %; on all "
-            f"{self.held:,} of them on {100 * self.all_plain:.1f} and {100 * self.all_weighted:.1f} %. Weights gain "
+            f"A small network on held-out images (mean of {DRAWS} draws): on the {self.odd:,} that these weights take "
+            f"for odd {100 * self.odd_plain:.1f} % without weights and {100 * self.odd_weighted:.1f} % with them, on "
+            f"all {self.held:,} {100 * self.all_plain:.1f} and {100 * self.all_weighted:.1f} %. Weights gain "
             f"{100 * self.gain:.1f} points on odd images and cost {100 * self.loss:.1f} on all: {rule}."
         )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {**{k: round(v, 4) for k, v in asdict(self).items()}, "helps": self.helps}
+        return {**{k: round(v, 4) for k, v in asdict(self).items()}, "may_help": self.may_help}
 
 
 def trial(real: RealSet, seed: int = 0, device: str = "cpu", progress: Progress = silent) -> Trial | None:

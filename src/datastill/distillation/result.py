@@ -25,7 +25,7 @@ def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, 
     """The distilled set, not yet saved.
 
     Args:
-        prepare_seconds: what the preparation took, whenever that was.
+        prepare_seconds: what the preparation took, whenever that was; that of overrides (weights) comes on top.
         compiled: whether compiled code did it.
 
     Raises:
@@ -36,6 +36,8 @@ def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, 
     task, real = job.task, job.task.real
     student = {} if plan.student is None else dict(plan.student(outcome.shared))
     losses = outcome.losses
+    changes = {override.option: override.describe() for override in job.overrides}
+    prepare_seconds += sum(float(told.get("seconds", 0)) for told in changes.values())
     manifest = {
         "method": job.method_name,
         "family": job.family,
@@ -64,7 +66,7 @@ def artifact_of(job: Job, plan: Plan, outcome: Outcome, prepare_seconds: float, 
             "peak_memory_bytes": peak_memory_bytes(task.device),
             **environment(task.device),
         },
-        **{override.option: override.describe() for override in job.overrides},
+        **changes,
         "notes": [*job.remarks, *outcome.notes, *_skipped(outcome), *_of_objective(plan, outcome)],
     }
     kept = outcome.shared if plan.keep is None else {name: outcome.shared[name] for name in plan.keep}

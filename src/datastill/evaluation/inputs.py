@@ -62,7 +62,8 @@ def check_alike(sets: list[DistilledSet]) -> None:
         ):
             if mine != theirs:
                 raise InputError(
-                    f"The sets differ in their {what} ({mine} and {theirs}); evaluate them one by one, or use compare."
+                    f"The sets differ in their {what} ({mine} and {theirs}); evaluate them one by one, or give "
+                    "those of one size to `datastill compare --sets`."
                 )
     if len({digest([one.codes, one.labels]) for one in sets}) < len(sets):
         raise InputError("The same set is given more than once; each counts as evidence of its own, so give it once.")

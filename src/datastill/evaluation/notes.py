@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from datastill.data.real import RealSet
     from datastill.models import NetworkFactory
 
+#: Of a weighted set and a hold-out.
+HELD_OUT = (
+    "The test images were held out of the data that was weighed, so they have its bias: a set that is weighted against "
+    "it may score lower on them and be better. Put test images without that bias into a sub-folder `test` beside one "
+    "`train` (or name them by --test)."
+)
 #: Images of a class up to which batch norm is told of.
 SMALL = 10
 
@@ -30,6 +36,8 @@ def of_sets(sets: list[DistilledSet], real: RealSet) -> list[str]:
         notes += _of_pairs(real.test.captions)
     elif real.test is not None and len(real.test) < 500:
         notes.append(f"{len(real.test)} test images: one of them is {100 / len(real.test):.1f} points.")
+    if real.held_out and any(kind.weighs for one in sets for kind, _ in one.record.changes):
+        notes.append(HELD_OUT)
     made_from = {one.record.data.fingerprint for one in sets}
     if made_from != {real.fingerprint}:
         notes.append("The set was made from other data than it is evaluated on; Random comes from the latter.")

@@ -167,10 +167,11 @@ class Evaluation:
 
     @property
     def conditions(self) -> str:
-        """Protocol, kind of labels and optimizer, as far as they are known."""
+        """Protocol, kind of labels, optimizer or training against a bias, as far as they are known."""
         labels = f"{self.labels} labels" if self.labels else ""
         plain = "" if self.augmented else "no augmentation"
-        return ", ".join(filter(None, (self.protocol, labels, self.optimizer, plain)))
+        against = f"trained by {self.training['how']}" if self.training else ""
+        return ", ".join(filter(None, (self.protocol, labels, self.optimizer, against, plain)))
 
     def plot(self, kind: str = "") -> Figure:
         """Accuracies of all networks as a matplotlib figure, or what `kind` asks for; see `datastill.plot`."""

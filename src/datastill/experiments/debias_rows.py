@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from datastill.debias.reweight import without_draw
 from datastill.evaluation.scores import t_interval
 
 #: The choices that make a row.
@@ -53,7 +52,7 @@ def described(row: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) 
     """
     start = {"noise": "from noise", "weighted": "weighted start"}.get(row["init"], "")
     start = "" if row["method"] == "random" else start
-    way = "" if row["debias"] == "none" else without_draw(str(row["debias"]))
+    way = "" if row["debias"] == "none" else str(row["debias"])
     surrogates = "" if row["surrogates"] == USUAL["surrogates"] else f"{row['surrogates']} surrogates"
     training = "" if row["training"] == USUAL["training"] else f"trained by {row['training']}"
     size = f"ipc {row['ipc']}" if len({one["ipc"] for one in others}) > 1 else ""

@@ -169,7 +169,7 @@ class DebiasStudy:
         if real.bias is None or real.test is None or real.test.bias is None:
             raise InputError(
                 f"{real.name} does not know the bias of its images, which the study scores by; take a biased set such "
-                "as cmnist:ratio=0.05, or use `datastill distill --debias kde` on your own data."
+                "as cmnist:ratio=0.05, or use `datastill distill --debias loss:draw=true` on your own data."
             )
         check_workers(workers)
         refuse_out(out, places_of(real), STUDY)

@@ -122,7 +122,7 @@ def _tiles(first: DistilledSet, evaluation: Evaluation | None) -> list[tuple[str
     """(kind, number, unit, meaning) of the few numbers to see first."""
     record, tiles = first.record, []
     if evaluation is not None:
-        tiles.append(("main", words.percent(evaluation.mean), "%", f"test accuracy of {record.method}"))
+        tiles.append(("main", words.percent(evaluation.mean), "%", f"test accuracy of {evaluation.distilled.name}"))
         if evaluation.random is not None:
             tiles.append(("other", words.percent(evaluation.random.mean), "%", "test accuracy of Random"))
         if evaluation.ceiling is not None:

@@ -186,6 +186,10 @@ class Changed(Record):
         """The record of one override, by its option's name."""
         return next((record for kind, record in self.changes if kind.option == option), None)
 
+    def with_changes(self, method: str) -> str:
+        """A method and what its run changed: "dm + kde:draw=true"."""
+        return " + ".join([method, *(kind.text(record) or kind.told(record)[1] for kind, record in self.changes)])
+
 
 class Imported(Record):
     """Where the set of others came from."""

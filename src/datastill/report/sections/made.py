@@ -51,7 +51,7 @@ def _facts(first: DistilledSet) -> list[tuple[str, str]]:
     return [
         ("Method", f"{record.method} ({record.family or 'no family'})"),
         ("Images", f"{words.images(first)} of {_shape(record.shape)}, ipc {first.ipc}"),
-        ("Weighs", words.weighs(first)),
+        ("Stored size", words.weighs(first)),
         ("Labels", record.labels),
         ("Seed", str(record.seed)),
         ("Recipe", recipe.published or recipe.asked or "–"),

@@ -1,14 +1,16 @@
-"""Real images that weights against a bias took for the crowd and for the odd ones, while weights are in the cache."""
+"""What weights against a bias are, and which real images they took for odd, while weights are in the cache."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from datastill.core.errors import InputError
 from datastill.debias.overview import crowd_and_odd
-from datastill.debias.reweight import kept_set
+from datastill.debias.reweight import Weighed, kept_set
 from datastill.report.pictures import comparison, png
-from datastill.report.section import Page, Paragraph, Reading, Section, Shown, data_uri
+from datastill.report.section import Page, Reading, Section, data_uri
+from datastill.report.words import percent
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -18,25 +20,46 @@ CLASSES = 20
 
 
 class Weights(Section):
-    """The lightest and the heaviest images."""
+    """Effective sample sizes, and the lightest and the heaviest images."""
 
     name = "weights"
     title = "Weights against a bias"
     order = 35
 
-    def page(self, reading: Reading) -> Shown | Page | None:
-        """A picture, or why there is none; None where the set has no weights, or they have to be made again."""
+    def page(self, reading: Reading) -> Page | None:
+        """Numbers, and a picture where weights are at hand; None where the set has none, or was given them."""
         record = reading.record.change("debias")
-        if record is None or "asked" not in record or reading.real is None:
+        if record is None or "asked" not in record:
             return None
-        try:
-            weighted = kept_set(reading.real, record["asked"], reading.record.seed, reading.record.cost.device)
-        except InputError as error:  # damaged, or in words of another version
-            return Shown(self.title, [Paragraph(f"The weights by {record['asked']} cannot be shown: {error}")])
-        if weighted is None:
-            return None
-        values = {"picture": data_uri(weights_picture(weighted, 8)), "asked": record["asked"]}
+        told = Weighed.model_validate(record)
+        picture, why = _picture(reading, str(told.asked))
+        values = {
+            "asked": told.asked,
+            "effective": _span(told.effective_samples, 1),
+            "images": _span(reading.record.data.counts or [], 0),
+            "mass": None if told.conflict_mass is None else percent(told.conflict_mass),
+            "random": reading.evaluation is not None and reading.evaluation.random is not None,
+            "picture": picture,
+            "why": why,
+        }
         return Page(self.title, "sections/weights.html.j2", values)
+
+
+def _span(values: Sequence[float], digits: int) -> str:
+    """ "6.2 to 8.0"; "" of none."""
+    texts = [f"{value:,.{digits}f}" for value in (min(values, default=0), max(values, default=0))]
+    return " to ".join(dict.fromkeys(texts)) if values else ""
+
+
+def _picture(reading: Reading, asked: str) -> tuple[str, str]:
+    """The picture, or why there is none; "" and "" where weights would have to be made again."""
+    if reading.real is None:
+        return "", ""
+    try:
+        weighted = kept_set(reading.real, asked, reading.record.seed, reading.record.cost.device)
+    except InputError as error:  # damaged, or in words of another version
+        return "", f"The weights by {asked} cannot be shown: {error}"
+    return ("" if weighted is None else data_uri(weights_picture(weighted, 8))), ""
 
 
 def weights_picture(real: RealSet, count: int) -> bytes:
