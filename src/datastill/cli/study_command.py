@@ -192,29 +192,25 @@ def as_json(data: dict[str, Any], found: list[dict[str, Any]], records: list[dic
 
 
 def table(found: list[dict[str, Any]], title: str) -> Any:
-    """The rows for people: choices that are the same in all rows have no column."""
+    """The rows for people, each in the words of `described`."""
     from rich.table import Table
 
-    from datastill.experiments.debias_rows import USUAL
+    from datastill.experiments.debias_rows import described
 
-    made = Table(title=title, title_justify="left")
-    heads = {"ipc": "ipc", "method": "method", "init": "start", "debias": "weights"}
-    heads |= {"surrogates": "surrogates", "training": "training"}
-    usual = {"method": None, "ipc": None, **USUAL}
-    choices = {n: head for n, head in heads.items() if {row[n] for row in found} != {usual[n]}}
-    numbers = {"accuracy": ("test %", 1), "interval": ("± 95 %", 1), "aligned": ("aligned", 1)}
+    sizes = {row["ipc"] for row in found}
+    made = Table(title=f"{title}{f', ipc {min(sizes)}' if len(sizes) == 1 else ''}", title_justify="left")
+    numbers = {"accuracy": ("test\n%", 1), "interval": ("± 95\n%", 1), "aligned": ("aligned", 1)}
     numbers["conflicting"] = ("conflicting", 1)
     if any(not math.isnan(row["conflict_mass"]) for row in found):
-        numbers["conflict_mass"] = ("weight on conflicting", 2)
+        numbers["conflict_mass"] = ("weight on\nconflicting", 2)
     if any(not math.isnan(row["conflicting_images"]) for row in found):
-        numbers["conflicting_images"] = ("images in other colors", 2)
+        numbers["conflicting_images"] = ("images in\nother colors", 2)
     numbers["seconds"] = ("seconds", 0)
-    for name, head in choices.items():
-        made.add_column(head, justify="right" if name == "ipc" else "left", overflow="fold")
+    made.add_column("set", overflow="fold")
     for head, _ in numbers.values():
-        made.add_column(head, justify="right")
+        made.add_column(head, justify="right", overflow="fold")
     for row in found:
-        made.add_row(*(str(row[name]) for name in choices), *(_number(row[n], d) for n, (_, d) in numbers.items()))
+        made.add_row(described(row, found), *(_number(row[n], d) for n, (_, d) in numbers.items()))
     return made
 
 
