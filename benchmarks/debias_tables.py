@@ -36,7 +36,10 @@ def read(paths: list[Path]) -> dict[Key, dict[str, Any]]:
     """Rows by biased set, ratio, method, way and images per class."""
     found: dict[Key, dict[str, Any]] = {}
     for path in paths:
-        study = json.loads(path.read_text())
+        try:
+            study = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"{path} is no study.json of `datastill study debias`: {error}") from None
         name, _, options = study["data"]["source"].partition(":")
         given = dict(part.split("=") for part in options.split(",") if part)
         if set(given) != {"ratio"} or name not in SETS:
@@ -48,6 +51,10 @@ def read(paths: list[Path]) -> dict[Key, dict[str, Any]]:
             if not usual or how not in ("", "draw=true"):
                 raise SystemExit(f"{path} has a row of other choices ({row['method']}, {row['debias']}); leave it out.")
             key = name, f"{float(given['ratio']):g}", row["method"], way, row["ipc"]
+            if key[1] not in RATIOS or row["method"] not in METHODS or way not in WAYS or row["ipc"] not in SIZES:
+                raise SystemExit(
+                    f"{path} has {' '.join(map(str, key))}, for which the tables have no place; leave it out."
+                )
             if key in found:
                 raise SystemExit(f"{path} has {' '.join(map(str, key))} once more; give each study once.")
             found[key] = row

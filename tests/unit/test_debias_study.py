@@ -12,7 +12,7 @@ import datastill
 from datastill.cli import main
 from datastill.core.errors import InputError
 from datastill.debias.reweight import weighted_set
-from datastill.experiments.debias_rows import rows
+from datastill.experiments.debias_rows import described, rows
 from datastill.experiments.debias_study import DebiasStudy
 
 NET = "convnet:width=4,depth=1"
@@ -154,6 +154,13 @@ def test_weights_change_what_coresets_select(biased, method):
     assert conflicting[1] > conflicting[0] + 0.2
 
 
+@pytest.mark.parametrize("method", ["kmeans", "herding", "forgetting"])
+def test_coresets_refuse_a_class_that_weighs_nothing(biased, method):
+    weights = torch.ones(len(biased)).where(biased.labels > 0, 0.0)
+    with pytest.raises(InputError, match="Class '0' has no image with a weight above 0"):
+        datastill.distill(method, biased.with_weights(weights), ipc=1, network=NET, feature_passes=1)
+
+
 def _selected(*sets: datastill.store.artifact.DistilledSet) -> list[torch.Tensor]:
     return [one.extra["selected"] for one in sets]
 
@@ -180,6 +187,12 @@ def test_choices_that_leave_nothing_to_make_are_refused(biased) -> None:
         (["--dataset", "digits"], "bias labels, which digits has not: take bg-fmnist, ccifar10"),
         (["--dataset", "cmnist:base=digits,ratio=0.1"], "Give the ratio as --ratio 0.1"),
         (["--debias", "none:draw=true"], "'none' has no options"),
+        (["--methods", "dm", "--set", "dm.ipc=4"], "dm has no hyper-parameter 'ipc'"),
+        (["--methods", "dm", "--set", "dm.init=noise"], "give it as inits=['noise'], or --init noise"),
+        (["--methods", "dm", "--set", "dm=3", "dm.steps=5"], "leave one out"),
+        (["--methods", "dm", "--set", "dm.steps=5", "dm=3"], "leave one out"),
+        (["--methods", "dm", "--set", "steps=3", "steps=4"], "steps is given twice"),
+        (["--methods"], "Nothing was given for --methods"),
     ],
 )
 def test_what_the_command_cannot_cross_is_one_sentence(given, message, tmp_path: Path, capsys) -> None:
@@ -187,6 +200,27 @@ def test_what_the_command_cannot_cross_is_one_sentence(given, message, tmp_path:
         given = ["--dataset", "cmnist:base=digits,train=200", *given]
     assert main(["study", "debias", *given, "--out", str(tmp_path / "s")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_record_of_another_cell_is_refused(biased, tmp_path: Path) -> None:
+    small = study(methods=("random",), debias=("none", "oracle"), seeds=1, hyper={})
+    small.run(biased, tmp_path)
+    plain, weighted = sorted((tmp_path / "cells").glob("*.json"))
+    sound = plain.read_bytes()
+    plain.write_bytes(weighted.read_bytes())
+    with pytest.raises(InputError, match="record of another cell; remove it"):
+        small.run(biased, tmp_path)
+    plain.write_bytes(sound[:100])
+    with pytest.raises(InputError, match=f"Remove {plain}"):
+        small.run(biased, tmp_path)
+    plain.unlink()
+    small.run(biased, tmp_path)
+    assert plain.read_bytes()[:20] == sound[:20]
+
+
+def test_two_ways_that_differ_in_the_draw_alone_have_two_names() -> None:
+    cells = study(debias=("kde", "kde:draw=true"), methods=("dm",), seeds=1).cells()
+    assert [described(cell.record) for cell in cells] == ["dm, kde", "dm, kde:draw=true"]
 
 
 def test_experts_of_a_study_follow_the_choice_of_surrogates():

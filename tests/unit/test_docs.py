@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.linear_model  # noqa: F401 - a page imports it, which draws from Python's own generator
 from PIL import Image
 
 import datastill

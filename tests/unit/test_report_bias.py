@@ -178,7 +178,9 @@ def test_the_report_shows_which_images_weights_took_for_odd(
     assert title in gone
     assert shown not in gone
     assert not (tmp_path / "empty").exists(), "nothing is trained for a picture"
+    other = datastill.load_real(DATA.replace("ratio=0.1", "ratio=0.2"))
     known = datastill.distill("random", biased, ipc=1, network=NET, debias="oracle")
+    assert shown not in write_report(tmp_path / "other.html", known, real=other).read_text(), "of other images"
     assert shown in write_report(tmp_path / "known.html", known, real=biased).read_text(), (
         "bias labels need no training"
     )

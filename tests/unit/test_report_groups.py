@@ -21,7 +21,7 @@ from datastill.data import RealSet
 from datastill.data.biased import Attribute, attribute_of
 from datastill.data.biased.colored import COLORS, NAMES, colors, nearest_color
 from datastill.evaluation.scores import Evaluation, Groups
-from datastill.experiments.debias_study import color_distance, conflicting_share
+from datastill.experiments.debias_cell import color_distance, conflicting_share
 from datastill.report import card, write_report
 from datastill.report.groups import css, groups, palette
 from datastill.store.artifact import DistilledSet

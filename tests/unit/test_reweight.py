@@ -28,6 +28,8 @@ from datastill.decoders.pixels import Pixels
 from datastill.models import resolve_network
 from datastill.sampling.inits import RandomReal
 from datastill.sampling.weighted import WeightedClassBatches, WeightedReal, weighted_indices
+from datastill.store.files import read_tensors, write_tensors
+from datastill.store.schema import Kind
 from datastill.training.extractor import Encoder, Extractor, small_backbone, two_views
 from debias_data import colored_mnist, colored_strokes
 
@@ -297,6 +299,51 @@ def test_weights_are_kept_in_a_folder(strokes: RealSet, tmp_path: Path, monkeypa
     for other in ({"power": 1.0}, {"seed": 1}, {"variance": 0.1}):
         with pytest.raises(pytest.fail.Exception, match="trained again"):
             debias(strokes, folder=tmp_path, width=4, **other)
+
+
+def test_kept_weights_that_are_others_or_no_weights_are_refused(strokes: RealSet, tmp_path: Path) -> None:
+    asked = {"folder": tmp_path, "width": 4}
+    first, _ = debias(strokes, **asked)
+    (path,) = tmp_path.glob("*.safetensors")
+    sound = path.read_bytes()
+    debias(strokes, seed=1, **asked)
+    (other,) = set(tmp_path.glob("*.safetensors")) - {path}
+    path.write_bytes(other.read_bytes())
+    with pytest.raises(InputError, match="remove it"):
+        debias(strokes, **asked)
+    path.write_bytes(sound)
+    tensors, meta = read_tensors(path, {"weights": Kind(("F64",), (1,))})
+    report = json.loads(meta["report"])
+    weights = tensors["weights"]
+    half, huge = weights.clone(), weights.clone()
+    half[strokes.class_index(0)] = 0.0
+    huge[0] = 1e300
+    for bad in (half, huge):
+        write_tensors(path, {"weights": bad}, meta)
+        with pytest.raises(InputError, match="remove it"):
+            debias(strokes, **asked)
+    for name, value in {"seconds": "x", "seed": "q"}.items():
+        write_tensors(path, {"weights": weights}, {**meta, "report": json.dumps({**report, name: value})})
+        with pytest.raises(InputError, match=f"Remove {path}"):
+            debias(strokes, **asked)
+    write_tensors(path, {"weights": weights}, {**meta, "report": json.dumps({**report, "how": "oracle"})})
+    again, told = debias(strokes, **asked)
+    assert told["how"] == "kde"
+    assert torch.equal(again.weights, first.weights)
+
+
+def test_words_give_options_and_each_once(strokes: RealSet) -> None:
+    worded, keyed = debias(strokes, "kde:width=4,power=1")[0], debias(strokes, "kde", width=4, power=1.0)[0]
+    assert torch.equal(worded.weights, keyed.weights)
+    for call, words in (
+        (lambda: debias(strokes, "kde:power=1", power=2.0), "given twice"),
+        (lambda: debias(strokes, "kde:power=1,power =2"), "gives power twice"),
+        (lambda: debias(strokes, "kde:draw=true"), 'debias="kde:draw=true"'),
+        (lambda: debias(strokes, "kde", draw=True), "leave draw out"),
+        (lambda: debias(strokes, network="convnet", width=8), "give one of them"),
+    ):
+        with pytest.raises(InputError, match=words):
+            call()
 
 
 def test_unknown_ways_and_options_are_refused(strokes: RealSet) -> None:

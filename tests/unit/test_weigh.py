@@ -141,3 +141,22 @@ def test_bad_input_is_one_sentence(
     assert main(["weigh", "--data", "digits", "--out", str(tmp_path / "w"), *more]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
+
+
+def test_a_trial_is_not_made_where_all_that_weighs_anything_is_held_out() -> None:
+    real = colored_strokes(per_class=2000)
+    where = torch.arange(len(real), dtype=torch.float32)
+    _, held = real.with_weights(where).split(0.2, 0)
+    assert held.weights is not None
+    weights = torch.ones(len(real)).where(real.labels > 0, 0.0)
+    weights[int(held.weights[held.class_index(0)[0]])] = 1.0
+    assert trial(real.with_weights(weights), seed=0) is None
+
+
+def test_a_table_of_others_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "w"
+    out.mkdir()
+    (out / "weights.csv").write_text("my,own\n1,2\n")
+    assert main(["weigh", "--data", "digits", "--out", str(out)]) == 2
+    assert "no table of weights" in capsys.readouterr().err
+    assert (out / "weights.csv").read_text() == "my,own\n1,2\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datastill.cli.options import DeviceOptions, helped, parse, plain_warnings, positional_first, value_of
-from datastill.core.errors import InputError, nearest
+from datastill.core.errors import InputError, Interrupted, nearest
 from datastill.core.ranges import Count, Few, Probability, Processes
 
 if TYPE_CHECKING:
@@ -95,7 +95,10 @@ def debias(options: DebiasOptions) -> int:
 
     with display.bars():
         hooks: Any = {"progress": display.update, "callbacks": [LoopProgress(display)], "on_cell": on_cell}
-        records = study.run(real, options.out, workers=options.workers, **hooks)
+        try:
+            records = study.run(real, options.out, workers=options.workers, **hooks)
+        except Interrupted as stop:
+            raise Interrupted(f"Stopped. What was done is in {options.out}; the same command goes on.") from stop
     found = rows(records)
     if options.json:
         print(json.dumps(_plain(found), indent=2))
@@ -222,10 +225,14 @@ def parse_values(given: tuple[str, ...]) -> dict[str, Any]:
         if not equals or not name or not value:
             raise InputError(f"{text!r} is not a value; write steps=500, or dm.steps=500 for one method.")
         method, dot, inner = name.partition(".")
-        if dot:
-            found.setdefault(method, {})[inner] = value_of(value)
-        else:
-            found[name] = value_of(value)
+        if dot and not isinstance(found.get(method, {}), dict):
+            raise InputError(f"{method} is given as a hyper-parameter and, in {name}, as a method; leave one out.")
+        place, key = (found.setdefault(method, {}), inner) if dot else (found, name)
+        if not dot and isinstance(found.get(name), dict):
+            raise InputError(f"{name} is given as a method and, in {text!r}, as a hyper-parameter; leave one out.")
+        if key in place:
+            raise InputError(f"{name} is given twice; give it once.")
+        place[key] = value_of(value)
     return found
 
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from datastill.debias.overview import Weighed
 
 
+#: Of `weights.csv`.
+COLUMNS = ("index", "class", "weight", "image")
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeighOptions(DeviceOptions):
     """How to weigh, and where to put what comes of it."""
@@ -55,9 +59,11 @@ def weigh(options: WeighOptions) -> int:
     from datastill.debias.trial import NO_TRIAL, trial
     from datastill.report.sections.weights import weights_picture
     from datastill.store.files import write_bytes, write_json, write_text
+    from datastill.store.folders import held
     from datastill.store.outputs import WEIGHTS, refuse_out
 
     refuse_out(options.out, places_of(options.data.data), WEIGHTS)
+    _refuse_others_table(options.out / "weights.csv")
     display = Display(options.quiet or options.json)
     display.say(f"Reading {options.data.data} ...")
     real = options.data.load()
@@ -80,9 +86,11 @@ def weigh(options: WeighOptions) -> int:
     for told in filter(None, [*report["warnings"], verdict]):
         display.say(f"  {told}")
     drawn, listed = weights_picture(weighted, options.images), as_csv(weighted)
-    write_text(options.out / "weights.csv", listed)
-    write_bytes(options.out / "crowd_and_odd.png", drawn)
-    write_json(options.out / "weights.json", record)
+    with held(options.out):
+        (options.out / "weights.json").unlink(missing_ok=True)  # the last file: without it the others are a beginning
+        write_text(options.out / "weights.csv", listed)
+        write_bytes(options.out / "crowd_and_odd.png", drawn)
+        write_json(options.out / "weights.json", record)
     if alike:
         display.say(f"All images weigh about the same, so --debias {options.debias} would change nothing.")
         return 0
@@ -93,6 +101,23 @@ def weigh(options: WeighOptions) -> int:
         f"{options.out / 'weights.csv'}."
     )
     return 0
+
+
+def _refuse_others_table(path: Path) -> None:
+    """Refuse to write over a `weights.csv` of somebody else's, which makes a folder look begun.
+
+    Raises:
+        InputError: it has other columns.
+    """
+    from datastill.core.errors import InputError
+
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            head = file.read(200).partition("\n")[0].strip()
+    except OSError:
+        return
+    if head != ",".join(COLUMNS):
+        raise InputError(f"{path} is no table of weights; choose another --out to overwrite nothing.")
 
 
 def table(classes: list[Weighed], title: str) -> Any:
@@ -115,7 +140,7 @@ def as_csv(real: RealSet) -> str:
     assert real.weights is not None
     buffer = io.StringIO()
     rows = csv.writer(buffer, lineterminator="\n")
-    rows.writerow(("index", "class", "weight", "image"))
+    rows.writerow(COLUMNS)
     for i, (c, weight) in enumerate(zip(real.labels.tolist(), real.weights.tolist(), strict=True)):
         rows.writerow((i, real.class_names[c], f"{weight:.6g}", real.store.name_of(i)))
     return buffer.getvalue()

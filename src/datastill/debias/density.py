@@ -18,7 +18,7 @@ from datastill.core.plan import Progress
 from datastill.core.ranges import Count, check_fields
 from datastill.debias.diagnosis import OF_DENSITY
 from datastill.debias.kde import density, inverse_density, median_variance, spread_variance
-from datastill.store.schema import Number, Record, Text
+from datastill.store.schema import Number, Record, Seconds, Text, Whole
 from datastill.training.extractor import Extractor, with_options
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ class DensityRecord(Record):
     """What is kept beside weights by density."""
 
     kernel: KernelRecord
+    seed: Whole = 0
+    seconds: Seconds = 0.0
     rule: Text | None
     extractor: dict[str, Any]
     rules: dict[str, Number | None]

@@ -24,9 +24,9 @@ from datastill.core.ranges import MANY, AnyRate, Count, Probability, Side, check
 from datastill.core.rng import Rng, isolated
 from datastill.core.threads import threads_for
 from datastill.debias.kde import inverse_density
-from datastill.store.schema import Record
+from datastill.store.schema import Record, Seconds, Whole
 from datastill.training.dfa import generalized_cross_entropy
-from datastill.training.extractor import small_backbone, trained_key
+from datastill.training.extractor import WIDTH, small_backbone, trained_key
 
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
@@ -44,6 +44,8 @@ class LossRecord(Record):
     """What is kept beside weights by loss."""
 
     biased_network: dict[str, Any]
+    seed: Whole = 0
+    seconds: Seconds = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class ByLoss:
     """
 
     network: str = ""  #: as `resolve_network` reads it; "" is a batch-norm ConvNet that fits the size
-    width: Side = 16  #: of the default network
+    width: Side = WIDTH  #: of the default network
     steps: Count | None = None  #: None is one and a half passes, from 300 to 1,200 steps; more learn what is odd, too
     batch: Annotated[int, Ge(2), Le(MANY)] = 64  #: images per step
     lr: AnyRate = 1e-3  #: of Adam

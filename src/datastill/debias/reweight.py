@@ -257,21 +257,35 @@ def _kept(
     """Weights (n,) float64 and what is to be said of them; from the folder where they are there."""
     path = None if folder is None else _place(folder, way, real, seed, device)
     if path is not None and path.is_file():
-        try:
-            tensors, meta = read_tensors(path, {"weights": Kind(("F64", "F32"), (1,))})
-            weights, report = tensors.get("weights"), as_record(meta.get("report", ""), path, way.record)
-        except InputError as error:
-            raise InputError(f"{error} Remove {path} to have the weights computed again.") from error
-        if weights is None or len(weights) != len(real) or bool((weights < 0).any()):
-            raise InputError(f"{path} does not hold a weight for each image; remove it to have them computed again.")
-        return weights, report
+        return _read(path, way, real)
     watch = Stopwatch()
     weights, report = way.run(real, seed, device, progress)
     report |= {"seed": seed, "seconds": watch.read()["seconds"]}
     if path is not None:
         with kept("The weights are"):
-            write_tensors(path, {"weights": weights}, {"report": json.dumps(report)})
+            write_tensors(path, {"weights": weights}, {"report": json.dumps(report), "key": path.stem})
     return weights, report
+
+
+def _read(path: Path, way: Way, real: RealSet) -> tuple[Tensor, dict[str, Any]]:
+    """Kept weights (n,) float64 and what is to be said of them.
+
+    Raises:
+        InputError: the file is damaged, of other weights, or holds none that sum to 1 in each class.
+    """
+    try:
+        tensors, meta = read_tensors(path, {"weights": Kind(("F64", "F32"), (1,))})
+        report = as_record(meta.get("report", ""), path, way.record)
+    except InputError as error:
+        raise InputError(f"{error} Remove {path} to have the weights computed again.") from error
+    weights, other = tensors.get("weights"), meta.get("key", path.stem) != path.stem  # older files have no key
+    sound = not other and weights is not None and len(weights) == len(real) and not bool((weights < 0).any())
+    if weights is not None and sound:
+        sums = torch.zeros(real.classes, dtype=torch.float64).index_add(0, real.labels, weights.double())
+        sound = bool(((sums[real.counts > 0] - 1).abs() < 1e-4).all())
+    if weights is None or not sound:
+        raise InputError(f"{path} does not hold a weight for each image; remove it to have them computed again.")
+    return weights, {name: report[name] for name in way.record.model_fields if name in report}
 
 
 def _refuse(options: Mapping[str, Any], how: str) -> None:

@@ -26,7 +26,7 @@ HELD, ODD, FEWEST = 0.2, 0.05, 50
 NO_TRIAL = (
     f"The weights were not tried: fewer than {FEWEST} held-out images would count as odd, a twentieth of the fifth of "
     f"each class that is held out, rounded down; that takes about {FEWEST / HELD / ODD:,.0f} real images, more where "
-    "classes are small."
+    "classes are small, and weights that do not rest on a handful of them."
 )
 #: Times that all of it is done, each with other images held out: one is off by up to five points.
 DRAWS = 3
@@ -98,7 +98,8 @@ def trial(real: RealSet, seed: int = 0, device: str = "cpu", progress: Progress 
         progress: told how far it is.
 
     Returns:
-        What was found; None where fewer than fifty held-out images would count as odd.
+        What was found; None where fewer than fifty held-out images would count as odd, or where all that weighs
+        anything in a class is held out.
 
     Raises:
         InputError: the set has no weights.
@@ -113,6 +114,8 @@ def trial(real: RealSet, seed: int = 0, device: str = "cpu", progress: Progress 
             return None
         rng = Rng(seed + draw).child("weigh", "trial")
         assert kept.weights is not None
+        if not bool(torch.isin(kept.labels, kept.labels[kept.weights > 0]).all()):
+            return None
         for k, weights in enumerate((torch.ones(len(kept)), kept.weights)):
             progress("a trial of the weights", 2 * draw + k, 2 * DRAWS, {})
             found.append(_right(held, odd, _trained(kept, weights, rng, pick_device(device))))

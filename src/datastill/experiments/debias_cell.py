@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datastill.core.errors import InputError
+from datastill.data.biased.colored import Nearest, nearest_color
+from datastill.experiments.records import StudyCell
+from datastill.store.files import read_sealed
+
+if TYPE_CHECKING:
+    from datastill.data.real import RealSet
+    from datastill.store.artifact import DistilledSet
+
+#: What is said of a cell's weights, where their way says it.
+KEPT = (
+    *("conflict_mass", "effective_samples", "effective_share", "warnings"),
+    *("kernel", "rules", "extractor", "biased_network"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,3 +75,35 @@ class Cell:
 
 def _plain(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-." else "" if c == "=" else "-" for c in text)
+
+
+def read_cell(path: Path, cell: Cell) -> dict[str, Any]:
+    """The record of a cell, from its file.
+
+    Raises:
+        InputError: it is damaged, or another cell's.
+    """
+    try:
+        record: dict[str, Any] = read_sealed(path, StudyCell)
+    except InputError as error:
+        raise InputError(f"{error} Remove {path} to have the cell measured again.") from error
+    if any(record.get(name, value) != value for name, value in cell.making.items()):
+        raise InputError(f"{path} is the record of another cell; remove it to have this one measured.")
+    return record
+
+
+def conflicting_share(made: DistilledSet, real: RealSet) -> float | None:
+    """Share of colored digits whose color is nearer to that of another class; None for other sets."""
+    nearest = _nearest(made, real)
+    return None if nearest is None else float((nearest.index != made.hard_labels).double().mean())
+
+
+def color_distance(made: DistilledSet, real: RealSet) -> float | None:
+    """Mean angle to the nearest color in degrees: how far that share can be trusted; None for other sets."""
+    nearest = _nearest(made, real)
+    return None if nearest is None else float(nearest.distance.mean())
+
+
+def _nearest(made: DistilledSet, real: RealSet) -> Nearest | None:
+    colors = real.attribute.colors if real.attribute is not None else None
+    return nearest_color(made.pixels, colors) if colors else None

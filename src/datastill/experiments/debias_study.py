@@ -15,13 +15,12 @@ from datastill.core.plan import Callback, Progress, silent
 from datastill.core.ranges import Count, Few, check_fields
 from datastill.core.registry import get_method
 from datastill.core.runtime import Runtime
-from datastill.data.biased.colored import Nearest, nearest_color
 from datastill.data.places import places_of
 from datastill.debias.reweight import way_of, without_draw
 from datastill.distillation.distill import distill
 from datastill.distillation.job import prepare_job
 from datastill.evaluation.evaluate import evaluate
-from datastill.experiments.debias_cell import Cell
+from datastill.experiments.debias_cell import KEPT, Cell, color_distance, conflicting_share, read_cell
 from datastill.experiments.debias_spread import measure_apart
 from datastill.experiments.records import StudyCell
 from datastill.experiments.settings import pick_protocol, refuse_unknown_values
@@ -114,6 +113,7 @@ class DebiasStudy:
         """
         pick_protocol(self.protocol, ())
         refuse_unknown_values(self.hyper, self.methods)
+        self._refuse_own()
         for training in self.training:
             DebiasedTraining.parse(training)
         for way in self.debias:
@@ -133,6 +133,17 @@ class DebiasStudy:
                 "on, and experts take selecmix without weights."
             )
         return list(dict.fromkeys(fitting))
+
+    def _refuse_own(self) -> None:
+        """Refuse values that name what the study crosses, and empty choices."""
+        given = [self.hyper, *(value for value in self.hyper.values() if isinstance(value, Mapping))]
+        if any("init" in values for values in given):
+            raise InputError("The start is a choice of the study: give it as inits=['noise'], or --init noise.")
+        choices = {"methods": self.methods, "debias": self.debias, "init": self.inits, "ipc": self.ipcs}
+        choices |= {"surrogates": self.surrogates, "training": self.training}
+        for name, values in choices.items():
+            if not values:
+                raise InputError(f"Nothing was given for --{name}; name at least one, or leave it out.")
 
     def _plan(self, cell: Cell, real: RealSet) -> Plan:
         """The plan of the cell's method, as it is without weights and other surrogates."""
@@ -211,7 +222,7 @@ class DebiasStudy:
             path = self._record(cell, real, out)
             if not path.is_file():
                 write_sealed(path, self.measure(cell, real, out, progress, callbacks))
-            records.append(read_sealed(path, StudyCell))
+            records.append(read_cell(path, cell))
             if on_cell is not None:
                 on_cell(records[-1])
         return records
@@ -235,7 +246,6 @@ class DebiasStudy:
         record, groups = made.record, found.distilled.groups
         assert groups is not None
         told = record.change("debias") or {}
-        kept = ("conflict_mass", "effective_samples", "effective_share", "kernel", "rules", "warnings", "extractor")
         return {
             **cell.record,
             "protocol": found.protocol,
@@ -243,7 +253,7 @@ class DebiasStudy:
             "data": real.describe(),
             "accuracies": found.distilled.accuracies.flatten().tolist(),
             **groups.to_dict(),
-            "weights": {name: told[name] for name in kept if name in told},
+            "weights": {name: told[name] for name in KEPT if name in told},
             "conflicting_images": conflicting_share(made, real),
             "colour_distance": color_distance(made, real),
             "seconds": round(record.cost.seconds + record.cost.prepare_seconds, 1),
@@ -279,20 +289,3 @@ class DebiasStudy:
     def set_folder(self, cell: Cell, real: RealSet) -> Path:
         """Where the cell's set lies, inside the study's folder."""
         return Path("sets") / f"{cell.set_name}-{digest([cell.making, real.fingerprint])}"
-
-
-def conflicting_share(made: DistilledSet, real: RealSet) -> float | None:
-    """Share of colored digits whose color is nearer to that of another class; None for other sets."""
-    nearest = _nearest(made, real)
-    return None if nearest is None else float((nearest.index != made.hard_labels).double().mean())
-
-
-def color_distance(made: DistilledSet, real: RealSet) -> float | None:
-    """Mean angle to the nearest color in degrees: how far that share can be trusted; None for other sets."""
-    nearest = _nearest(made, real)
-    return None if nearest is None else float(nearest.distance.mean())
-
-
-def _nearest(made: DistilledSet, real: RealSet) -> Nearest | None:
-    colors = real.attribute.colors if real.attribute is not None else None
-    return nearest_color(made.pixels, colors) if colors else None

@@ -31,6 +31,7 @@ class SelectedByFeatures:
         chosen = []
         for c in block.classes:
             members = task.real.class_index(c)
+            task.real.drawable(c)  # refuses a class that weighs nothing
             features = self.unit.features(network, task, members)
             seed = context.rng.derive("selection", c)
             weights = None if task.real.weights is None else task.real.weights[members]
@@ -58,6 +59,7 @@ class SelectedByForgetting:
         chosen = []
         for c in block.classes:
             members = task.real.class_index(c)
+            task.real.drawable(c)
             generator = context.rng.generator("selection", c)
             chosen.append(members[by_count(counts[members], task.ipc, self.order, generator)])
         index = torch.cat(chosen)

@@ -56,7 +56,7 @@ EXPERTS = Kind("experts", "meta.json")
 COMPARISON = Kind("comparison", "plan.json")
 FRONTIER = Kind("frontier", "frontier.json", ("points", "lines"), ("baselines", "[0-9]*s"))
 MATRIX = Kind("matrix over networks", "cross.json", ("networks", "methods"))
-WEIGHTS = Kind("weights", "weights.json", ("data", "report", "classes"), ("weights.csv", "crowd_and_odd.png"))
+WEIGHTS = Kind("table of weights", "weights.json", ("data", "report", "classes"), ("weights.csv", "crowd_and_odd.png"))
 STUDY = Kind("study", "study.json", ("data", "rows", "cells"), ("cells", "sets", "prepare", "experts"))
 DEMO = Kind("demo", parts=("set-[0-9]*", "evaluation.json", "report.html", "comparison.png", "animation.gif"))
 IMPORTED = Kind("imported sets", parts=("[0-9]*",))
@@ -83,8 +83,8 @@ def refuse_out(out: str | Path, data: Iterable[Path] = (), kind: Kind = NEW) -> 
         if not kind.lies_in(out):
             if kind.proof and (out / kind.proof).is_file():
                 raise InputError(
-                    f"{out / kind.proof} is damaged, or of something else than a {kind.what}; choose another --out to "
-                    "overwrite nothing."
+                    f"{out / kind.proof} is damaged, or of something else than a {kind.what}. Remove it if it is "
+                    "damaged, to have it made again; else choose another --out to overwrite nothing."
                 )
             raise InputError(f"{out} is not empty and holds no {kind.what}; choose another --out to overwrite nothing.")
     else:

@@ -29,6 +29,8 @@ from datastill.training.supcon import supcon_loss
 if TYPE_CHECKING:
     from datastill.data.real import RealSet
 
+#: Of the default network.
+WIDTH = 16
 #: Steps that small sets are trained for at least, in as many passes as that takes.
 FEWEST_STEPS = 40
 
@@ -67,7 +69,7 @@ class Extractor:
     """
 
     network: str = ""  #: the backbone as `resolve_network` reads it; "" is a batch-norm ConvNet that fits the size
-    width: Side = 16  #: of the default backbone
+    width: Side = WIDTH  #: of the default backbone
     epochs: Amount | None = None  #: passes; None is one, and in small sets those of 40 steps; more lose the bias
     images: Count = 20_000  #: most images per pass, a new random part of the set each time
     batch: Count = 256  #: images per step, each in two views
@@ -144,9 +146,11 @@ class Extractor:
 
 
 def small_backbone(
-    channels: int, classes: int, size: tuple[int, int], width: int = 16, network: str = ""
+    channels: int, classes: int, size: tuple[int, int], width: int = WIDTH, network: str = ""
 ) -> NetworkFactory:
     """The network that is named, or a batch-norm ConvNet of that width and of a depth that fits the size."""
+    if network and width != WIDTH:
+        raise InputError(f"width={width} is of the default network, and network={network} is named; give one of them.")
     if not network:
         options = {**default_options(min(size)), "width": width, "norm": "batch"}
         network = "convnet:" + ",".join(f"{name}={value}" for name, value in options.items())

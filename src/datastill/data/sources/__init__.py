@@ -45,10 +45,12 @@ def split_options(text: str) -> tuple[str, dict[str, str]]:
     name, _, tail = text.partition(":")
     options: dict[str, str] = {}
     for part in filter(None, (p.strip() for p in tail.split(","))):
-        key, equals, value = part.partition("=")
-        if not equals or not key or not value or key in options:
+        key, equals, value = map(str.strip, part.partition("="))
+        if not equals or not key or not value:
             raise InputError(f"{part!r} in {text!r} is not an option; write {name}:key=value,key=value.")
-        options[key.strip()] = value.strip()
+        if key in options:
+            raise InputError(f"{text!r} gives {key} twice; give it once.")
+        options[key] = value
     return name, options
 
 

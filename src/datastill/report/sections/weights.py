@@ -53,7 +53,7 @@ def _span(values: Sequence[float], digits: int) -> str:
 
 def _picture(reading: Reading, asked: str) -> tuple[str, str]:
     """The picture, or why there is none; "" and "" where weights would have to be made again."""
-    if reading.real is None:
+    if reading.real is None or reading.real.with_weights(None).fingerprint != reading.record.data.fingerprint:
         return "", ""
     try:
         weighted = kept_set(reading.real, asked, reading.record.seed, reading.record.cost.device)
