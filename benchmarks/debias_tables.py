@@ -63,7 +63,7 @@ def read(paths: list[Path]) -> dict[Key, dict[str, Any]]:
 
 def table(rows: dict[Key, dict[str, Any]], published: dict[str, Any], name: str) -> str:
     """A line for each method and way, a column for each ratio and size, in brackets what is published."""
-    heads = [f"{100 * float(r):g} %, {n}" for r in RATIOS for n in SIZES]
+    heads = [f"{100 * float(r):g} %, ipc {n}" for r in RATIOS for n in SIZES]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for method, title in METHODS.items():
         for way in WAYS:
