@@ -104,9 +104,9 @@ def evaluate(
         _refuse_no_teacher(asked)
     test = TestSplit.of(asked.data)
     setup = Setup(asked.factory, test, networks if asked.protocol.drawn else 1, seed, runtime, asked.protocol.metric)
-    first, macs = asked.sets[0].record, _macs(asked, setup, len(test.y), random)
+    macs = _macs(asked, setup, len(test.y), random)
     setup = replace(setup, runtime=runtime.for_work(macs, not asked.factory.couples_samples))
-    scored = setup.run(first.with_changes(first.method), asked.labeled, asked.trainers)
+    scored = setup.run(asked.sets[0].record.method_in_full, asked.labeled, asked.trainers)
     baseline = _random(asked, setup) if random else None
     top = whole_set(asked.data, asked.factory, seed, runtime) if ceiling else None
     return Evaluation(

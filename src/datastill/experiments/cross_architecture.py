@@ -182,9 +182,8 @@ def cross_architecture(
     the Random of each seed, which is drawn as `distill("random", ...)` draws it.
 
     Args:
-        distilled_sets: sets or their folders, sorted by the method in their manifests and what was changed
-            in it (weights against a bias); or method -> its sets.
-            All of one data set and size.
+        distilled_sets: sets or their folders, sorted by the method in their manifests and what was changed in it
+            (weights against a bias); or method -> its sets. All of one data set and size.
         real: the real set; None takes the source that the first set names.
         networks: names as `resolve_network` reads them.
         protocol: one for all; "auto" as in `compare`.
@@ -266,7 +265,7 @@ def _by_method(given: Sequence[Distilled] | Mapping[str, Sequence[Distilled]]) -
         found = {str(method): load_sets(sets) for method, sets in given.items()}
     else:
         for one in load_sets(given):
-            found.setdefault(one.record.with_changes(one.record.method), []).append(one)
+            found.setdefault(one.record.method_in_full, []).append(one)
     if not found:
         raise InputError("There is no distilled set to evaluate.")
     sizes = {one.ipc for sets in found.values() for one in sets}

@@ -155,7 +155,7 @@ class DistilledSet:
         """Method, data and size in a few words."""
         record = self.record
         size = f"{record.ipc} pairs" if self.label_kind == "pairs" else f"ipc {record.ipc}"
-        return f"{record.with_changes(record.method)} on {record.data.name}, {size}"
+        return f"{record.method_in_full} on {record.data.name}, {size}"
 
     def as_dataset(self, pixels: bool = False) -> Dataset[tuple[Tensor, Tensor]]:
         """A torch Dataset of (image, label): images in the Space, or as pixels in [0, 1]."""

@@ -186,10 +186,6 @@ class Changed(Record):
         """The record of one override, by its option's name."""
         return next((record for kind, record in self.changes if kind.option == option), None)
 
-    def with_changes(self, method: str) -> str:
-        """A method and what its run changed: "dm + kde:draw=true"."""
-        return " + ".join([method, *(kind.text(record) or kind.told(record)[1] for kind, record in self.changes)])
-
 
 class Imported(Record):
     """Where the set of others came from."""
@@ -226,6 +222,11 @@ class Manifest(Changed):
     captions: list[Text] = Field(default_factory=list)  #: of pairs, the nearest training caption of each
     companions: dict[Name, dict[str, Any]] = Field(default_factory=dict)
     imported: Imported | None = None
+
+    @property
+    def method_in_full(self) -> str:
+        """The method and what its run changed: "dm + kde:draw=true"."""
+        return " + ".join([self.method, *(kind.text(record) or kind.told(record)[1] for kind, record in self.changes)])
 
     @classmethod
     def of_file(cls, value: Any, where: object) -> Self:
