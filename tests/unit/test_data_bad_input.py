@@ -225,7 +225,7 @@ def test_options(options: dict):
         ("digits:train=five", "must be a whole number"),
         ("digits:train=0", "between 10 and 1787"),
         ("digits:train", "key=value"),
-        ("digits:train=900,train=901", "key=value"),
+        ("digits:train=900,train=901", "gives train twice"),
     ],
 )
 def test_options_of_named_sources(name: str, words: str):
