@@ -46,6 +46,7 @@ def clean(few: RealSet) -> list[Network]:
     return [learner(few, seed) for seed in range(3)]
 
 
+@pytest.mark.slow
 def test_a_planted_trigger_is_found_where_it_is(digits: RealSet, few: RealSet) -> None:
     trigger = Trigger.white(digits.shape, 2)
     bad = poisoned(few, trigger, TARGET, 0.2, 0)[0]

@@ -90,12 +90,14 @@ def kill_and_resume(folder: Path, kills: int, workers: list[int], seed: int) -> 
     return hit
 
 
+@pytest.mark.slow
 def test_a_pool_gives_what_one_process_gives(done: Comparison, tmp_path: Path) -> None:
     result = compare(METHODS, "digits", out=tmp_path / "pool", workers=2, **SMALL)
     assert_same(tmp_path / "pool", done)
     assert [row.mean for row in result.rows] == [row.mean for row in done.rows]
 
 
+@pytest.mark.slow
 def test_killed_comparisons_go_on_to_the_same_numbers(done: Comparison, tmp_path: Path) -> None:
     assert kill_and_resume(tmp_path / "killed", 2, workers=[1], seed=0) == 2
     assert_same(tmp_path / "killed", done)

@@ -67,6 +67,7 @@ def test_its_parts_are_those_of_the_library(folder: Path) -> None:
     assert (model.latent_shape, model.img_shape, model.condition_dim) == ((2, 4, 4), (1, 8, 8), 32)
 
 
+@pytest.mark.slow
 def test_a_set_carries_its_model_into_another_process(folder: Path, tmp_path: Path) -> None:
     codes = f"ld3m:steps=2,generator={folder}"
     made = datastill.distill(

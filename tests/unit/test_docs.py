@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,11 +143,23 @@ def shortened(text: str, used: set[int]) -> str:
     return text
 
 
+#: Pages whose code takes more than four seconds.
+LONG = {
+    *("docs/backdoor.md", "docs/continual.md", "docs/debias.md", "docs/reference/codes.md"),
+    *("docs/reference/compare.md", "docs/tutorials/your_own_images.md"),
+}
+
+
+def marked(page: Path) -> Any:
+    """The page, among the slow tests where it is long."""
+    return pytest.param(page, marks=pytest.mark.slow) if name_of(page) in LONG else page
+
+
 @pytest.mark.usefixtures("short_protocols_of_class")
 class TestCode:
     """Every `python` and `bash` block runs, in the page's order; `sh` and `text` are not for running."""
 
-    @pytest.mark.parametrize("page", [p for p in PAGES if runnable(p)], ids=name_of)
+    @pytest.mark.parametrize("page", [marked(p) for p in PAGES if runnable(p)], ids=name_of)
     def test_runs(
         self, page: Path, workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -530,6 +530,7 @@ class TestKills:
         train_experts(real, network, tmp_path / "b", **FAST)
         assert known(tmp_path / "b") == known(made)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("workers", "kills"), [(1, 2), (2, 1)])
     def test_killed_at_random_moments(self, tmp_path, workers, kills):
         check_kills(tmp_path, kills, workers, seed=workers)
@@ -723,6 +724,7 @@ for name in sys.argv[1:3]:
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_experts(tmp_path, real):
     """2 experts and 20 of 8 MB: the same peak; opening them reads nothing."""
     if not os.access("/proc/self/clear_refs", os.W_OK):

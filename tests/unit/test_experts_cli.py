@@ -143,6 +143,7 @@ def test_the_same_folder_with_other_settings(folder, capsys):
     assert "its seed is 0, this run's is 1" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_and_again(tmp_path, workers):
     out = tmp_path / "e"

@@ -16,6 +16,7 @@ from datastill.experiments.sources import real_sets
 pytestmark = pytest.mark.usefixtures("short_protocols")
 
 
+@pytest.mark.slow
 def test_a_method_at_two_budgets_beside_its_baselines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "frontier",

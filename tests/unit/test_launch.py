@@ -129,6 +129,7 @@ def test_workers_have_the_environment_of_now_and_random_numbers_of_their_own(
     assert len({one["drawn"] for one in found.values()}) == 4
 
 
+@pytest.mark.slow
 def test_workers_that_do_not_begin_end_it_in_a_sentence(tmp_path: Path) -> None:
     """Not once for each unit: a script that cannot be imported again."""
     script = tmp_path / "script.py"
@@ -181,6 +182,7 @@ def test_threads_are_put_back_after_an_error() -> None:
         torch.set_num_threads(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_worker_outlives_its_parent(tmp_path: Path, number: signal.Signals) -> None:
     """Stopped or killed, the parent leaves no process behind that would go on beside the rerun.
@@ -220,6 +222,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_script_from_standard_input_has_workers(tmp_path: Path) -> None:
     """Python calls it <stdin>, which no worker can import."""
     script = (

@@ -428,6 +428,7 @@ instance = Net(4)
 """
 
 
+@pytest.mark.slow
 def test_a_file_and_a_module_by_name(tmp_path, monkeypatch):
     (tmp_path / "my networks.py").write_text(FILE)
     (tmp_path / "mine_on_disk.py").write_text(FILE)
@@ -493,6 +494,7 @@ def test_timm_absent(monkeypatch):
         resolve_network("timm/resnet10t", **COLOR)
 
 
+@pytest.mark.slow
 def test_torchvision_imports_after_a_failure_and_not_before_it_is_asked_for():
     """In a fresh process: the package alone imports neither; a failed import does not spoil ours."""
     code = """

@@ -71,6 +71,7 @@ def test_what_was_made_is_there_whatever_becomes_of_the_output(
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", ["> /dev/full", "| head -1", ">&-", "2>&-", "2> /dev/full"])
 def test_a_shell_that_takes_no_output(made: Path, stop: str) -> None:
     if not Path("/dev/full").exists():
@@ -118,6 +119,7 @@ def test_control_characters_of_a_name_are_spelled_out(tmp_path: Path, capsys: py
     assert r"a\nb\x1b[31m" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["distill", "random", "--ipc", "1"], ["weigh", "--data", "{photos}"]], ids=" ".join)
 def test_a_home_and_a_temporary_folder_below_a_file(tmp_path: Path, words: list[str]) -> None:
     """Nothing that a library would keep in either costs the result."""

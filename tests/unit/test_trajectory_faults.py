@@ -88,6 +88,7 @@ def check_experts(found: Path, whole: Path) -> None:
         assert (found / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_in_experts_and_in_steps(tmp_path: Path) -> None:
     check_kills(tmp_path, kills=2, seed=0, steps=60)
 

@@ -60,6 +60,7 @@ def test_a_set_without_weights_is_refused() -> None:
         weighed_classes(colored_strokes())
 
 
+@pytest.mark.slow
 def test_a_trial_tells_weights_against_a_bias_from_weights_at_random() -> None:
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(3).repeat_interleave(2000)

@@ -309,6 +309,7 @@ class TestHeld:
         with whole_folder(tmp_path / "y"):
             assert len(list(tmp_path.glob(".y.*"))) == 1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
     def test_a_polite_kill_and_a_closed_terminal_save(self, tmp_path, number, code) -> None:
         words = [
@@ -349,6 +350,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_after_the_set_was_made(tmp_path) -> None:
     """What is whole stays, and the message says how the rest is made."""
     words = ["distill", "dm", "--data", "digits", "--ipc", "1", "--steps", "2", "--network", "mlp", "--quiet"]
