@@ -73,8 +73,11 @@ def fashion(real_data: Path) -> RealSet:
 
 
 def test_tiles_beat_whole_images_on_fashion(fashion: RealSet) -> None:
-    """One stored image per class, 28 x 28: four tiles above one image, both above Random."""
-    shared = {"network": "convnet:width=32,depth=3", "steps": 60, "outer": 10, "net_images": 200, "real_batch": 32}
+    """One stored image per class, 28 x 28: four tiles above one image, both above Random: measured +12.7 and +3.7.
+
+    At width 32, in twice the time and with 40 steps, +14.4 and +7.2.
+    """
+    shared = {"network": "convnet:width=16,depth=3", "steps": 60, "outer": 10, "net_images": 200, "real_batch": 32}
     tiles = lift("idc", fashion, 1, image_lr=3e-4, **shared)
     whole = lift("idc-i", fashion, 1, image_lr=3e-4, **shared)
     assert tiles > whole > 0
