@@ -261,7 +261,10 @@ def parse_settings(given: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         method, dot, name = key.strip().rpartition(".")
         if not (equals and dot and method and name):
             raise InputError(f"Cannot read --set {text!r}; write it as METHOD.NAME=VALUE, such as dm.steps=60.")
-        settings.setdefault(method, {})[name.replace("-", "_")] = value_of(value)
+        values, name = settings.setdefault(method, {}), name.replace("-", "_")
+        if name in values:
+            raise InputError(f"{method}.{name} is given twice; give it once.")
+        values[name] = value_of(value)
     return settings
 
 

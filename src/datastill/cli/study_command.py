@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datastill.cli.options import DeviceOptions, helped, parse, plain_warnings, positional_first, value_of
+from datastill.cli.options import (
+    DeviceOptions,
+    helped,
+    parse,
+    parse_settings,
+    plain_warnings,
+    positional_first,
+    value_of,
+)
 from datastill.core.errors import InputError, Interrupted, nearest
 from datastill.core.ranges import Count, Few, Probability, Processes
 
@@ -219,20 +227,18 @@ def table(found: list[dict[str, Any]], title: str) -> Any:
 
 def parse_values(given: tuple[str, ...]) -> dict[str, Any]:
     """{"steps": 500, "dm": {"real_batch": 64}} from "steps=500", "dm.real_batch=64"."""
-    found: dict[str, Any] = {}
+    of_methods = [text for text in given if "." in text.partition("=")[0]]
+    found: dict[str, Any] = dict(parse_settings(tuple(of_methods)))
     for text in given:
         name, equals, value = text.partition("=")
+        if text in of_methods:
+            continue
         if not equals or not name or not value:
             raise InputError(f"{text!r} is not a value; write steps=500, or dm.steps=500 for one method.")
-        method, dot, inner = name.partition(".")
-        if dot and not isinstance(found.get(method, {}), dict):
-            raise InputError(f"{method} is given as a hyper-parameter and, in {name}, as a method; leave one out.")
-        place, key = (found.setdefault(method, {}), inner) if dot else (found, name)
-        if not dot and isinstance(found.get(name), dict):
-            raise InputError(f"{name} is given as a method and, in {text!r}, as a hyper-parameter; leave one out.")
-        if key in place:
-            raise InputError(f"{name} is given twice; give it once.")
-        place[key] = value_of(value)
+        if name in found:
+            both = "as a method and as a hyper-parameter; leave one out"
+            raise InputError(f"{name} is given {both if isinstance(found[name], dict) else 'twice; give it once'}.")
+        found[name] = value_of(value)
     return found
 
 

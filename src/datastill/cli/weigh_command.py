@@ -55,7 +55,7 @@ def weigh(options: WeighOptions) -> int:
     from datastill.data.places import places_of
     from datastill.debias.diagnosis import UNIFORM
     from datastill.debias.overview import weighed_classes
-    from datastill.debias.reweight import weighted_set, with_draw
+    from datastill.debias.reweight import weighted_set, with_draw, without_draw
     from datastill.debias.trial import NO_TRIAL, trial
     from datastill.report.sections.weights import weights_picture
     from datastill.store.files import write_bytes, write_json, write_text
@@ -96,8 +96,9 @@ def weigh(options: WeighOptions) -> int:
         return 0
     display.say(
         f"Look at {options.out / 'crowd_and_odd.png'}: where the images on the left share something that is not the "
-        f"class, and those on the right lack it, distill with --debias {with_draw(options.debias)}. If those on the "
-        "right are only strange, there is no such bias to weigh against. The weights are in "
+        f"class, and those on the right lack it, distill with --debias {without_draw(options.debias)}, or with "
+        f"--debias {with_draw(options.debias)} by a method that draws real images, such as dm. If those on the right "
+        "are only strange, there is no such bias to weigh against. The weights are in "
         f"{options.out / 'weights.csv'}."
     )
     return 0

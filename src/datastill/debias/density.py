@@ -16,9 +16,9 @@ from torch import Tensor, device
 from datastill.core.errors import InputError, nearest
 from datastill.core.plan import Progress
 from datastill.core.ranges import Count, check_fields
-from datastill.debias.diagnosis import OF_DENSITY
+from datastill.debias.diagnosis import OF_DENSITY, KeptRecord
 from datastill.debias.kde import density, inverse_density, median_variance, spread_variance
-from datastill.store.schema import Number, Record, Seconds, Text, Whole
+from datastill.store.schema import Number, Record, Text
 from datastill.training.extractor import Extractor, with_options
 
 if TYPE_CHECKING:
@@ -81,12 +81,10 @@ class KernelRecord(Record):
     variance: Number
 
 
-class DensityRecord(Record):
+class DensityRecord(KeptRecord):
     """What is kept beside weights by density."""
 
     kernel: KernelRecord
-    seed: Whole = 0
-    seconds: Seconds = 0.0
     rule: Text | None
     extractor: dict[str, Any]
     rules: dict[str, Number | None]
@@ -99,7 +97,7 @@ class ByDensity:
     kernel: Kernel
     extractor: Extractor
 
-    record: ClassVar[type[Record]] = DensityRecord
+    record: ClassVar[type[KeptRecord]] = DensityRecord
     advice: ClassVar[tuple[str, str]] = OF_DENSITY
 
     @classmethod

@@ -11,6 +11,15 @@ from torch import Tensor
 
 from datastill.core.errors import InputError
 from datastill.debias.kde import per_class
+from datastill.store.schema import Record, Seconds, Whole
+
+
+class KeptRecord(Record):
+    """What is kept beside weights of every way; each adds its own."""
+
+    seed: Whole = 0
+    seconds: Seconds = 0.0
+
 
 #: Fewer samples in effect than this, in a class that has them, is a collapse.
 FEWEST = 10

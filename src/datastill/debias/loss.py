@@ -23,8 +23,8 @@ from datastill.core.plan import Progress, chunk_for
 from datastill.core.ranges import MANY, AnyRate, Count, Probability, Side, check_fields
 from datastill.core.rng import Rng, isolated
 from datastill.core.threads import threads_for
+from datastill.debias.diagnosis import KeptRecord
 from datastill.debias.kde import inverse_density
-from datastill.store.schema import Record, Seconds, Whole
 from datastill.training.dfa import generalized_cross_entropy
 from datastill.training.extractor import WIDTH, small_backbone, trained_key
 
@@ -40,12 +40,10 @@ TAKEN = (0.5, 1.0)
 _LEAST = 1e-4
 
 
-class LossRecord(Record):
+class LossRecord(KeptRecord):
     """What is kept beside weights by loss."""
 
     biased_network: dict[str, Any]
-    seed: Whole = 0
-    seconds: Seconds = 0.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class ByLoss:
     q: Probability = 0.7  #: of the generalized cross-entropy: 0 is the plain one, 1 gives up soonest
     power: Annotated[float, Ge(0), Le(100)] = 0.7  #: weights are loss^power; more is sharper
 
-    record: ClassVar[type[Record]] = LossRecord
+    record: ClassVar[type[KeptRecord]] = LossRecord
     advice: ClassVar[tuple[str, str]] = (
         "the biased network is equally wrong on all images, after too few steps or at a bad rate (lr), or there is no "
         "bias to go by",

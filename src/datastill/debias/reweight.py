@@ -23,9 +23,9 @@ from datastill.core.plan import Progress, silent
 from datastill.core.ranges import Seed, checked
 from datastill.data import load_real
 from datastill.data.cache import cache_folder, kept
-from datastill.data.sources import split_options, typed_option
+from datastill.data.sources import join_options, split_options, typed_option
 from datastill.debias.density import ByDensity
-from datastill.debias.diagnosis import OF_LABELS, conflict_mass, describe_weights
+from datastill.debias.diagnosis import OF_LABELS, KeptRecord, conflict_mass, describe_weights
 from datastill.debias.loss import ByLoss
 from datastill.debias.oracle import group_weights
 from datastill.store.files import digest, read_tensors, write_tensors
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class Way(Protocol):
     """How weights come about; a new one is a class here and an entry of `WAYS`."""
 
-    record: ClassVar[type[Record]]
+    record: ClassVar[type[KeptRecord]]
     advice: ClassVar[tuple[str, str]]  #: as `describe_weights` takes it
 
     @classmethod
@@ -172,7 +172,8 @@ def way_of(text: str) -> tuple[str, bool, dict[str, Any]]:
         InputError: an unknown way or option, or a value that cannot be.
     """
     how, given = split_options(text)
-    _check_way(how)
+    if how not in HOW:
+        raise InputError(f"There is no way {how!r} to de-bias. {nearest(how, HOW)}")
     draw = how != "none" and typed_option(given.pop("draw", "false"), False, "--debias draw")
     options: dict[str, Any] = dict(given)
     if how in WAYS:
@@ -204,19 +205,14 @@ def without_draw(text: str) -> str:
     """The same way with weights in the losses: "kde:power=1" from "kde:draw=true,power=1"."""
     how, given = split_options(text)
     given = {name: value for name, value in given.items() if name != "draw"}
-    return how + (":" if given else "") + ",".join(f"{name}={value}" for name, value in given.items())
+    return join_options(how, given)
 
 
 def with_draw(text: str) -> str:
     """The same way with real images drawn by weight: "kde:draw=true,power=1" from "kde:power=1"."""
     how, given = split_options(text)
     given = {"draw": "true"} | {name: value for name, value in given.items() if name != "draw"}
-    return how + ":" + ",".join(f"{name}={value}" for name, value in given.items())
-
-
-def _check_way(how: str) -> None:
-    if how not in HOW:
-        raise InputError(f"There is no way {how!r} to de-bias. {nearest(how, HOW)}")
+    return join_options(how, given)
 
 
 def _value(way: type[Way], name: str, text: str) -> Any:
@@ -278,14 +274,18 @@ def _read(path: Path, way: Way, real: RealSet) -> tuple[Tensor, dict[str, Any]]:
         report = as_record(meta.get("report", ""), path, way.record)
     except InputError as error:
         raise InputError(f"{error} Remove {path} to have the weights computed again.") from error
-    weights, other = tensors.get("weights"), meta.get("key", path.stem) != path.stem  # older files have no key
-    sound = not other and weights is not None and len(weights) == len(real) and not bool((weights < 0).any())
-    if weights is not None and sound:
-        sums = torch.zeros(real.classes, dtype=torch.float64).index_add(0, real.labels, weights.double())
-        sound = bool(((sums[real.counts > 0] - 1).abs() < 1e-4).all())
-    if weights is None or not sound:
+    if meta.get("key", path.stem) != path.stem:  # older files have no key
+        raise InputError(f"{path} holds other weights than its name says; remove it to have them computed again.")
+    weights = tensors.get("weights")
+    if weights is None or len(weights) != len(real) or bool((weights < 0).any()) or not _sum_to_one(weights, real):
         raise InputError(f"{path} does not hold a weight for each image; remove it to have them computed again.")
     return weights, {name: report[name] for name in way.record.model_fields if name in report}
+
+
+def _sum_to_one(weights: Tensor, real: RealSet) -> bool:
+    """In every class that has images."""
+    sums = torch.bincount(real.labels, weights=weights.double(), minlength=real.classes)
+    return bool(((sums[real.counts > 0] - 1).abs() < 1e-4).all())
 
 
 def _refuse(options: Mapping[str, Any], how: str) -> None:

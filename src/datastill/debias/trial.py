@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 #: Share of each class that is held out, share of that which counts as odd, and odd images that say something.
 HELD, ODD, FEWEST = 0.2, 0.05, 50
 NO_TRIAL = (
-    f"The weights were not tried: fewer than {FEWEST} held-out images would count as odd, a twentieth of the fifth of "
-    f"each class that is held out, rounded down; that takes about {FEWEST / HELD / ODD:,.0f} real images, more where "
-    "classes are small, and weights that do not rest on a handful of them."
+    f"The weights were not tried. That takes {FEWEST} held-out images that count as odd, a twentieth of the fifth of "
+    f"each class that is held out, rounded down: about {FEWEST / HELD / ODD:,.0f} real images, more where classes are "
+    "small, and weights that do not rest on a handful of them."
 )
 #: Times that all of it is done, each with other images held out: one is off by up to five points.
 DRAWS = 3

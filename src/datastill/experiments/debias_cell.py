@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 
 #: What is said of a cell's weights, where their way says it.
 KEPT = (
-    *("conflict_mass", "effective_samples", "effective_share", "warnings"),
-    *("kernel", "rules", "extractor", "biased_network"),
+    "conflict_mass",
+    "effective_samples",
+    "effective_share",
+    "warnings",
+    "kernel",
+    "rules",
+    "extractor",
+    "biased_network",
 )
 
 

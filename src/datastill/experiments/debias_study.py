@@ -22,14 +22,13 @@ from datastill.distillation.job import prepare_job
 from datastill.evaluation.evaluate import evaluate
 from datastill.experiments.debias_cell import KEPT, Cell, color_distance, conflicting_share, read_cell
 from datastill.experiments.debias_spread import measure_apart
-from datastill.experiments.records import StudyCell
 from datastill.experiments.settings import pick_protocol, refuse_unknown_values
 from datastill.launch import Workers, check_workers
 from datastill.overrides.debias import by_weight
 from datastill.overrides.surrogates import Surrogates
 from datastill.report.card import CARD
 from datastill.store.artifact import MANIFEST, DistilledSet, load_distilled
-from datastill.store.files import digest, read_sealed, write_sealed
+from datastill.store.files import digest, write_sealed
 from datastill.store.folders import held
 from datastill.store.outputs import STUDY, refuse_out
 from datastill.surrogates.debiased import DebiasedSurrogates
@@ -193,11 +192,12 @@ class DebiasStudy:
     def _run_apart(
         self, real: RealSet, out: Path, workers: int | str, on_cell: Callable[[dict[str, Any]], None] | None
     ) -> None:
+        paths = {self._record(cell, real, out): cell for cell in self.fitting(real)}
+
         def ended(path: Path) -> None:
             if on_cell is not None:
-                on_cell(read_sealed(path, StudyCell))
+                on_cell(read_cell(path, paths[path]))
 
-        paths = {self._record(cell, real, out): cell for cell in self.fitting(real)}
         for path in paths:
             if path.is_file():
                 ended(path)

@@ -270,9 +270,7 @@ def refuse_unknown_values(values: Mapping[str, Any], methods: Iterable[str]) -> 
         if isinstance(value, Mapping):
             if name not in known:
                 raise InputError(f"There are values for {name!r}, which is no method here. {nearest(name, known)}")
-            for inner in value:
-                if inner not in known[name]:
-                    raise InputError(f"{name} has no hyper-parameter {inner!r}. {nearest(inner, known[name])}")
+            with_overrides(get_method(name).cls(), dict(value), called=f"{name}.{{name}}")
         elif not any(name in fields for fields in known.values()):
             every = set().union(*known.values())
             raise InputError(f"None of these methods has a hyper-parameter {name!r}. {nearest(name, every)}")

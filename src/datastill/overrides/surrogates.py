@@ -71,8 +71,9 @@ class Surrogates(Override):
     @classmethod
     def text(cls, record: Mapping[str, Any]) -> str:
         """ "dfa:steps=600,count=3"."""
-        options = ",".join(f"{name}={item}" for name, item in record.items() if name != "how")
-        return f"{record['how']}:{options}" if options else str(record["how"])
+        from datastill.data.sources import join_options
+
+        return join_options(record["how"], {name: item for name, item in record.items() if name != "how"})
 
     @classmethod
     def phrase(cls, record: Mapping[str, Any]) -> tuple[str, str]:

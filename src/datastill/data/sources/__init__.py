@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from datastill.core.errors import InputError, nearest
@@ -52,6 +52,11 @@ def split_options(text: str) -> tuple[str, dict[str, str]]:
             raise InputError(f"{text!r} gives {key} twice; give it once.")
         options[key] = value
     return name, options
+
+
+def join_options(name: str, options: Mapping[str, Any]) -> str:
+    """What `split_options` takes apart: "name:key=value,key=value", or the name alone."""
+    return name + (":" if options else "") + ",".join(f"{key}={value}" for key, value in options.items())
 
 
 def call_source(function: Callable[..., Raw], name: str, options: dict[str, str], *args: Any) -> Raw:

@@ -29,10 +29,10 @@ class Weights(Section):
     def page(self, reading: Reading) -> Page | None:
         """Numbers, and a picture where weights are at hand; None where the set has none, or was given them."""
         record = reading.record.change("debias")
-        if record is None or "asked" not in record:
+        told = None if record is None else Weighed.model_validate(record)
+        if told is None or told.asked is None:
             return None
-        told = Weighed.model_validate(record)
-        picture, why = _picture(reading, str(told.asked))
+        picture, why = _picture(reading, told.asked)
         values = {
             "asked": told.asked,
             "effective": _span(told.effective_samples, 1),
